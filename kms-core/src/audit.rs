@@ -1,0 +1,115 @@
+//! The audit record: what is written of every operation, and nothing else.
+//!
+//! A field can only be here on purpose: there is no free-form map, and no type in it can hold key bytes, a PIN, a
+//! plaintext, a ciphertext or a token. Format: docs/formats.md, "Audit record".
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::id::{EventId, IntentId, KeyUid, KeyVersion, Revision};
+
+/// How a record relates to what happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// One record tells all: crypto calls, refusals, reads.
+    Complete,
+    /// A mutation is about to happen.
+    Intent,
+    /// A mutation of an earlier intent happened, or not.
+    Outcome,
+}
+
+/// What policy said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "effect")]
+pub enum Decision {
+    /// Allowed by the named policies.
+    Allow {
+        /// Ids of the policies that allowed it.
+        policies: Vec<String>,
+    },
+    /// Denied, by default or by the named policies.
+    Deny {
+        /// Ids of the policies that denied it; empty means the default.
+        policies: Vec<String>,
+    },
+    /// Policy was not reached: the request was refused before.
+    NotReached,
+}
+
+/// How the encryption context stands in the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoggedContext {
+    /// In the clear.
+    Clear(BTreeMap<String, String>),
+    /// As an HMAC under root `mac`, in hex.
+    Hashed(String),
+}
+
+/// The manifest after a mutation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestStamp {
+    /// Its revision.
+    pub revision: Revision,
+    /// Digest of its rows, in hex.
+    pub digest: String,
+}
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// When, on the server's wall clock.
+    pub time: Timestamp,
+    /// Id of the request; a batch's items share it and differ in `item`.
+    pub event_id: EventId,
+    /// Index of the item in its batch.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub item: Option<u32>,
+    /// How the record relates to what happened.
+    pub phase: Phase,
+    /// The intent, for intents and outcomes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub intent_id: Option<IntentId>,
+    /// Full name of the operation, `kms.v1.CryptoService/Wrap`, or `internal/<name>`.
+    pub operation: String,
+    /// Who; empty when not authenticated.
+    pub principal: String,
+    /// How the principal was authenticated: `mtls`, `internal` or `none`.
+    pub authn_method: String,
+    /// Address and port of the peer.
+    pub source: String,
+    /// Tenant id; empty when not known.
+    pub tenant: String,
+    /// Resource name as the caller gave it, when it was well-formed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub resource: Option<String>,
+    /// Key, when known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_uid: Option<KeyUid>,
+    /// Version, when known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_version: Option<KeyVersion>,
+    /// Encryption context, when there was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub context: Option<LoggedContext>,
+    /// What policy said.
+    pub decision: Decision,
+    /// Revision of the policy that said it.
+    pub policy_revision: String,
+    /// `OK`, or the reason of the error.
+    pub result: String,
+    /// Time in the HSM queue, microseconds.
+    pub queue_us: u32,
+    /// Time in the HSM, microseconds.
+    pub hsm_us: u32,
+    /// State of the tenant's rows after a mutation.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub manifest: Option<ManifestStamp>,
+    /// How many calls the record stands for, when refused ones were aggregated.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<u64>,
+}

@@ -1,0 +1,51 @@
+//! Every domain-separation string of the product, pinned by `kms-core/tests/golden/domains.txt`.
+//!
+//! Invariant: no two of these are equal, and none is a prefix of another; `tests/domains.rs` fails otherwise.
+
+/// Starts the AAD of an envelope (docs/formats.md, "Envelope").
+pub const WRAP_AAD: &[u8] = b"kms/wrap/v1";
+
+/// Starts the AAD of the check blob of a key version.
+pub const KEY_CHECK_AAD: &[u8] = b"kms/key-check/v1";
+
+/// The message whose HMAC is the check value of a root `mac`.
+pub const ROOT_MAC_CHECK: &[u8] = b"kms/root-mac-check/v1";
+
+/// The 32-byte pattern whose KWP wrapping is the check value of a root `wrap`. Public by design.
+pub const ROOT_WRAP_CHECK_PATTERN: &[u8; 32] = b"kms/root-wrap-check/v1 holdfast!";
+
+/// Starts the MAC input of a database row.
+pub const ROW_MAC: &[u8] = b"kms/row/v1";
+
+/// Starts the MAC input of a tenant manifest.
+pub const MANIFEST_MAC: &[u8] = b"kms/manifest/v1";
+
+/// Starts each block that expands a row's MAC into the manifest digest.
+pub const MANIFEST_EXPAND: &[u8] = b"kms/manifest-expand/v1";
+
+/// Starts the MAC input that stands for an encryption context that is logged hashed.
+pub const CONTEXT_HASH: &[u8] = b"kms/context-hash/v1";
+
+/// Starts the MAC input of a page token.
+pub const PAGE_TOKEN: &[u8] = b"kms/page-token/v1";
+
+/// Starts the hash input of one entry of the audit chain.
+pub const AUDIT_CHAIN: &[u8] = b"kms/audit-chain/v1";
+
+/// Starts the hash input of a mutation's request, for idempotency.
+pub const REQUEST_HASH: &[u8] = b"kms/request/v1";
+
+/// All of the above, in the order of the golden file.
+pub const ALL: [&[u8]; 11] = [
+    WRAP_AAD,
+    KEY_CHECK_AAD,
+    ROOT_MAC_CHECK,
+    ROOT_WRAP_CHECK_PATTERN,
+    ROW_MAC,
+    MANIFEST_MAC,
+    MANIFEST_EXPAND,
+    CONTEXT_HASH,
+    PAGE_TOKEN,
+    AUDIT_CHAIN,
+    REQUEST_HASH,
+];

@@ -1,0 +1,403 @@
+//! Keys, versions and counters: what is stored of them, and the bytes their row MACs cover.
+//!
+//! Invariant: `mac_input` destructures every field, so a new one cannot be left unprotected.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::canonical::CanonicalWriter;
+use crate::clock::Timestamp;
+use crate::domain;
+use crate::envelope::{IV_BYTES, Iv};
+use crate::id::{KeyUid, KeyVersion, Revision, RootGeneration};
+use crate::name::KeyName;
+use crate::state::VersionState;
+
+/// The longest owner text, in bytes.
+pub const MAX_OWNER_BYTES: usize = 256;
+/// The longest usage text, in bytes.
+pub const MAX_USAGE_BYTES: usize = 1024;
+/// The longest reason text of a transition, in bytes.
+pub const MAX_REASON_BYTES: usize = 256;
+/// The most labels of a key.
+pub const MAX_LABELS: usize = 32;
+/// The longest key of a label, in bytes.
+pub const MAX_LABEL_KEY_BYTES: usize = 63;
+/// The longest value of a label, in bytes.
+pub const MAX_LABEL_VALUE_BYTES: usize = 255;
+/// The shortest originator-usage period.
+pub const MIN_CRYPTOPERIOD: Duration = Duration::from_hours(1);
+/// The longest originator-usage period: 10 years of 365 days and three leap days.
+pub const MAX_CRYPTOPERIOD: Duration = Duration::from_hours(3653 * 24);
+/// Invocations of AES-GCM with random 96-bit IVs that one key version may see (SP 800-38D §8.3).
+pub const MAX_INVOCATIONS: u64 = 1 << 32;
+
+/// The HMAC-SHA-256 of a row under root `mac`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RowMac(pub [u8; 32]);
+
+/// What a key may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Purpose {
+    /// Key-wrapping.
+    Wrap,
+}
+
+/// Where the key material lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Protection {
+    /// A KWP blob under root `wrap`; used only as a non-extractable session object.
+    HsmWrapped,
+    /// A token object of its own.
+    HsmResident,
+}
+
+/// How sensitive the data under a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Sensitivity {
+    /// Low.
+    Low,
+    /// Medium.
+    Medium,
+    /// High.
+    High,
+}
+
+macro_rules! names {
+    ($type:ty { $($variant:path => $text:literal),+ $(,)? }) => {
+        impl $type {
+            /// Returns the name used on the wire, in columns and in logs.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($variant => $text),+ }
+            }
+
+            /// Reads the name; `None` when it is none of them.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some($variant),)+ _ => None }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+names!(Purpose { Self::Wrap => "WRAP" });
+names!(Protection { Self::HsmWrapped => "HSM_WRAPPED", Self::HsmResident => "HSM_RESIDENT" });
+names!(Sensitivity { Self::Low => "LOW", Self::Medium => "MEDIUM", Self::High => "HIGH" });
+
+/// The PKCS#11 CKA_ID of a token object: derived once from randomness, recorded, never parsed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct CkaId(pub [u8; 16]);
+
+/// A key wrapped with AES-KWP (RFC 5649) under root `wrap`: 40 bytes for a 32-byte key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WrappedKey(pub Vec<u8>);
+
+impl fmt::Debug for WrappedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WrappedKey({} bytes)", self.0.len())
+    }
+}
+
+/// Where the material of one version is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Material {
+    /// A blob under the root of the row's generation.
+    Wrapped(WrappedKey),
+    /// The token object with this CKA_ID.
+    Resident(CkaId),
+}
+
+/// The check value of a key version: an AEAD of a fixed pattern, bound to uid and version. One invocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckBlob {
+    /// The IV of the invocation.
+    pub iv: Iv,
+    /// Ciphertext and tag.
+    pub ciphertext_and_tag: Vec<u8>,
+}
+
+impl CheckBlob {
+    /// The pattern that is encrypted; public by design.
+    pub const PATTERN: &'static [u8; 16] = b"holdfast check 1";
+
+    /// Returns the AAD of the check blob of a version, without its IV.
+    pub fn aad(key_uid: KeyUid, version: KeyVersion) -> crate::envelope::Aad {
+        let prefix = CanonicalWriter::new(domain::KEY_CHECK_AAD)
+            .bytes(key_uid.as_bytes())
+            .number(version.get().into())
+            .finish();
+        crate::envelope::Aad::from_prefix(prefix)
+    }
+
+    /// Returns the stored form: IV, then ciphertext and tag.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [&self.iv[..], &self.ciphertext_and_tag].concat()
+    }
+
+    /// Reads the stored form; `None` when it is too short.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (iv, rest) = bytes.split_first_chunk::<IV_BYTES>()?;
+        Some(Self { iv: *iv, ciphertext_and_tag: rest.to_vec() })
+    }
+}
+
+/// The row of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRow {
+    /// Immutable uid.
+    pub uid: KeyUid,
+    /// Name.
+    pub name: KeyName,
+    /// Purpose.
+    pub purpose: Purpose,
+    /// Protection.
+    pub protection: Protection,
+    /// Who answers for the key.
+    pub owner: String,
+    /// Sensitivity.
+    pub sensitivity: Sensitivity,
+    /// What the key is for.
+    pub usage: String,
+    /// Originator-usage period.
+    pub cryptoperiod: Duration,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// When it was created.
+    pub create_time: Timestamp,
+    /// When it was changed last.
+    pub update_time: Timestamp,
+    /// Revision of this row.
+    pub revision: Revision,
+    /// The version that protects, as long as its state is ACTIVE.
+    pub primary: KeyVersion,
+    /// The highest version there is.
+    pub latest: KeyVersion,
+}
+
+impl KeyRow {
+    /// Returns the bytes whose MAC is stored beside the row.
+    pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        let Self {
+            uid,
+            name,
+            purpose,
+            protection,
+            owner,
+            sensitivity,
+            usage,
+            cryptoperiod,
+            labels,
+            create_time,
+            update_time,
+            revision,
+            primary,
+            latest,
+        } = self;
+        let fixed = row("keys", uid.as_bytes(), *revision, generation)
+            .text(name.tenant().id())
+            .text(name.key_id())
+            .text(purpose.as_str())
+            .text(protection.as_str())
+            .text(owner)
+            .text(sensitivity.as_str())
+            .text(usage)
+            .number(cryptoperiod.as_secs())
+            .signed(create_time.as_unix_ms())
+            .signed(update_time.as_unix_ms())
+            .number(primary.get().into())
+            .number(latest.get().into())
+            .number(labels.len() as u64);
+        labels.iter().fold(fixed, |out, (key, value)| out.text(key).text(value)).finish()
+    }
+}
+
+/// The row of a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionRow {
+    /// The key.
+    pub key_uid: KeyUid,
+    /// The version number.
+    pub version: KeyVersion,
+    /// The stored state; see [`VersionRow::state_at`].
+    pub state: VersionState,
+    /// Where the material is.
+    pub material: Material,
+    /// The check value.
+    pub check: CheckBlob,
+    /// When it was generated.
+    pub create_time: Timestamp,
+    /// When the state changed last.
+    pub state_time: Timestamp,
+    /// Why.
+    pub state_reason: String,
+    /// Which principal did it.
+    pub state_actor: String,
+    /// When an ACTIVE version that was rolled over becomes DEACTIVATED.
+    pub deactivate_time: Option<Timestamp>,
+    /// Revision of this row.
+    pub revision: Revision,
+}
+
+impl VersionRow {
+    /// Returns the state in force at `now`: a planned deactivation holds from its time on, written down or not.
+    pub fn state_at(&self, now: Timestamp) -> VersionState {
+        match self.deactivate_time {
+            Some(time) if self.state == VersionState::Active && time <= now => {
+                VersionState::Deactivated
+            }
+            _ => self.state,
+        }
+    }
+
+    /// Returns the bytes whose MAC is stored beside the row.
+    pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        let Self {
+            key_uid,
+            version,
+            state,
+            material,
+            check,
+            create_time,
+            state_time,
+            state_reason,
+            state_actor,
+            deactivate_time,
+            revision,
+        } = self;
+        let primary_key = [&key_uid.as_bytes()[..], &version.get().to_be_bytes()].concat();
+        let out = row("versions", &primary_key, *revision, generation).text(state.as_str());
+        let out = match material {
+            Material::Wrapped(WrappedKey(blob)) => out.text("wrapped").bytes(blob),
+            Material::Resident(CkaId(id)) => out.text("resident").bytes(id),
+        };
+        let out = out
+            .bytes(&check.to_bytes())
+            .signed(create_time.as_unix_ms())
+            .signed(state_time.as_unix_ms())
+            .text(state_reason)
+            .text(state_actor);
+        match deactivate_time {
+            Some(time) => out.signed(time.as_unix_ms()).finish(),
+            None => out.bytes(&[]).finish(),
+        }
+    }
+}
+
+/// The row that counts the invocations of a version, in leased blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CounterRow {
+    /// The key.
+    pub key_uid: KeyUid,
+    /// The version number.
+    pub version: KeyVersion,
+    /// Invocations handed out in leases so far; never less than those made.
+    pub leased: u64,
+    /// Revision of this row.
+    pub revision: Revision,
+}
+
+impl CounterRow {
+    /// Returns the bytes whose MAC is stored beside the row.
+    pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        let Self { key_uid, version, leased, revision } = self;
+        let primary_key = [&key_uid.as_bytes()[..], &version.get().to_be_bytes()].concat();
+        row("counters", &primary_key, *revision, generation).number(*leased).finish()
+    }
+}
+
+/// A row with its MAC: the only form in which rows travel to and from the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed<R> {
+    /// The row.
+    pub row: R,
+    /// Its MAC.
+    pub mac: RowMac,
+    /// The generation of the root whose `mac` key made it, and whose `wrap` key wraps the material.
+    pub generation: RootGeneration,
+}
+
+fn row(
+    table: &str,
+    primary_key: &[u8],
+    revision: Revision,
+    generation: RootGeneration,
+) -> CanonicalWriter {
+    CanonicalWriter::new(domain::ROW_MAC)
+        .text(table)
+        .bytes(primary_key)
+        .number(revision.get())
+        .number(generation.get().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version_row() -> VersionRow {
+        VersionRow {
+            key_uid: KeyUid::from_random([1; 16]),
+            version: KeyVersion::FIRST,
+            state: VersionState::Active,
+            material: Material::Wrapped(WrappedKey(vec![2; 40])),
+            check: CheckBlob { iv: [3; 12], ciphertext_and_tag: vec![4; 32] },
+            create_time: Timestamp::from_unix_ms(5),
+            state_time: Timestamp::from_unix_ms(6),
+            state_reason: "created".into(),
+            state_actor: "spiffe://td/a".into(),
+            deactivate_time: None,
+            revision: Revision::FIRST,
+        }
+    }
+
+    #[test]
+    fn every_edit_of_a_version_row_changes_its_mac_input() {
+        let row = version_row();
+        let edits: [fn(&mut VersionRow); 11] = [
+            |r| r.key_uid = KeyUid::from_random([9; 16]),
+            |r| r.version = KeyVersion::new(2).unwrap(),
+            |r| r.state = VersionState::Deactivated,
+            |r| r.material = Material::Resident(CkaId([2; 16])),
+            |r| r.check.iv = [9; 12],
+            |r| r.create_time = Timestamp::from_unix_ms(9),
+            |r| r.state_time = Timestamp::from_unix_ms(9),
+            |r| r.state_reason = "x".into(),
+            |r| r.state_actor = "x".into(),
+            |r| r.deactivate_time = Some(Timestamp::from_unix_ms(0)),
+            |r| r.revision = r.revision.next(),
+        ];
+        let input = row.mac_input(RootGeneration::FIRST);
+        for (number, edit) in edits.iter().enumerate() {
+            let mut edited = row.clone();
+            edit(&mut edited);
+            assert_ne!(edited.mac_input(RootGeneration::FIRST), input, "edit {number}");
+        }
+        assert_ne!(row.mac_input(RootGeneration::new(2).unwrap()), input);
+    }
+
+    #[test]
+    fn planned_deactivation_holds_from_its_time_on() {
+        let mut row = version_row();
+        row.deactivate_time = Some(Timestamp::from_unix_ms(100));
+        assert_eq!(row.state_at(Timestamp::from_unix_ms(99)), VersionState::Active);
+        assert_eq!(row.state_at(Timestamp::from_unix_ms(100)), VersionState::Deactivated);
+    }
+
+    #[test]
+    fn planned_deactivation_does_not_revive_a_compromised_version() {
+        let mut row = version_row();
+        row.state = VersionState::Compromised;
+        row.deactivate_time = Some(Timestamp::from_unix_ms(100));
+        assert_eq!(row.state_at(Timestamp::from_unix_ms(100)), VersionState::Compromised);
+    }
+}

@@ -1,0 +1,20 @@
+//! The pure domain of Holdfast: what a key, a version, an envelope and a record are.
+//!
+//! Responsible for names and ids, the state machine, the ciphertext envelope, the encryption context, the types of
+//! secrets, the canonical bytes that are MACed, and the audit record. It must never do I/O: no tokio, no tonic, no
+//! cryptoki, no SQL. Every other crate stands on this one; it stands on none of them.
+
+pub mod audit;
+pub mod canonical;
+pub mod clock;
+pub mod context;
+pub mod domain;
+pub mod envelope;
+pub mod fault;
+pub mod id;
+pub mod key;
+pub mod manifest;
+pub mod name;
+pub mod root;
+pub mod secret;
+pub mod state;

@@ -1,0 +1,39 @@
+//! The root set of a generation: what is recorded of it, so that another token or another key is noticed.
+
+use crate::canonical::CanonicalWriter;
+use crate::domain;
+use crate::id::RootGeneration;
+use crate::key::CkaId;
+
+/// One root set as it was pinned: which token, which objects, which check values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootPin {
+    /// The generation.
+    pub generation: RootGeneration,
+    /// Serial number of the token (CK_TOKEN_INFO), trimmed.
+    pub token_serial: String,
+    /// The AES-256 key that wraps keys.
+    pub wrap_id: CkaId,
+    /// KWP of [`domain::ROOT_WRAP_CHECK_PATTERN`] under `wrap`: deterministic.
+    pub wrap_check: Vec<u8>,
+    /// The HMAC-SHA-256 key that MACs rows.
+    pub mac_id: CkaId,
+    /// HMAC of [`domain::ROOT_MAC_CHECK`] under `mac`.
+    pub mac_check: Vec<u8>,
+}
+
+impl RootPin {
+    /// Returns the bytes whose MAC (under this root's own `mac`) is stored beside the pin.
+    pub fn mac_input(&self) -> Vec<u8> {
+        let Self { generation, token_serial, wrap_id, wrap_check, mac_id, mac_check } = self;
+        CanonicalWriter::new(domain::ROW_MAC)
+            .text("roots")
+            .number(generation.get().into())
+            .text(token_serial)
+            .bytes(&wrap_id.0)
+            .bytes(wrap_check)
+            .bytes(&mac_id.0)
+            .bytes(mac_check)
+            .finish()
+    }
+}

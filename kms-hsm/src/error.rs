@@ -1,0 +1,138 @@
+//! What can go wrong in the HSM layer, by condition.
+
+use std::time::Duration;
+
+use kms_core::fault::{Fault, Retry};
+
+/// An error of the HSM layer. Codes of PKCS#11 stand in the operator's text only.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HsmError {
+    /// Tag, AAD or key do not fit: one answer for all three.
+    #[error("ciphertext, context and key do not fit together")]
+    CiphertextInvalid,
+    /// The queue in front of the workers is full.
+    #[error("the hsm queue is full")]
+    Saturated {
+        /// When trying again may help.
+        retry_after: Duration,
+    },
+    /// The deadline passed before a worker took the job: it was not done.
+    #[error("the deadline passed before the hsm took the job")]
+    QueueDeadline,
+    /// The deadline passed while the HSM had the job: the outcome is unknown.
+    #[error("the deadline passed while the hsm had the job")]
+    CallDeadline,
+    /// The device, its module or its login is gone for now; a prober works on it.
+    #[error("the hsm is unavailable: {detail}")]
+    Unavailable {
+        /// For the operator.
+        detail: String,
+        /// When trying again may help.
+        retry_after: Duration,
+    },
+    /// Latched until an operator acts: PIN refused, other token, root missing or changed.
+    #[error("the hsm is latched: {reason}")]
+    Latched {
+        /// Why.
+        reason: LatchReason,
+    },
+    /// A check value does not fit: the key behind it is not the one recorded.
+    #[error("key integrity: {detail}")]
+    KeyIntegrity {
+        /// For the operator.
+        detail: String,
+    },
+    /// The token object of an `HSM_RESIDENT` key is not there.
+    #[error("the token object of the key is missing")]
+    ResidentMissing,
+    /// The token lacks a mechanism that is needed.
+    #[error("the token lacks {mechanism}")]
+    MechanismMissing {
+        /// Name of the mechanism, `CKM_...`.
+        mechanism: &'static str,
+    },
+    /// The token has no room for another object or session.
+    #[error("the token is full: {detail}")]
+    TokenFull {
+        /// For the operator.
+        detail: String,
+    },
+    /// The module did what the standard forbids, or we called it wrongly.
+    #[error("bug: {reason}")]
+    Bug {
+        /// Where it was noticed.
+        reason: &'static str,
+    },
+}
+
+/// Why the HSM layer refuses everything until an operator acts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LatchReason {
+    /// The token refused the PIN; it is never tried twice.
+    #[error("the token refused the PIN; correct the PIN and restart")]
+    PinRefused,
+    /// The PIN is locked.
+    #[error("the user PIN is locked; the security officer must unlock it")]
+    PinLocked,
+    /// The token's serial number is not the pinned one.
+    #[error("the token has serial `{found}`, pinned is `{pinned}`")]
+    OtherToken {
+        /// What the token says.
+        found: String,
+        /// What was pinned.
+        pinned: String,
+    },
+    /// A root object is not on the token.
+    #[error("root `{role}` of generation {generation} is not on the token")]
+    RootMissing {
+        /// `wrap` or `mac`.
+        role: &'static str,
+        /// The generation.
+        generation: u32,
+    },
+    /// A root object is there, but its check value is another.
+    #[error("root `{role}` of generation {generation} has another check value than pinned")]
+    RootChanged {
+        /// `wrap` or `mac`.
+        role: &'static str,
+        /// The generation.
+        generation: u32,
+    },
+}
+
+impl HsmError {
+    /// Returns whose fault it is.
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::CiphertextInvalid => Fault::Caller,
+            Self::Saturated { .. }
+            | Self::QueueDeadline
+            | Self::CallDeadline
+            | Self::Unavailable { .. }
+            | Self::Latched { .. }
+            | Self::KeyIntegrity { .. }
+            | Self::ResidentMissing
+            | Self::MechanismMissing { .. }
+            | Self::TokenFull { .. } => Fault::Device,
+            Self::Bug { .. } => Fault::Bug,
+        }
+    }
+
+    /// Returns whether the same call may succeed later by itself.
+    pub const fn retry(&self) -> Retry {
+        match self {
+            Self::Saturated { .. }
+            | Self::QueueDeadline
+            | Self::CallDeadline
+            | Self::Unavailable { .. } => Retry::Later,
+            Self::CiphertextInvalid
+            | Self::Latched { .. }
+            | Self::KeyIntegrity { .. }
+            | Self::ResidentMissing
+            | Self::MechanismMissing { .. }
+            | Self::TokenFull { .. }
+            | Self::Bug { .. } => Retry::Never,
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The seam: trait [`Hsm`] and what goes through it.
+//!
+//! Two implementations: PKCS#11 (`pkcs11/`) and a software token for tests (crate kms-hsm-soft). The conformance suite
+//! (`suite/`) holds for both.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin as StdPin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use kms_core::envelope::{Aad, Iv};
+use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
+use kms_core::key::{CheckBlob, CkaId, Protection, RowMac, WrappedKey};
+use kms_core::root::RootPin;
+use kms_core::secret::Plaintext;
+use tokio::sync::oneshot;
+
+use crate::error::HsmError;
+
+/// The most random bytes of one call.
+pub const MAX_RANDOM_BYTES: usize = 1024;
+/// The most operations of one batch.
+pub const MAX_BATCH: usize = 1000;
+
+/// An HSM: holds keys, uses them, and never gives them away.
+///
+/// Every method queues a job and returns at once; nothing blocks the caller's thread. A full queue is answered
+/// [`HsmError::Saturated`], a job whose `deadline` passes before it is taken is answered [`HsmError::QueueDeadline`]
+/// and not done. Dropping the returned [`Pending`] does not undo the job.
+///
+/// A device that is gone is answered [`HsmError::Unavailable`] until it is back, without a restart of the process; keys
+/// loaded before keep working afterwards, because providers resolve handles again by themselves. What only an operator
+/// can mend is answered [`HsmError::Latched`].
+pub trait Hsm: Send + Sync + fmt::Debug + 'static {
+    /// Creates a root set: `wrap` (AES-256) and `mac` (HMAC-SHA-256), as token objects, and returns what to pin.
+    ///
+    /// The token's files are durable when this answers. It is called by dev mode only; elsewhere a ceremony makes
+    /// roots. It does not make the set the open one: call [`Hsm::open_roots`].
+    fn create_root(&self, generation: RootGeneration, deadline: Instant) -> Pending<RootPin>;
+
+    /// Opens pinned root sets: finds the objects, checks serial and check values, keeps the handles.
+    ///
+    /// # Errors
+    /// [`HsmError::Latched`] when the serial, an object or a check value is not the pinned one: never
+    /// "not found", and never a reason to create a root.
+    fn open_roots(&self, pins: Vec<RootPin>, deadline: Instant) -> Pending<()>;
+
+    /// Returns the HMAC-SHA-256 under root `mac` of each input, in order.
+    fn mac(
+        &self,
+        generation: RootGeneration,
+        inputs: Vec<Vec<u8>>,
+        deadline: Instant,
+    ) -> Pending<Vec<RowMac>>;
+
+    /// Generates the key of a version inside the HSM, self-tests it and returns it loaded.
+    ///
+    /// `HSM_WRAPPED`: generated extractable inside the one job that also wraps it (KWP) and destroys that object; the
+    /// returned key is the blob unwrapped again, not extractable. `HSM_RESIDENT`: a token object under
+    /// `spec.resident_id`, not extractable from birth, durable on disk when this answers.
+    /// Attributes are read back, and forbidden uses tried and found refused, before it answers.
+    fn generate_key(&self, spec: KeySpec, deadline: Instant) -> Pending<GeneratedKey>;
+
+    /// Loads the key of a version and verifies its check value.
+    ///
+    /// The key stays loaded as long as a clone of the [`HsmKey`] lives; a key object is destroyed only when no job uses
+    /// it any more.
+    ///
+    /// # Errors
+    /// [`HsmError::KeyIntegrity`] when blob or check value do not fit, [`HsmError::ResidentMissing`] when the token
+    /// object is not there although the roots are.
+    fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey>;
+
+    /// Destroys the token object of an `HSM_RESIDENT` key. Destroying what is not there succeeds.
+    fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()>;
+
+    /// Lists the CKA_IDs of all `HSM_RESIDENT` key objects, for the reconciler. One pass over the token; slow.
+    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>>;
+
+    /// Runs one operation with a loaded key.
+    fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished>;
+
+    /// Runs up to [`MAX_BATCH`] operations on one worker; each has a result of its own, in order.
+    fn crypt_batch(
+        &self,
+        operations: Vec<CryptoOp>,
+        deadline: Instant,
+    ) -> Pending<Vec<Result<Finished, HsmError>>>;
+
+    /// Draws up to [`MAX_RANDOM_BYTES`] from C_GenerateRandom.
+    fn random(&self, length: usize, deadline: Instant) -> Pending<Plaintext>;
+
+    /// Returns the health as last seen, without asking the device.
+    fn status(&self) -> HsmStatus;
+
+    /// Stops taking jobs, finishes those taken, destroys session objects and closes everything.
+    fn close(&self);
+}
+
+/// What to generate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeySpec {
+    /// The key; bound into the check value.
+    pub key_uid: KeyUid,
+    /// The version; bound into the check value.
+    pub version: KeyVersion,
+    /// The root that wraps it.
+    pub generation: RootGeneration,
+    /// Where it lives.
+    pub protection: Protection,
+    /// CKA_ID of the token object; used for `HSM_RESIDENT` only. Derived from the intent and recorded before.
+    pub resident_id: CkaId,
+}
+
+/// A key that was generated.
+#[derive(Debug)]
+pub struct GeneratedKey {
+    /// The blob; `None` for `HSM_RESIDENT`.
+    pub wrapped: Option<WrappedKey>,
+    /// The check value to store. Making it was one invocation.
+    pub check: CheckBlob,
+    /// The key, loaded.
+    pub key: HsmKey,
+}
+
+/// Where to load a key from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySource {
+    /// The key.
+    pub key_uid: KeyUid,
+    /// The version.
+    pub version: KeyVersion,
+    /// The root that wraps it.
+    pub generation: RootGeneration,
+    /// Blob or token object.
+    pub material: kms_core::key::Material,
+    /// The check value to verify.
+    pub check: CheckBlob,
+}
+
+/// A loaded key: an opaque, shared handle. The object behind it lives as long as any clone.
+#[derive(Clone)]
+pub struct HsmKey(Arc<dyn Any + Send + Sync>);
+
+impl HsmKey {
+    /// Wraps a provider's own state; the provider's `Drop` releases the object.
+    pub fn new<T: Any + Send + Sync>(state: Arc<T>) -> Self {
+        Self(state)
+    }
+
+    /// Returns the provider's state, or `None` when the key is another provider's.
+    pub fn state<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(&self.0).downcast().ok()
+    }
+}
+
+impl fmt::Debug for HsmKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HsmKey(opaque)")
+    }
+}
+
+/// One use of a loaded key.
+#[derive(Debug)]
+pub enum CryptoOp {
+    /// AES-256-GCM with an IV drawn by the worker.
+    Encrypt {
+        /// The key.
+        key: HsmKey,
+        /// What to authenticate; the worker fills in the IV.
+        aad: Aad,
+        /// What to encrypt.
+        plaintext: Plaintext,
+    },
+    /// The inverse.
+    Decrypt {
+        /// The key.
+        key: HsmKey,
+        /// What was authenticated.
+        aad: Aad,
+        /// The IV.
+        iv: Iv,
+        /// Ciphertext and tag.
+        ciphertext_and_tag: Vec<u8>,
+    },
+    /// Decrypts and encrypts again; the plaintext does not leave the worker.
+    Reencrypt {
+        /// The key that protects it now.
+        from: HsmKey,
+        /// What was authenticated.
+        from_aad: Aad,
+        /// The IV.
+        iv: Iv,
+        /// Ciphertext and tag.
+        ciphertext_and_tag: Vec<u8>,
+        /// The key to protect it with.
+        to: HsmKey,
+        /// What to authenticate; the worker fills in the IV.
+        to_aad: Aad,
+    },
+    /// Draws a data key and encrypts it.
+    GenerateDataKey {
+        /// The key that wraps it.
+        key: HsmKey,
+        /// What to authenticate; the worker fills in the IV.
+        aad: Aad,
+        /// Length of the data key, 16 to 1,024 bytes.
+        length_bytes: usize,
+        /// Whether to hand out the plaintext.
+        with_plaintext: bool,
+    },
+}
+
+/// What an operation gave.
+#[derive(Debug)]
+pub enum CryptoOutput {
+    /// Of `Encrypt` and `Reencrypt`.
+    Encrypted {
+        /// The IV that was drawn.
+        iv: Iv,
+        /// Ciphertext and tag.
+        ciphertext_and_tag: Vec<u8>,
+    },
+    /// Of `Decrypt`.
+    Decrypted(Plaintext),
+    /// Of `GenerateDataKey`.
+    DataKey {
+        /// The data key, when it was asked for.
+        plaintext: Option<Plaintext>,
+        /// The IV that was drawn.
+        iv: Iv,
+        /// Ciphertext and tag.
+        ciphertext_and_tag: Vec<u8>,
+    },
+}
+
+/// A finished operation and how long it took.
+#[derive(Debug)]
+pub struct Finished {
+    /// What it gave.
+    pub output: CryptoOutput,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// Where the time of a job went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Waiting in the queue.
+    pub queued: Duration,
+    /// Inside the HSM.
+    pub in_hsm: Duration,
+}
+
+/// How the HSM is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HsmHealth {
+    /// Logged in, roots open.
+    Ready,
+    /// Logged in, but no root is open yet.
+    NoRoots,
+    /// Gone for now; a prober works on it.
+    Unavailable(String),
+    /// Until an operator acts.
+    Latched(crate::error::LatchReason),
+}
+
+/// Health and load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HsmStatus {
+    /// How the HSM is.
+    pub health: HsmHealth,
+    /// Serial number of the token.
+    pub token_serial: String,
+    /// Jobs waiting.
+    pub queue_length: usize,
+    /// Worker threads alive.
+    pub workers: usize,
+    /// Key objects loaded.
+    pub loaded_keys: usize,
+    /// How often the module was initialised anew since the start.
+    pub reconnects: u64,
+}
+
+/// The answer to a job, to be awaited.
+#[derive(Debug)]
+pub struct Pending<T>(oneshot::Receiver<Result<T, HsmError>>);
+
+impl<T> Pending<T> {
+    /// Makes an answer to be given later, and the place to give it.
+    pub fn channel() -> (oneshot::Sender<Result<T, HsmError>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(receiver))
+    }
+
+    /// Makes an answer that is already there.
+    pub fn ready(result: Result<T, HsmError>) -> Self {
+        let (sender, pending) = Self::channel();
+        // The receiver is alive: it is in `pending`.
+        let _ = sender.send(result);
+        pending
+    }
+
+    /// Waits on a thread that is not part of a runtime (start-up, tests, tools).
+    pub fn wait(self) -> Result<T, HsmError> {
+        self.0.blocking_recv().unwrap_or(Err(GONE))
+    }
+}
+
+/// The answer when a worker was lost together with its job.
+const GONE: HsmError = HsmError::CallDeadline;
+
+impl<T> Future for Pending<T> {
+    type Output = Result<T, HsmError>;
+
+    fn poll(mut self: StdPin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        StdPin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(GONE)))
+    }
+}

@@ -1,0 +1,15 @@
+//! The HSM layer: the only place that knows PKCS#11.
+//!
+//! Stands at the end of the request path, below the keyring. Responsible for the seam [`Hsm`], its PKCS#11 provider
+//! (worker threads, keeper, supervisor), the doctor and the conformance suite. Types of cryptoki never leave this
+//! crate. It must never create a root because one was not found, never retry a PIN, and never let key material into
+//! the memory of this process.
+
+pub mod error;
+pub mod hsm;
+
+pub use error::HsmError;
+pub use hsm::{
+    CryptoOp, CryptoOutput, Finished, GeneratedKey, Hsm, HsmHealth, HsmKey, HsmStatus, KeySource,
+    KeySpec, Pending, Timing,
+};

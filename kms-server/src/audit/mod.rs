@@ -1,0 +1,89 @@
+//! Audit: no effect leaves the process before its record is durable.
+//!
+//! Responsible for the seam [`AuditSink`] and its implementations. It must never drop a record it has acknowledged, and
+//! never answer before the record is on stable storage.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use kms_core::audit::AuditRecord;
+use kms_core::fault::{Fault, Retry};
+use tokio::sync::oneshot;
+
+/// Why a record could not be made durable. The operation it belongs to is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuditError {
+    /// The log cannot be written: full or read-only disk, I/O error. Recovers by itself when writing works again.
+    #[error("the audit log cannot be written: {detail}")]
+    Unwritable {
+        /// For the operator.
+        detail: String,
+    },
+    /// More records wait than the queue holds.
+    #[error("the audit queue is full")]
+    Saturated,
+    /// The writer is gone: the server is stopping.
+    #[error("the audit log is closed")]
+    Closed,
+}
+
+impl AuditError {
+    /// Returns whose fault it is.
+    pub const fn fault(&self) -> Fault {
+        Fault::Audit
+    }
+
+    /// Returns whether trying again may help.
+    pub const fn retry(&self) -> Retry {
+        Retry::Later
+    }
+}
+
+/// Where records go.
+///
+/// Order: records are chained in the order in which `append` was called. One call is one atomic group: a batch is many
+/// leaves and one fsync; after a crash either all of its records are there or none was acknowledged.
+pub trait AuditSink: Send + Sync + fmt::Debug + 'static {
+    /// Queues records; the answer comes when they are durable.
+    fn append(&self, records: Vec<AuditRecord>) -> Appended;
+
+    /// Returns whether the sink could write when it last tried.
+    fn healthy(&self) -> bool;
+
+    /// Writes what is queued, then stops.
+    fn close(&self);
+}
+
+/// The answer to [`AuditSink::append`], to be awaited.
+#[derive(Debug)]
+pub struct Appended(oneshot::Receiver<Result<(), AuditError>>);
+
+impl Appended {
+    /// Makes an answer to be given later, and the place to give it.
+    pub fn channel() -> (oneshot::Sender<Result<(), AuditError>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(receiver))
+    }
+
+    /// Makes an answer that is already there.
+    pub fn ready(result: Result<(), AuditError>) -> Self {
+        let (sender, appended) = Self::channel();
+        // The receiver is alive: it is in `appended`.
+        let _ = sender.send(result);
+        appended
+    }
+}
+
+impl Future for Appended {
+    type Output = Result<(), AuditError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(AuditError::Closed)))
+    }
+}
+
+/// A shared sink.
+pub type SharedAuditSink = Arc<dyn AuditSink>;

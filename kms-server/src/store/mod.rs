@@ -1,0 +1,335 @@
+//! The store: keys, versions, counters, manifests, intents and request ids, in a database.
+//!
+//! Responsible for the seam [`Store`] and its implementations; the only module that holds SQL. Every method is one
+//! transaction with its precondition (the revision it expects): either all of it happened, durably, when it answers, or
+//! nothing. The store moves sealed rows and never judges a MAC: the keyring does, on load.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use kms_core::clock::Timestamp;
+use kms_core::fault::{Fault, Retry};
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::key::{CkaId, CounterRow, KeyRow, Protection, RowMac, Sealed, VersionRow};
+use kms_core::manifest::Manifest;
+use kms_core::name::{KeyName, TenantName};
+use kms_core::root::RootPin;
+
+/// How long a `request_id` is remembered (AIP-155).
+pub const REQUEST_MEMORY: std::time::Duration = std::time::Duration::from_hours(24);
+
+/// What can go wrong in the store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The row is not at the revision that was expected; read it again.
+    #[error("the row was changed by another request")]
+    RevisionMismatch,
+    /// A key of this name exists.
+    #[error("the name is taken")]
+    NameTaken,
+    /// The row to change is not there.
+    #[error("no such row")]
+    NotFound,
+    /// A stored value is outside its type: the file was edited or is damaged.
+    #[error("a stored row is damaged: {detail}")]
+    Damaged {
+        /// For the operator.
+        detail: String,
+    },
+    /// The database refuses to write: full or read-only disk. Nothing was changed.
+    #[error("the database cannot be written: {detail}")]
+    Unwritable {
+        /// For the operator.
+        detail: String,
+    },
+    /// The database cannot be read or reached.
+    #[error("the database is unavailable: {detail}")]
+    Unavailable {
+        /// For the operator.
+        detail: String,
+    },
+    /// More methods wait than the queue holds.
+    #[error("the store queue is full")]
+    Saturated,
+    /// The database was made by a newer release, or its migrations were edited.
+    #[error("the schema does not fit this release: {detail}")]
+    Schema {
+        /// For the operator.
+        detail: String,
+    },
+}
+
+impl StoreError {
+    /// Returns whose fault it is.
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::RevisionMismatch | Self::NameTaken | Self::NotFound => Fault::Caller,
+            Self::Damaged { .. }
+            | Self::Unwritable { .. }
+            | Self::Unavailable { .. }
+            | Self::Saturated
+            | Self::Schema { .. } => Fault::Store,
+        }
+    }
+
+    /// Returns whether the same call may succeed later by itself.
+    pub const fn retry(&self) -> Retry {
+        match self {
+            Self::RevisionMismatch
+            | Self::Unwritable { .. }
+            | Self::Unavailable { .. }
+            | Self::Saturated => Retry::Later,
+            Self::NameTaken | Self::NotFound | Self::Damaged { .. } | Self::Schema { .. } => {
+                Retry::Never
+            }
+        }
+    }
+}
+
+/// A key and those of its versions that were asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredKey {
+    /// The key.
+    pub key: Sealed<KeyRow>,
+    /// The version asked for: the primary, or a given one. `None` when there is no such version.
+    pub version: Option<Sealed<VersionRow>>,
+}
+
+/// Which version to read with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionChoice {
+    /// The one that the key row names primary.
+    Primary,
+    /// This one.
+    Number(KeyVersion),
+}
+
+/// A key, by name or by uid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyRef {
+    /// By name.
+    Name(KeyName),
+    /// By uid, as an envelope names it.
+    Uid(KeyUid),
+}
+
+/// A manifest as it was before and as it becomes, in the same transaction as the rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestChange {
+    /// The revision that is expected now; 0 when the tenant has no manifest yet.
+    pub expected: Revision,
+    /// What it becomes.
+    pub manifest: Sealed<Manifest>,
+}
+
+/// The memory of a mutation, for AIP-155.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestRecord {
+    /// Who called.
+    pub principal: String,
+    /// The id that the caller chose.
+    pub request_id: RequestId,
+    /// Full method name.
+    pub method: String,
+    /// Hash of the canonical request; the same id with another hash is refused.
+    pub request_hash: [u8; 32],
+    /// The first result, encoded by the service that made it. Holds no secret.
+    pub result: Vec<u8>,
+    /// When it was recorded.
+    pub time: Timestamp,
+}
+
+/// What a mutation was about to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Id.
+    pub id: IntentId,
+    /// What kind of mutation.
+    pub kind: IntentKind,
+    /// Who asked.
+    pub principal: String,
+    /// Tenant and name of the key.
+    pub key_name: KeyName,
+    /// The key.
+    pub key_uid: KeyUid,
+    /// The version that is to be made or changed.
+    pub version: KeyVersion,
+    /// Where its material is to live.
+    pub protection: Protection,
+    /// CKA_ID reserved for a token object.
+    pub resident_id: CkaId,
+    /// When it was begun.
+    pub time: Timestamp,
+}
+
+/// Kinds of mutations that leave an intent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntentKind {
+    /// CreateKey.
+    CreateKey,
+    /// RotateKey.
+    RotateKey,
+    /// UpdateKey.
+    UpdateKey,
+    /// SuspendKeyVersion.
+    SuspendKeyVersion,
+    /// ResumeKeyVersion.
+    ResumeKeyVersion,
+}
+
+/// A new key with its first version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewKey {
+    /// The key.
+    pub key: Sealed<KeyRow>,
+    /// Its version 1.
+    pub version: Sealed<VersionRow>,
+    /// The counter of version 1.
+    pub counter: Sealed<CounterRow>,
+}
+
+/// A rollover: the key points to a new version, the old one gets its planned deactivation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollover {
+    /// The revision of the key row that is expected.
+    pub expected_key: Revision,
+    /// The key row, with its new primary.
+    pub key: Sealed<KeyRow>,
+    /// The new version.
+    pub version: Sealed<VersionRow>,
+    /// The counter of the new version.
+    pub counter: Sealed<CounterRow>,
+    /// The revision of the old primary's row that is expected.
+    pub expected_previous: Revision,
+    /// The old primary.
+    pub previous: Sealed<VersionRow>,
+}
+
+/// What ends with a mutation, in the same transaction as its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// The intent that is done.
+    pub intent: IntentId,
+    /// The manifest of the tenant.
+    pub manifest: ManifestChange,
+    /// The caller's request id and the result; `None` for the reconciler's own changes.
+    pub request: Option<RequestRecord>,
+}
+
+/// A place in the list of keys: after this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListPosition {
+    /// Create time of the last key seen.
+    pub create_time: Timestamp,
+    /// Uid of the last key seen.
+    pub uid: KeyUid,
+}
+
+/// The store. Implementations: SQLite here, PostgreSQL to come; one conformance suite for both (`store/suite.rs`).
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// Returns all pinned root sets with their MACs, by generation.
+    async fn root_pins(&self) -> Result<Vec<(RootPin, RowMac)>, StoreError>;
+
+    /// Pins a root set. Fails with [`StoreError::RevisionMismatch`] when the generation is pinned already.
+    async fn add_root_pin(&self, pin: RootPin, mac: RowMac) -> Result<(), StoreError>;
+
+    /// Reads a key with one of its versions.
+    async fn key(
+        &self,
+        key: KeyRef,
+        version: VersionChoice,
+    ) -> Result<Option<StoredKey>, StoreError>;
+
+    /// Lists keys of a tenant by (create_time, uid), at most `limit`, after `after`.
+    async fn list_keys(
+        &self,
+        tenant: TenantName,
+        after: Option<ListPosition>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<KeyRow>>, StoreError>;
+
+    /// Lists versions of a key by number, at most `limit`, after `after`.
+    async fn list_versions(
+        &self,
+        key_uid: KeyUid,
+        after: Option<KeyVersion>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<VersionRow>>, StoreError>;
+
+    /// Reads the counter of a version.
+    async fn counter(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Sealed<CounterRow>>, StoreError>;
+
+    /// Replaces counters, each at its expected revision; one result each, one commit for all.
+    async fn update_counters(
+        &self,
+        changes: Vec<(Revision, Sealed<CounterRow>)>,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError>;
+
+    /// Reads the manifest of a tenant.
+    async fn manifest(&self, tenant: TenantName) -> Result<Option<Sealed<Manifest>>, StoreError>;
+
+    /// Reads a remembered request.
+    async fn request(
+        &self,
+        principal: String,
+        request_id: RequestId,
+    ) -> Result<Option<RequestRecord>, StoreError>;
+
+    /// Forgets requests recorded before `before`; returns how many.
+    async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError>;
+
+    /// Records an intent, durably, before its effect.
+    async fn open_intent(&self, intent: Intent) -> Result<(), StoreError>;
+
+    /// Lists the intents that are not closed, oldest first.
+    async fn intents(&self) -> Result<Vec<Intent>, StoreError>;
+
+    /// Closes an intent whose mutation did not happen. Closing what is not there succeeds.
+    async fn abandon_intent(&self, intent: IntentId) -> Result<(), StoreError>;
+
+    /// Inserts a key with its first version and closes the intent.
+    async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError>;
+
+    /// Replaces a key row at its expected revision and closes the intent.
+    async fn update_key(
+        &self,
+        expected: Revision,
+        key: Sealed<KeyRow>,
+        closing: Closing,
+    ) -> Result<(), StoreError>;
+
+    /// Inserts a version, moves the primary, replaces the old one's row, and closes the intent.
+    async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError>;
+
+    /// Replaces a version row at its expected revision and closes the intent.
+    async fn update_version(
+        &self,
+        expected: Revision,
+        version: Sealed<VersionRow>,
+        closing: Closing,
+    ) -> Result<(), StoreError>;
+
+    /// Lists the CKA_IDs of all resident versions that are not DESTROYED, for the reconciler.
+    async fn resident_ids(&self) -> Result<Vec<CkaId>, StoreError>;
+
+    /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`.
+    async fn due_deactivations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Sealed<VersionRow>>, StoreError>;
+
+    /// Writes and reads a row of its own, to prove that the database can be written. For readiness.
+    async fn probe(&self, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Finishes what is queued and closes.
+    async fn close(&self);
+}
+
+/// The generation that a new database starts with.
+pub const FIRST_GENERATION: RootGeneration = RootGeneration::FIRST;
