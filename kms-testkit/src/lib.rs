@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Dev-only: what tests need of the real world. SoftHSM tokens, a test PKI, server processes.
+//!
+//! Never part of a shipped binary. What cannot be found fails the test and says how to get it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "test support: a failure here is a failed test"
+)]
+
+pub mod isolated;
+pub mod softhsm;
+
+pub use isolated::isolated;
+pub use softhsm::SoftHsm;
