@@ -6,7 +6,9 @@
 
 pub mod accept;
 mod connection;
+pub mod event_id;
 pub mod limits;
+pub mod method;
 pub mod network;
 pub mod shutdown;
 pub mod stats;
