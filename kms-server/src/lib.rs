@@ -9,6 +9,8 @@ pub mod audit;
 pub mod authn;
 pub mod config;
 pub mod dev;
+pub mod keyring;
+pub mod service;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
