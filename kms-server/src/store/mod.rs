@@ -4,6 +4,8 @@
 //! transaction with its precondition (the revision it expects): either all of it happened, durably, when it answers, or
 //! nothing. The store moves sealed rows and never judges a MAC: the keyring does, on load.
 
+pub mod sqlite;
+
 use std::fmt;
 
 use async_trait::async_trait;
