@@ -8,6 +8,8 @@ pub mod connector;
 pub mod credentials;
 pub mod crypto;
 pub mod error;
+pub mod health;
+pub mod keys;
 pub mod retry;
 
 pub use crypto::{CiphertextDescription, Unwrapped, Wrapped};

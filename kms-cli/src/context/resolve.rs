@@ -130,7 +130,8 @@ fn missing(what: &'static str, flag: &'static str) -> ContextError {
     ContextError::Missing { what, flag }
 }
 
-fn tenant(text: Option<&str>) -> Result<Option<TenantName>, ContextError> {
+/// Reads a tenant: its id or its name.
+pub fn tenant(text: Option<&str>) -> Result<Option<TenantName>, ContextError> {
     let Some(text) = text else { return Ok(None) };
     let parsed = if text.contains('/') { text.parse() } else { TenantName::from_id(text) };
     parsed.map(Some).map_err(|_| ContextError::Tenant(crate::terminal::harmless(text)))
