@@ -1,5 +1,6 @@
 //! The one error of the command line: what is printed, and how the process ends.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use kms_core::context::InvalidContext;
@@ -98,8 +99,11 @@ impl CliError {
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => Exit::NotFound,
                 ContextError::Exists(_) => Exit::Precondition,
-                ContextError::Key | ContextError::Tenant(_) | ContextError::Name(_) => Exit::Usage,
-                ContextError::Missing { .. } | ContextError::Server { .. } => Exit::Usage,
+                ContextError::Key
+                | ContextError::Tenant(_)
+                | ContextError::Name(_)
+                | ContextError::Missing { .. }
+                | ContextError::Server { .. } => Exit::Usage,
                 ContextError::File { .. }
                 | ContextError::Parse { .. }
                 | ContextError::TooLong(_)
@@ -113,11 +117,10 @@ impl CliError {
                 ClientError::Answer(_) | ClientError::Bug(_) => Exit::Bug,
             },
             Self::Bind(_) | Self::Envelope(_) | Self::Length { .. } => Exit::BadInput,
-            Self::File { .. } | Self::Exists(_) => Exit::Local,
             Self::Stream { cause, .. } if cause.kind() == std::io::ErrorKind::BrokenPipe => {
                 Exit::BrokenPipe
             }
-            Self::Stream { .. } => Exit::Local,
+            Self::File { .. } | Self::Exists(_) | Self::Stream { .. } => Exit::Local,
             Self::NotServing(_) => Exit::Unavailable,
             Self::Token(_) => Exit::Unsupported,
             Self::Part { exit, .. } => *exit,
@@ -197,25 +200,25 @@ impl CliError {
             let error = json!({ "error": {
                 "reason": self.reason(), "message": self.to_string(), "advice": self.advice(),
                 "exit_code": self.exit().code(), "event_id": event_id,
-                "violations": refusal.map(violations).unwrap_or_default(),
+                "violations": refusal.map(|refusal| violations(refusal)).unwrap_or_default(),
             }});
             return format!("{error}\n");
         }
         let mut text = format!("error: {}: {self}\n", self.reason());
         for (field, description) in refusal.iter().flat_map(|refusal| &refusal.violations) {
-            text.push_str(&format!("  field `{field}`: {description}\n"));
+            let _ = writeln!(text, "  field `{field}`: {description}");
         }
         if let Some(advice) = self.advice() {
-            text.push_str(&format!("  {advice}\n"));
+            let _ = writeln!(text, "  {advice}");
         }
         if let Some(event_id) = event_id {
-            text.push_str(&format!("  audit record: {event_id}\n"));
+            let _ = writeln!(text, "  audit record: {event_id}");
         }
         text
     }
 }
 
-fn violations(refusal: &Box<Refusal>) -> Vec<serde_json::Value> {
+fn violations(refusal: &Refusal) -> Vec<serde_json::Value> {
     let each = refusal.violations.iter();
     each.map(|(field, text)| json!({ "field": field, "description": text })).collect()
 }

@@ -1,5 +1,7 @@
 //! Exit codes: the one table, shown by `kms --help` and docs/cli.md, and the map from a server's reasons to it.
 
+use std::fmt::Write as _;
+
 use tonic::Code;
 
 /// How the process ends. The numbers are part of the interface: scripts branch on them.
@@ -132,7 +134,7 @@ impl Exit {
 pub fn table() -> String {
     let mut text = String::from("Exit codes:\n");
     for exit in Exit::ALL {
-        text.push_str(&format!("  {:>3}  {}\n", exit.code(), exit.meaning()));
+        let _ = writeln!(text, "  {:>3}  {}", exit.code(), exit.meaning());
     }
     text
 }

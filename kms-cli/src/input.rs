@@ -112,7 +112,7 @@ pub fn period(text: &str) -> Result<Duration, String> {
 /// Writes a period in the largest unit that divides it.
 pub fn period_text(period: Duration) -> String {
     let seconds = period.as_secs();
-    let exact = UNITS.into_iter().find(|(_, unit)| seconds != 0 && seconds % unit == 0);
+    let exact = UNITS.into_iter().find(|(_, unit)| seconds != 0 && seconds.is_multiple_of(*unit));
     exact.map_or_else(|| "0s".into(), |(unit, length)| format!("{}{unit}", seconds / length))
 }
 

@@ -18,7 +18,7 @@ pub struct Bind {
 #[derive(Clone, Debug, Args)]
 pub struct Input {
     /// File to read; `-` is stdin [default: stdin, unless it is a terminal]
-    #[arg(long = "in", value_name = "FILE")]
+    #[arg(long = "in", id = "in", value_name = "FILE")]
     pub path: Option<PathBuf>,
 }
 
@@ -26,7 +26,7 @@ pub struct Input {
 #[derive(Clone, Debug, Args)]
 pub struct Output {
     /// File to write, mode 0600; `-` is stdout, a terminal too [default: stdout]
-    #[arg(long = "out", value_name = "FILE")]
+    #[arg(long = "out", id = "out", value_name = "FILE")]
     pub path: Option<PathBuf>,
     /// Replace an existing file
     #[arg(long)]
