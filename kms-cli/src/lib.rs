@@ -4,6 +4,7 @@
 //! files and terminal. It must never take a secret from argv, print a plaintext to a terminal unasked, or leave an
 //! output file that looks complete after a failure. Every failure ends in one documented exit code ([`exit::Exit`]).
 
+pub mod backup;
 pub mod client;
 pub mod context;
 pub mod terminal;
