@@ -8,3 +8,4 @@ pub mod authn;
 pub mod keyring;
 pub mod service;
 pub mod store;
+pub mod transport;
