@@ -142,7 +142,10 @@ mod tests {
         assert_eq!(status.code(), Code::InvalidArgument);
         let details = status.get_error_details();
         let info = details.error_info().unwrap();
-        assert_eq!((info.domain.as_str(), info.reason.as_str()), (ERROR_DOMAIN, "CIPHERTEXT_INVALID"));
+        assert_eq!(
+            (info.domain.as_str(), info.reason.as_str()),
+            (ERROR_DOMAIN, "CIPHERTEXT_INVALID")
+        );
         assert!(details.retry_info().is_none());
     }
 
@@ -162,7 +165,10 @@ mod tests {
         let status = from_service(&ServiceError::field("key", "must be a name"));
         let details = status.get_error_details();
         let violation = &details.bad_request().unwrap().field_violations[0];
-        assert_eq!((violation.field.as_str(), violation.description.as_str()), ("key", "must be a name"));
+        assert_eq!(
+            (violation.field.as_str(), violation.description.as_str()),
+            ("key", "must be a name")
+        );
     }
 
     #[test]

@@ -36,8 +36,10 @@ mod tests {
             if item == 2 { Err(ServiceError::field("key", "odd")) } else { Ok(item) }
         });
         let encoded = encode(items, |item| item * 10, |status, result| (status.unwrap(), result));
-        let seen: Vec<_> =
-            encoded.iter().map(|(status, result)| (status.code, status.reason.as_str(), *result)).collect();
+        let seen: Vec<_> = encoded
+            .iter()
+            .map(|(status, result)| (status.code, status.reason.as_str(), *result))
+            .collect();
         assert_eq!(seen, [(0, "", Some(10)), (3, "FIELD_VIOLATION", None), (0, "", Some(30))]);
     }
 }

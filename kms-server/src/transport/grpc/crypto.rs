@@ -18,8 +18,9 @@ macro_rules! batch {
                 |message| Ok(batch::decode(message.items, $decode)),
                 async |kms, context, items| kms.$call(context, items).await,
                 |results| proto::$answer {
-                    items: batch::encode(results, $encode, |status, result| {
-                        proto::$module::Item { status, result }
+                    items: batch::encode(results, $encode, |status, result| proto::$module::Item {
+                        status,
+                        result,
                     }),
                 },
             )
@@ -29,7 +30,10 @@ macro_rules! batch {
 
 #[tonic::async_trait]
 impl CryptoService for Gateway {
-    async fn wrap(&self, request: Request<proto::WrapRequest>) -> Result<Response<proto::WrapResponse>, Status> {
+    async fn wrap(
+        &self,
+        request: Request<proto::WrapRequest>,
+    ) -> Result<Response<proto::WrapResponse>, Status> {
         self.call(
             Method::Wrap,
             request,
@@ -40,7 +44,10 @@ impl CryptoService for Gateway {
         .await
     }
 
-    async fn unwrap(&self, request: Request<proto::UnwrapRequest>) -> Result<Response<proto::UnwrapResponse>, Status> {
+    async fn unwrap(
+        &self,
+        request: Request<proto::UnwrapRequest>,
+    ) -> Result<Response<proto::UnwrapResponse>, Status> {
         self.call(
             Method::Unwrap,
             request,
@@ -51,7 +58,10 @@ impl CryptoService for Gateway {
         .await
     }
 
-    async fn rewrap(&self, request: Request<proto::RewrapRequest>) -> Result<Response<proto::RewrapResponse>, Status> {
+    async fn rewrap(
+        &self,
+        request: Request<proto::RewrapRequest>,
+    ) -> Result<Response<proto::RewrapResponse>, Status> {
         self.call(
             Method::Rewrap,
             request,
@@ -62,7 +72,10 @@ impl CryptoService for Gateway {
         .await
     }
 
-    async fn generate_data_key(&self, request: Request<proto::GenerateDataKeyRequest>) -> Result<Response<proto::GenerateDataKeyResponse>, Status> {
+    async fn generate_data_key(
+        &self,
+        request: Request<proto::GenerateDataKeyRequest>,
+    ) -> Result<Response<proto::GenerateDataKeyResponse>, Status> {
         self.call(
             Method::GenerateDataKey,
             request,
@@ -73,23 +86,74 @@ impl CryptoService for Gateway {
         .await
     }
 
-    async fn batch_wrap(&self, request: Request<proto::BatchWrapRequest>) -> Result<Response<proto::BatchWrapResponse>, Status> {
-        batch!(BatchWrap, self, request, batch_wrap, decode::wrap, encode::wrapped, batch_wrap_response, BatchWrapResponse)
+    async fn batch_wrap(
+        &self,
+        request: Request<proto::BatchWrapRequest>,
+    ) -> Result<Response<proto::BatchWrapResponse>, Status> {
+        batch!(
+            BatchWrap,
+            self,
+            request,
+            batch_wrap,
+            decode::wrap,
+            encode::wrapped,
+            batch_wrap_response,
+            BatchWrapResponse
+        )
     }
 
-    async fn batch_unwrap(&self, request: Request<proto::BatchUnwrapRequest>) -> Result<Response<proto::BatchUnwrapResponse>, Status> {
-        batch!(BatchUnwrap, self, request, batch_unwrap, decode::unwrap, encode::unwrapped, batch_unwrap_response, BatchUnwrapResponse)
+    async fn batch_unwrap(
+        &self,
+        request: Request<proto::BatchUnwrapRequest>,
+    ) -> Result<Response<proto::BatchUnwrapResponse>, Status> {
+        batch!(
+            BatchUnwrap,
+            self,
+            request,
+            batch_unwrap,
+            decode::unwrap,
+            encode::unwrapped,
+            batch_unwrap_response,
+            BatchUnwrapResponse
+        )
     }
 
-    async fn batch_rewrap(&self, request: Request<proto::BatchRewrapRequest>) -> Result<Response<proto::BatchRewrapResponse>, Status> {
-        batch!(BatchRewrap, self, request, batch_rewrap, decode::rewrap, encode::rewrapped, batch_rewrap_response, BatchRewrapResponse)
+    async fn batch_rewrap(
+        &self,
+        request: Request<proto::BatchRewrapRequest>,
+    ) -> Result<Response<proto::BatchRewrapResponse>, Status> {
+        batch!(
+            BatchRewrap,
+            self,
+            request,
+            batch_rewrap,
+            decode::rewrap,
+            encode::rewrapped,
+            batch_rewrap_response,
+            BatchRewrapResponse
+        )
     }
 
-    async fn batch_generate_data_key(&self, request: Request<proto::BatchGenerateDataKeyRequest>) -> Result<Response<proto::BatchGenerateDataKeyResponse>, Status> {
-        batch!(BatchGenerateDataKey, self, request, batch_generate_data_key, decode::generate_data_key, encode::data_key, batch_generate_data_key_response, BatchGenerateDataKeyResponse)
+    async fn batch_generate_data_key(
+        &self,
+        request: Request<proto::BatchGenerateDataKeyRequest>,
+    ) -> Result<Response<proto::BatchGenerateDataKeyResponse>, Status> {
+        batch!(
+            BatchGenerateDataKey,
+            self,
+            request,
+            batch_generate_data_key,
+            decode::generate_data_key,
+            encode::data_key,
+            batch_generate_data_key_response,
+            BatchGenerateDataKeyResponse
+        )
     }
 
-    async fn describe_ciphertext(&self, request: Request<proto::DescribeCiphertextRequest>) -> Result<Response<proto::DescribeCiphertextResponse>, Status> {
+    async fn describe_ciphertext(
+        &self,
+        request: Request<proto::DescribeCiphertextRequest>,
+    ) -> Result<Response<proto::DescribeCiphertextResponse>, Status> {
         self.call(
             Method::DescribeCiphertext,
             request,
@@ -100,12 +164,17 @@ impl CryptoService for Gateway {
         .await
     }
 
-    async fn generate_random(&self, request: Request<proto::GenerateRandomRequest>) -> Result<Response<proto::GenerateRandomResponse>, Status> {
+    async fn generate_random(
+        &self,
+        request: Request<proto::GenerateRandomRequest>,
+    ) -> Result<Response<proto::GenerateRandomResponse>, Status> {
         self.call(
             Method::GenerateRandom,
             request,
             decode::generate_random,
-            async |kms, context, (tenant, length)| kms.generate_random(context, &tenant, length).await,
+            async |kms, context, (tenant, length)| {
+                kms.generate_random(context, &tenant, length).await
+            },
             encode::random,
         )
         .await

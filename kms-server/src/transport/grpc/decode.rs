@@ -14,7 +14,7 @@ use kms_proto::v1 as proto;
 
 use crate::service::{
     ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey, ListKeyVersions,
-    ListKeys, RotateKey, Rewrap, ServiceError, Unwrap, UpdateKey, Wrap,
+    ListKeys, Rewrap, RotateKey, ServiceError, Unwrap, UpdateKey, Wrap,
 };
 
 type Decoded<T> = Result<T, ServiceError>;
@@ -36,7 +36,9 @@ pub(super) fn rewrap(message: proto::RewrapRequest) -> Decoded<Rewrap> {
     Ok(Rewrap { key: parse("key", &key)?, ciphertext: ciphertext.into(), context: pairs(context)? })
 }
 
-pub(super) fn generate_data_key(message: proto::GenerateDataKeyRequest) -> Decoded<GenerateDataKey> {
+pub(super) fn generate_data_key(
+    message: proto::GenerateDataKeyRequest,
+) -> Decoded<GenerateDataKey> {
     let proto::GenerateDataKeyRequest { key, length_bytes, context, without_plaintext } = message;
     let length_bytes = match length_bytes {
         0 => DEFAULT_DATA_KEY_BYTES,
@@ -52,7 +54,9 @@ pub(super) fn describe_ciphertext(message: proto::DescribeCiphertextRequest) -> 
     Ok(ciphertext.into())
 }
 
-pub(super) fn generate_random(message: proto::GenerateRandomRequest) -> Decoded<(TenantName, usize)> {
+pub(super) fn generate_random(
+    message: proto::GenerateRandomRequest,
+) -> Decoded<(TenantName, usize)> {
     let proto::GenerateRandomRequest { length_bytes, tenant } = message;
     let length = usize::try_from(length_bytes).unwrap_or(usize::MAX);
     Ok((parse("tenant", &tenant)?, length))
@@ -95,7 +99,9 @@ pub(super) fn list_keys(message: proto::ListKeysRequest) -> Decoded<ListKeys> {
     Ok(ListKeys { tenant: parse("parent", &parent)?, page_size, page_token })
 }
 
-pub(super) fn list_key_versions(message: proto::ListKeyVersionsRequest) -> Decoded<ListKeyVersions> {
+pub(super) fn list_key_versions(
+    message: proto::ListKeyVersionsRequest,
+) -> Decoded<ListKeyVersions> {
     let proto::ListKeyVersionsRequest { parent, page_size, page_token } = message;
     Ok(ListKeyVersions { key: parse("parent", &parent)?, page_size, page_token })
 }
@@ -133,7 +139,8 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
             "sensitivity" => update.sensitivity = Some(self::sensitivity(sensitivity)?),
             "usage" if update.usage.is_none() => update.usage = usage.take(),
             "labels" if update.labels.is_none() => {
-                update.labels = labels.take().map(|pairs| pairs.into_iter().collect::<BTreeMap<_, _>>());
+                update.labels =
+                    labels.take().map(|pairs| pairs.into_iter().collect::<BTreeMap<_, _>>());
             }
             "cryptoperiod" => update.cryptoperiod = Some(period(cryptoperiod)?),
             "owner" | "usage" | "labels" => {}

@@ -114,9 +114,7 @@ impl Gateway {
         let span = tracing::info_span!("request", event_id = %begun.context.event_id, method = method.as_str());
         let kms = &self.parts.kms;
         let outcome = match decode(request.into_inner()) {
-            Err(error) => {
-                Err(kms.refuse(&begun.context, error).instrument(span.clone()).await)
-            }
+            Err(error) => Err(kms.refuse(&begun.context, error).instrument(span.clone()).await),
             Ok(domain) => match Arc::clone(&self.mutations).try_acquire_owned() {
                 Err(_) => {
                     let full = ServiceError::HsmSaturated { retry_after: MUTATION_RETRY };

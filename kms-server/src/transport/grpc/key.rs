@@ -10,7 +10,10 @@ use crate::transport::method::Method;
 
 #[tonic::async_trait]
 impl KeyService for Gateway {
-    async fn create_key(&self, request: Request<proto::CreateKeyRequest>) -> Result<Response<proto::Key>, Status> {
+    async fn create_key(
+        &self,
+        request: Request<proto::CreateKeyRequest>,
+    ) -> Result<Response<proto::Key>, Status> {
         self.mutate(
             Method::CreateKey,
             request,
@@ -21,7 +24,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn update_key(&self, request: Request<proto::UpdateKeyRequest>) -> Result<Response<proto::Key>, Status> {
+    async fn update_key(
+        &self,
+        request: Request<proto::UpdateKeyRequest>,
+    ) -> Result<Response<proto::Key>, Status> {
         self.mutate(
             Method::UpdateKey,
             request,
@@ -32,7 +38,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn rotate_key(&self, request: Request<proto::RotateKeyRequest>) -> Result<Response<proto::RotateKeyResponse>, Status> {
+    async fn rotate_key(
+        &self,
+        request: Request<proto::RotateKeyRequest>,
+    ) -> Result<Response<proto::RotateKeyResponse>, Status> {
         self.mutate(
             Method::RotateKey,
             request,
@@ -43,7 +52,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn suspend_key_version(&self, request: Request<proto::SuspendKeyVersionRequest>) -> Result<Response<proto::KeyVersion>, Status> {
+    async fn suspend_key_version(
+        &self,
+        request: Request<proto::SuspendKeyVersionRequest>,
+    ) -> Result<Response<proto::KeyVersion>, Status> {
         self.mutate(
             Method::SuspendKeyVersion,
             request,
@@ -54,7 +66,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn resume_key_version(&self, request: Request<proto::ResumeKeyVersionRequest>) -> Result<Response<proto::KeyVersion>, Status> {
+    async fn resume_key_version(
+        &self,
+        request: Request<proto::ResumeKeyVersionRequest>,
+    ) -> Result<Response<proto::KeyVersion>, Status> {
         self.mutate(
             Method::ResumeKeyVersion,
             request,
@@ -65,7 +80,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn describe_key(&self, request: Request<proto::DescribeKeyRequest>) -> Result<Response<proto::Key>, Status> {
+    async fn describe_key(
+        &self,
+        request: Request<proto::DescribeKeyRequest>,
+    ) -> Result<Response<proto::Key>, Status> {
         self.call(
             Method::DescribeKey,
             request,
@@ -76,7 +94,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn list_keys(&self, request: Request<proto::ListKeysRequest>) -> Result<Response<proto::ListKeysResponse>, Status> {
+    async fn list_keys(
+        &self,
+        request: Request<proto::ListKeysRequest>,
+    ) -> Result<Response<proto::ListKeysResponse>, Status> {
         self.call(
             Method::ListKeys,
             request,
@@ -87,7 +108,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn describe_key_version(&self, request: Request<proto::DescribeKeyVersionRequest>) -> Result<Response<proto::KeyVersion>, Status> {
+    async fn describe_key_version(
+        &self,
+        request: Request<proto::DescribeKeyVersionRequest>,
+    ) -> Result<Response<proto::KeyVersion>, Status> {
         self.call(
             Method::DescribeKeyVersion,
             request,
@@ -98,7 +122,10 @@ impl KeyService for Gateway {
         .await
     }
 
-    async fn list_key_versions(&self, request: Request<proto::ListKeyVersionsRequest>) -> Result<Response<proto::ListKeyVersionsResponse>, Status> {
+    async fn list_key_versions(
+        &self,
+        request: Request<proto::ListKeyVersionsRequest>,
+    ) -> Result<Response<proto::ListKeyVersionsResponse>, Status> {
         self.call(
             Method::ListKeyVersions,
             request,

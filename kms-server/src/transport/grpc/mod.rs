@@ -5,12 +5,12 @@
 
 mod batch;
 mod crypto;
-mod decode;
 mod deadline;
+mod decode;
 mod encode;
 mod gateway;
 mod key;
 mod route;
 
-pub use gateway::{Gateway, GatewayParts, RefusalLog};
+pub use gateway::{EVENT_ID_KEY, Gateway, GatewayParts, MAX_MUTATIONS, RefusalLog};
 pub use route::GrpcService;
