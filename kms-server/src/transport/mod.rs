@@ -7,6 +7,7 @@
 pub mod accept;
 mod connection;
 pub mod event_id;
+pub mod grpc;
 pub mod health;
 pub mod limits;
 pub mod method;
