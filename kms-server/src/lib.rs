@@ -5,8 +5,10 @@
 //! path stand `config`, `dev` and `telemetry`, and `assembly`, which puts the parts together.
 
 pub mod admin;
+pub mod assembly;
 pub mod audit;
 pub mod authn;
+pub mod authz;
 pub mod config;
 pub mod dev;
 pub mod keyring;
