@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::{Config, Limits, PinPlace};
+use crate::authz::StaticPolicy;
 use crate::transport::tls::{Protocols, TlsStore};
 
 /// Something an operator must mend.
@@ -39,6 +40,9 @@ pub fn check(config: &Config) -> Vec<Problem> {
     check_tls(config, &mut problems);
     check_hsm(config, &mut problems);
     check_directories(config, &mut problems);
+    if let Err(error) = StaticPolicy::new(&config.authz.grants) {
+        problems.add("authz.grants", error);
+    }
     check_limits(&config.limits, &mut problems);
     problems.0
 }

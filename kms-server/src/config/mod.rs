@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::authz::GrantConfig;
 use crate::transport::limits::ConnectionLimits;
 use crate::transport::network::Network;
 use crate::transport::tls::TlsFiles;
@@ -205,19 +206,7 @@ impl Default for AuditSection {
 #[serde(default, deny_unknown_fields)]
 pub struct Authz {
     /// The grants.
-    pub grants: Vec<Grant>,
-}
-
-/// One line of the table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Grant {
-    /// SPIFFE id, or DNS name in lower case.
-    pub principal: String,
-    /// Tenant id, without `tenants/`.
-    pub tenant: String,
-    /// Actions: the methods in snake_case, `wrap_pinned`, `unwrap_compromised`, `rewrap_compromised`.
-    pub actions: Vec<String>,
+    pub grants: Vec<GrantConfig>,
 }
 
 /// Bounds. Those of the domain are fixed and stand in the documentation.

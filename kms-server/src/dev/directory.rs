@@ -16,7 +16,9 @@ pub enum DevError {
     #[error("{0} is held by another process; stop that server, or choose another --dir")]
     Held(PathBuf),
     /// Others than the owner may use the directory.
-    #[error("{0} must belong to you and be closed to others: `chmod 700` it, or choose another --dir")]
+    #[error(
+        "{0} must belong to you and be closed to others: `chmod 700` it, or choose another --dir"
+    )]
     Exposed(PathBuf),
     /// The path cannot be written into a configuration of SoftHSM.
     #[error("the directory's path must be plain text without line breaks")]

@@ -109,7 +109,9 @@ fn certificates(directory: &DevDirectory, clock: &dyn Clock) -> Result<(), DevEr
     for (name, credential) in
         [("ca", authority.credential()), ("server", &server), ("client", &client)]
     {
-        let put = |kind: &str, text: &str| directory.put(&format!("pki.tmp/{name}.{kind}"), text.as_bytes());
+        let put = |kind: &str, text: &str| {
+            directory.put(&format!("pki.tmp/{name}.{kind}"), text.as_bytes())
+        };
         put("pem", &credential.certificate_pem)?;
         put("key", &credential.private_key_pem)?;
     }

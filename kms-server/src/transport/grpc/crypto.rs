@@ -16,7 +16,7 @@ macro_rules! batch {
                 Method::$method,
                 $request,
                 |message| Ok(batch::decode(message.items, $decode)),
-                async |kms, context, items| kms.$call(context, items).await,
+                |kms, context, items| async move { kms.$call(&context, items).await },
                 |results| proto::$answer {
                     items: batch::encode(results, $encode, |status, result| proto::$module::Item {
                         status,
@@ -38,7 +38,7 @@ impl CryptoService for Gateway {
             Method::Wrap,
             request,
             decode::wrap,
-            async |kms, context, request| kms.wrap(context, request).await,
+            |kms, context, request| async move { kms.wrap(&context, request).await },
             encode::wrapped,
         )
         .await
@@ -52,7 +52,7 @@ impl CryptoService for Gateway {
             Method::Unwrap,
             request,
             decode::unwrap,
-            async |kms, context, request| kms.unwrap(context, request).await,
+            |kms, context, request| async move { kms.unwrap(&context, request).await },
             encode::unwrapped,
         )
         .await
@@ -66,7 +66,7 @@ impl CryptoService for Gateway {
             Method::Rewrap,
             request,
             decode::rewrap,
-            async |kms, context, request| kms.rewrap(context, request).await,
+            |kms, context, request| async move { kms.rewrap(&context, request).await },
             encode::rewrapped,
         )
         .await
@@ -80,7 +80,7 @@ impl CryptoService for Gateway {
             Method::GenerateDataKey,
             request,
             decode::generate_data_key,
-            async |kms, context, request| kms.generate_data_key(context, request).await,
+            |kms, context, request| async move { kms.generate_data_key(&context, request).await },
             encode::data_key,
         )
         .await
@@ -158,7 +158,9 @@ impl CryptoService for Gateway {
             Method::DescribeCiphertext,
             request,
             decode::describe_ciphertext,
-            async |kms, context, ciphertext| kms.describe_ciphertext(context, &ciphertext).await,
+            |kms, context, ciphertext| async move {
+                kms.describe_ciphertext(&context, &ciphertext).await
+            },
             encode::ciphertext_description,
         )
         .await
@@ -172,8 +174,8 @@ impl CryptoService for Gateway {
             Method::GenerateRandom,
             request,
             decode::generate_random,
-            async |kms, context, (tenant, length)| {
-                kms.generate_random(context, &tenant, length).await
+            |kms, context, (tenant, length)| async move {
+                kms.generate_random(&context, &tenant, length).await
             },
             encode::random,
         )

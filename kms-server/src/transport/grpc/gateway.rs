@@ -40,7 +40,7 @@ pub trait RefusalLog: Send + Sync + fmt::Debug + 'static {
 #[derive(Clone, Debug)]
 pub struct GatewayParts {
     /// The use-cases.
-    pub kms: Arc<Kms>,
+    pub kms: Kms,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The longest deadline of a request.
@@ -75,26 +75,29 @@ impl Gateway {
     }
 
     /// Runs a use-case that only uses or reads keys. Dropped when the caller leaves.
-    pub(super) async fn call<M, R, D, T>(
+    pub(super) async fn call<M, R, D, T, F>(
         &self,
         method: Method,
         request: Request<M>,
         decode: impl FnOnce(M) -> Result<D, ServiceError>,
-        work: impl AsyncFnOnce(&Kms, &RequestContext, D) -> Result<R, ServiceError>,
+        work: impl FnOnce(Kms, RequestContext, D) -> F,
         encode: impl FnOnce(R) -> T,
-    ) -> Result<Response<T>, Status> {
-        let begun = self.begin(method, &request)?;
-        let span = tracing::info_span!("request", event_id = %begun.context.event_id, method = method.as_str());
-        let kms = &*self.parts.kms;
-        let context = &begun.context;
-        let outcome = async {
-            match decode(request.into_inner()) {
-                Ok(domain) => work(kms, context, domain).await,
-                Err(error) => Err(kms.refuse(context, error).await),
+    ) -> Result<Response<T>, Status>
+    where
+        F: Future<Output = Result<R, ServiceError>>,
+    {
+        let (context, begun) = self.begin(method, &request)?;
+        let span = begun.span();
+        let outcome = match decode(request.into_inner()) {
+            Ok(domain) => {
+                let work = work(self.parts.kms.clone(), context, domain);
+                work.instrument(span.clone()).await
+            }
+            Err(error) => {
+                Err(self.parts.kms.refuse(&context, error).instrument(span.clone()).await)
             }
         };
-        let outcome = outcome.instrument(span.clone()).await;
-        span.in_scope(|| self.finish(method, &begun, outcome)).map(|response| response.map(encode))
+        span.in_scope(|| self.finish(&begun, outcome)).map(|response| response.map(encode))
     }
 
     /// Runs a use-case that changes something. It runs to its end even when the caller leaves.
@@ -103,40 +106,44 @@ impl Gateway {
         method: Method,
         request: Request<M>,
         decode: impl FnOnce(M) -> Result<D, ServiceError>,
-        work: impl FnOnce(Arc<Kms>, RequestContext, D) -> F,
+        work: impl FnOnce(Kms, RequestContext, D) -> F,
         encode: impl FnOnce(R) -> T,
     ) -> Result<Response<T>, Status>
     where
         F: Future<Output = Result<R, ServiceError>> + Send + 'static,
         R: Send + 'static,
     {
-        let begun = self.begin(method, &request)?;
-        let span = tracing::info_span!("request", event_id = %begun.context.event_id, method = method.as_str());
-        let kms = &self.parts.kms;
-        let outcome = match decode(request.into_inner()) {
-            Err(error) => Err(kms.refuse(&begun.context, error).instrument(span.clone()).await),
-            Ok(domain) => match Arc::clone(&self.mutations).try_acquire_owned() {
-                Err(_) => {
-                    let full = ServiceError::HsmSaturated { retry_after: MUTATION_RETRY };
-                    Err(kms.refuse(&begun.context, full).instrument(span.clone()).await)
-                }
-                Ok(permit) => {
-                    let work = work(Arc::clone(kms), begun.context.clone(), domain);
-                    let running = async move {
-                        let outcome = work.await;
-                        drop(permit);
-                        outcome
-                    };
-                    let task = tokio::spawn(running.instrument(span.clone()));
-                    task.await.unwrap_or(Err(ServiceError::Bug { reason: "a mutation panicked" }))
-                }
-            },
+        let (context, begun) = self.begin(method, &request)?;
+        let span = begun.span();
+        let admitted = decode(request.into_inner()).and_then(|domain| {
+            let full = ServiceError::HsmSaturated { retry_after: MUTATION_RETRY };
+            let permit = Arc::clone(&self.mutations).try_acquire_owned().map_err(|_| full)?;
+            Ok((domain, permit))
+        });
+        let outcome = match admitted {
+            Ok((domain, permit)) => {
+                let work = work(self.parts.kms.clone(), context, domain);
+                let running = async move {
+                    let outcome = work.await;
+                    drop(permit);
+                    outcome
+                };
+                let task = tokio::spawn(running.instrument(span.clone()));
+                task.await.unwrap_or(Err(ServiceError::Bug { reason: "a mutation panicked" }))
+            }
+            Err(error) => {
+                Err(self.parts.kms.refuse(&context, error).instrument(span.clone()).await)
+            }
         };
-        span.in_scope(|| self.finish(method, &begun, outcome)).map(|response| response.map(encode))
+        span.in_scope(|| self.finish(&begun, outcome)).map(|response| response.map(encode))
     }
 
     /// Finds out who calls, and until when.
-    fn begin<M>(&self, method: Method, request: &Request<M>) -> Result<Begun, Status> {
+    fn begin<M>(
+        &self,
+        method: Method,
+        request: &Request<M>,
+    ) -> Result<(RequestContext, Begun), Status> {
         let received = self.parts.clock.monotonic();
         let peer = request.extensions().get::<Arc<Peer>>();
         let principal = match peer {
@@ -166,20 +173,19 @@ impl Gateway {
             received,
             operation: method.as_str(),
         };
-        Ok(Begun { context, received })
+        Ok((context, Begun { method, event_id, received }))
     }
 
     fn finish<R>(
         &self,
-        method: Method,
         begun: &Begun,
         outcome: Result<R, ServiceError>,
     ) -> Result<Response<R>, Status> {
         let took = self.parts.clock.monotonic().saturating_duration_since(begun.received);
-        let event_id = event_id_value(begun.context.event_id);
+        let event_id = event_id_value(begun.event_id);
         match outcome {
             Ok(result) => {
-                self.parts.metrics.succeeded(method, took);
+                self.parts.metrics.succeeded(begun.method, took);
                 let mut response = Response::new(result);
                 if let Some(value) = event_id {
                     response.metadata_mut().insert(EVENT_ID_KEY, value);
@@ -187,7 +193,7 @@ impl Gateway {
                 Ok(response)
             }
             Err(error) => {
-                self.parts.metrics.failed(method, error.reason(), took);
+                self.parts.metrics.failed(begun.method, error.reason(), took);
                 log(&error);
                 let mut status = status::from_service(&error);
                 if let Some(value) = event_id {
@@ -199,9 +205,17 @@ impl Gateway {
     }
 }
 
+/// What is needed to finish a call.
 struct Begun {
-    context: RequestContext,
+    method: Method,
+    event_id: EventId,
     received: Instant,
+}
+
+impl Begun {
+    fn span(&self) -> tracing::Span {
+        tracing::info_span!("request", event_id = %self.event_id, method = self.method.as_str())
+    }
 }
 
 fn event_id_value(event_id: EventId) -> Option<AsciiMetadataValue> {

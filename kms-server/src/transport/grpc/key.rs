@@ -88,7 +88,7 @@ impl KeyService for Gateway {
             Method::DescribeKey,
             request,
             decode::describe_key,
-            async |kms, context, request| kms.describe_key(context, &request).await,
+            |kms, context, request| async move { kms.describe_key(&context, &request).await },
             encode::key,
         )
         .await
@@ -102,7 +102,7 @@ impl KeyService for Gateway {
             Method::ListKeys,
             request,
             decode::list_keys,
-            async |kms, context, request| kms.list_keys(context, request).await,
+            |kms, context, request| async move { kms.list_keys(&context, request).await },
             encode::keys,
         )
         .await
@@ -116,7 +116,7 @@ impl KeyService for Gateway {
             Method::DescribeKeyVersion,
             request,
             decode::describe_key_version,
-            async |kms, context, request| kms.describe_key_version(context, &request).await,
+            |kms, context, request| async move { kms.describe_key_version(&context, &request).await },
             encode::version,
         )
         .await
@@ -130,7 +130,7 @@ impl KeyService for Gateway {
             Method::ListKeyVersions,
             request,
             decode::list_key_versions,
-            async |kms, context, request| kms.list_key_versions(context, request).await,
+            |kms, context, request| async move { kms.list_key_versions(&context, request).await },
             encode::versions,
         )
         .await
