@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kms_core::clock::Clock;
 use kms_core::context::EncryptionContext;
@@ -14,9 +16,15 @@ use kms_hsm::{Hsm, HsmError};
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::audit::SharedAuditSink;
+use crate::authn::{AuthnMethod, Principal};
 use crate::authz::{Action, ActionKind, AuthzRequest, Decision, Permit, Policy, Target, authorize};
 use crate::keyring::{CachedKey, Counters, Keyring, KeyringConfig};
 use crate::store::Store;
+
+/// Where internal requests come from.
+pub(super) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+/// How long something that the server does by itself may take.
+pub(super) const INTERNAL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How many locks the tenants share: two tenants on one lock only wait for each other.
 const TENANT_LOCKS: usize = 64;
@@ -239,4 +247,17 @@ pub(super) fn check_batch(length: usize) -> Result<(), ServiceError> {
         return Ok(());
     }
     Err(ServiceError::field("items", format!("must be 1 to {} items", super::MAX_BATCH_ITEMS)))
+}
+
+/// Who does what the server does by itself.
+pub(super) fn internal_principal() -> Principal {
+    Principal { id: Arc::from("internal"), method: AuthnMethod::Internal }
+}
+
+/// Runs a mutation as a task of its own: a caller who goes away must not leave it half done.
+pub(super) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+) -> Result<T, ServiceError> {
+    let died = ServiceError::Bug { reason: "a mutation died" };
+    tokio::spawn(work).await.unwrap_or(Err(died))
 }

@@ -4,17 +4,29 @@
 //! audit record is durable, and never touch a key without a permit.
 
 mod batch;
+mod create_key;
 mod describe_ciphertext;
+mod describe_key;
 mod error;
+mod fields;
 mod generate_data_key;
 mod generate_random;
+mod key_version_state;
 mod kms;
+mod list_keys;
+mod mutation;
+mod reconcile;
 mod rewrap;
+mod rotate_key;
 mod trail;
 mod types;
 mod unwrap;
+mod update_key;
+mod verify_manifest;
 mod wrap;
 
 pub use error::{RETRY_AFTER, ServiceError};
 pub use kms::{Kms, Parts, Randomness, SystemRandomness};
+pub use list_keys::PAGE_TOKEN_LIFE;
+pub use reconcile::{ABANDONED, INTENT_GRACE, MAX_DUE, ORPHAN_OBJECT, Reconciled};
 pub use types::*;

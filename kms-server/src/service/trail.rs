@@ -165,6 +165,19 @@ impl Inner {
         result.map_err(|error| self.hide(request, error))
     }
 
+    /// Writes the record of a mutation that came to no intent: refusals and repeats. One with an intent has its own.
+    pub(super) async fn record_unless_begun<T>(
+        &self,
+        request: &RequestContext,
+        trail: Trail,
+        result: Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        if trail.intent.is_some() {
+            return result.map_err(|error| self.hide(request, error));
+        }
+        self.record(request, trail, result).await
+    }
+
     /// Writes one record an item, all in one append.
     pub(super) async fn record_batch<T>(
         &self,
