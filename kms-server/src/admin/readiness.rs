@@ -47,6 +47,7 @@ pub struct Readiness {
 }
 
 /// The parts of readiness, for people and monitors.
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own, shown as such")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ReadinessReport {
     /// All of the below, and not draining.

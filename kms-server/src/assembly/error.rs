@@ -89,5 +89,6 @@ impl StartError {
 }
 
 fn list(problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+    let lines: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
+    lines.concat()
 }

@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn ids_do_not_repeat_within_and_across_draws() {
-        let ids: HashSet<_> = (0..3 * IDS_PER_DRAW + 1).map(|_| new_event_id().unwrap()).collect();
+        let ids: HashSet<_> = (0..=3 * IDS_PER_DRAW).map(|_| new_event_id().unwrap()).collect();
         assert_eq!(ids.len(), 3 * IDS_PER_DRAW + 1);
     }
 

@@ -50,7 +50,7 @@ impl Default for ConnectionLimits {
             max_handshakes: 256,
             handshake_timeout: Duration::from_secs(5),
             max_streams: 256,
-            keepalive_interval: Duration::from_secs(60),
+            keepalive_interval: Duration::from_mins(1),
             keepalive_timeout: Duration::from_secs(20),
             max_age: Duration::from_hours(1),
             age_grace: Duration::from_secs(30),

@@ -102,7 +102,8 @@ fn every_field_of_a_new_key_arrives() {
 
 #[test]
 fn odd_fields_of_a_new_key_are_named() {
-    let cases: [(&str, fn(&mut proto::CreateKeyRequest)); 9] = [
+    type Edit = fn(&mut proto::CreateKeyRequest);
+    let cases: [(&str, Edit); 9] = [
         ("parent", |m| m.parent = "a".into()),
         ("key_id", |m| m.key_id = "A".into()),
         ("purpose", |m| m.purpose = 0),
