@@ -44,7 +44,7 @@ pub(super) async fn pinned(
 /// Opens pinned root sets, however long the token is away, and checks the MACs of the pins.
 ///
 /// # Errors
-/// [`StartError::Hsm`] when only an operator can help, [`StartError::RootPinIntegrity`] when a pin was edited.
+/// [`StartError::Hsm`] when the module cannot be used, [`StartError::RootPinIntegrity`] when a pin was edited.
 pub(super) async fn open(
     hsm: &dyn Hsm,
     clock: &dyn Clock,
@@ -60,6 +60,12 @@ pub(super) async fn open(
                 if timeout(RETRY_PAUSE, shutdown.triggered()).await.is_ok() {
                     return Err(error.into());
                 }
+            }
+            // The process stays: a service manager that restarts it would have a refused PIN tried again, and locked.
+            // The HSM layer refuses everything until then, readiness says no, and the operator reads why.
+            Err(HsmError::Latched { reason }) => {
+                tracing::error!(%reason, "the hsm is latched: nothing is served until this is mended");
+                return Ok(());
             }
             Err(error) => return Err(error.into()),
         }
@@ -88,7 +94,7 @@ fn deadline(clock: &dyn Clock) -> Instant {
     clock.monotonic() + ROOT_TIMEOUT
 }
 
-/// A latch stays until an operator acts, but the process stays too: readiness says why.
+/// What passes by itself.
 const fn waits(error: &HsmError) -> bool {
     matches!(
         error,

@@ -127,12 +127,8 @@ impl Core {
             running = self.start(config, mode, public_listener, admin_listener, public_tls, admin_tls) => running?,
             () = signals.stop() => return Ok(()),
         };
-        let told = (mode.on_ready)(addresses.0, addresses.1);
-        told.map_err(StartError::system("write what clients need"))?;
-        if let Some(file) = &mode.ready_file {
-            let ready = parts::since(started, self.clock.as_ref());
-            file.write(addresses.0, addresses.1, self.hsm.login, ready)
-                .map_err(StartError::system("write the ready file"))?;
+        if running.readiness.report().ready {
+            self.tell_ready(mode, addresses, started)?;
         }
         tracing::info!(listen = %addresses.0, admin = %addresses.1, "serving");
 
@@ -144,6 +140,21 @@ impl Core {
         }
         self.stop(config, running).await;
         Ok(())
+    }
+
+    /// Tells clients and people where, and that all is ready.
+    fn tell_ready(
+        &self,
+        mode: &Mode,
+        addresses: (SocketAddr, SocketAddr),
+        started: Instant,
+    ) -> Result<(), StartError> {
+        let told = (mode.on_ready)(addresses.0, addresses.1);
+        told.map_err(StartError::system("write what clients need"))?;
+        let Some(file) = &mode.ready_file else { return Ok(()) };
+        let ready = parts::since(started, self.clock.as_ref());
+        file.write(addresses.0, addresses.1, self.hsm.login, ready)
+            .map_err(StartError::system("write the ready file"))
     }
 
     async fn start(

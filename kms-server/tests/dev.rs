@@ -1,0 +1,149 @@
+//! The binary: dev mode from nothing, again, and refused; check-config; exit statuses.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test helpers"
+)]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use kms_testkit::{Process, softhsm};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kms-server"));
+    command.args(arguments).env_remove("SOFTHSM2_CONF");
+    command
+}
+
+fn dev(directory: &Path) -> Command {
+    let module = softhsm::module();
+    let mut command = command(&["dev", "--listen", "127.0.0.1:0"]);
+    command.arg("--dir").arg(directory).arg("--module").arg(module);
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+fn ready(process: &mut Process, directory: &Path) -> serde_json::Value {
+    serde_json::from_str(&process.await_file(&directory.join("ready.json"), LIMIT)).unwrap()
+}
+
+fn pinned(directory: &Path) -> (String, String) {
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    (read("token-serial"), read("pki/ca.pem"))
+}
+
+#[test]
+fn a_dev_server_starts_from_nothing_and_again_with_the_same_keys() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let mut first = Process::start(&mut dev(&directory));
+    let told = ready(&mut first, &directory);
+    assert!(first.await_line("*** DEV MODE ***", LIMIT).contains("Never for production"));
+    let context = std::fs::read_to_string(directory.join("cli.toml")).unwrap();
+    let listen = told["listen"].as_str().unwrap();
+    assert!(context.contains(&format!("server = \"https://{listen}\"")), "{context}");
+    let before = pinned(&directory);
+    assert_eq!(first.terminate(LIMIT).code(), Some(0));
+    assert!(!directory.join("ready.json").exists());
+
+    let mut second = Process::start(&mut dev(&directory));
+    ready(&mut second, &directory);
+    assert_eq!(pinned(&directory), before);
+    assert_eq!(std::fs::read_dir(directory.join("tokens")).unwrap().count(), 1);
+    assert_eq!(second.terminate(LIMIT).code(), Some(0));
+}
+
+#[test]
+fn a_directory_is_held_by_one_process_even_when_it_is_killed() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let mut first = Process::start(&mut dev(&directory));
+    ready(&mut first, &directory);
+    let refused = dev(&directory).output().unwrap();
+    assert_eq!(refused.status.code(), Some(77), "{refused:?}");
+    first.kill();
+    let mut second = Process::start(&mut dev(&directory));
+    second.await_line("serving", LIMIT);
+    assert_eq!(second.terminate(LIMIT).code(), Some(0));
+}
+
+#[test]
+fn a_wrong_pin_is_tried_once_and_the_server_stays_to_say_so() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let mut first = Process::start(&mut dev(&directory));
+    ready(&mut first, &directory);
+    first.terminate(LIMIT);
+    let pin_file = directory.join("user-pin");
+    let pin = std::fs::read_to_string(&pin_file).unwrap();
+    std::fs::write(&pin_file, "canary-wrong-pin").unwrap();
+    let mut latched = Process::start(&mut dev(&directory));
+    latched.await_line("the token refused the PIN", LIMIT);
+    latched.await_line("serving", LIMIT);
+    assert!(!directory.join("ready.json").exists());
+    assert_eq!(latched.terminate(LIMIT).code(), Some(0));
+    assert!(!latched.stderr().contains("canary-wrong-pin"));
+    std::fs::write(&pin_file, pin).unwrap();
+    let mut mended = Process::start(&mut dev(&directory));
+    ready(&mut mended, &directory);
+}
+
+#[test]
+fn a_start_that_was_interrupted_anywhere_is_resumed() {
+    for lost in ["token-serial", "pki", "store.db", "audit"] {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("dev");
+        let mut first = Process::start(&mut dev(&directory));
+        ready(&mut first, &directory);
+        first.terminate(LIMIT);
+        let path = directory.join(lost);
+        if path.is_dir() {
+            std::fs::rename(&path, directory.join("pki.tmp")).unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
+        }
+        let mut second = Process::start(&mut dev(&directory));
+        ready(&mut second, &directory);
+    }
+}
+
+#[test]
+fn a_directory_that_others_may_enter_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(parent.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = dev(parent.path()).output().unwrap();
+    assert_eq!(refused.status.code(), Some(77), "{refused:?}");
+}
+
+#[test]
+fn a_wrong_configuration_exits_with_78_and_names_every_problem() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("c.toml");
+    std::fs::write(&path, "[limits]\nmax_streams = 0\n[store]\npath = \"/nowhere/x\"\n").unwrap();
+    for arguments in [&["check-config", "--config"][..], &["--config"]] {
+        let output = command(arguments).arg(&path).output().unwrap();
+        assert_eq!(output.status.code(), Some(78), "{output:?}");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.contains("limits.max_streams"), "{errors}");
+        assert!(errors.contains("store.path"), "{errors}");
+    }
+    std::fs::write(&path, "[limits]\nmax_steams = 1\n").unwrap();
+    let output = command(&["check-config", "--config"]).arg(&path).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2() {
+    assert_eq!(run(&[]).status.code(), Some(2));
+    assert_eq!(run(&["--nonsense"]).status.code(), Some(2));
+}
