@@ -6,17 +6,17 @@
 use std::path::Path;
 
 use kms_core::clock::SystemClock;
+use kms_core::secret::Pin;
 use kms_hsm::doctor::{DoctorError, IvMode, Need, Report, Row, TokenSelector, Verdict, examine};
 use kms_testkit::softhsm::{self, TOKEN_LABEL, USER_PIN};
 use kms_testkit::{faulty, isolated, isolated_faulty};
-use secrecy::SecretString;
 
 fn by_label() -> TokenSelector {
     TokenSelector::Label(TOKEN_LABEL.into())
 }
 
 fn examine_with(module: &Path, pin: &str) -> Result<Report, DoctorError> {
-    examine(module, Some(&by_label()), &SecretString::from(pin), &SystemClock)
+    examine(module, Some(&by_label()), &Pin::new(pin.into()), &SystemClock)
 }
 
 fn row<'a>(report: &'a Report, what: &str) -> &'a Row {
@@ -199,7 +199,7 @@ fn a_refused_pin_is_not_tried_again() {
 #[test]
 fn the_token_is_chosen_without_doubt() {
     isolated("the_token_is_chosen_without_doubt", |token| {
-        let pin = SecretString::from(USER_PIN);
+        let pin = Pin::new(USER_PIN.into());
         let choose = |wanted: Option<&TokenSelector>| {
             examine(&softhsm::module(), wanted, &pin, &SystemClock)
                 .map(|report| report.token.serial)

@@ -6,7 +6,8 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
-use secrecy::SecretString;
+use cryptoki::types::AuthPin;
+use kms_core::secret::Pin;
 
 use crate::doctor::DoctorError;
 use crate::doctor::report::{ModuleFacts, TokenFacts};
@@ -86,7 +87,7 @@ impl Opened {
     pub(super) fn log_in(
         &self,
         slot: Slot,
-        pin: &SecretString,
+        pin: &Pin,
     ) -> Result<(Session, TokenFacts), DoctorError> {
         let info = self.token_info(slot)?;
         if info.user_pin_locked() {
@@ -96,7 +97,9 @@ impl Opened {
             return Err(DoctorError::PinFinalTry);
         }
         let session = self.session(slot)?;
-        session.login(UserType::User, Some(pin)).map_err(|error| match error {
+        // cryptoki wipes its copy.
+        let pin = AuthPin::from(pin.expose().to_owned());
+        session.login(UserType::User, Some(&pin)).map_err(|error| match error {
             Error::Pkcs11(
                 RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange,
                 _,

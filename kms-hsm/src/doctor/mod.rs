@@ -17,7 +17,7 @@ mod wrap;
 use std::path::Path;
 
 use kms_core::clock::Clock;
-use secrecy::SecretString;
+use kms_core::secret::Pin;
 
 pub use connect::TokenSelector;
 pub use report::{
@@ -74,7 +74,7 @@ pub enum DoctorError {
 pub fn examine(
     module: &Path,
     token: Option<&TokenSelector>,
-    pin: &SecretString,
+    pin: &Pin,
     clock: &dyn Clock,
 ) -> Result<Report, DoctorError> {
     let opened = connect::Opened::open(module)?;
@@ -87,7 +87,7 @@ pub fn examine(
 fn examine_slot(
     opened: &connect::Opened,
     slot: cryptoki::slot::Slot,
-    pin: &SecretString,
+    pin: &Pin,
     clock: &dyn Clock,
 ) -> Result<Report, DoctorError> {
     let (session, token) = opened.log_in(slot, pin)?;
