@@ -8,6 +8,10 @@
 pub mod doctor;
 pub mod error;
 pub mod hsm;
+pub mod pin;
+pub mod pkcs11;
+#[cfg(feature = "suite")]
+pub mod suite;
 
 pub use error::HsmError;
 pub use hsm::{
