@@ -1,0 +1,63 @@
+//! The state x operation matrix and the transitions, cell by cell, against the published tables.
+
+use kms_core::state::{Use, Verdict, VersionState};
+
+/// Design section 3, read row by row: `-` no, `!` no with an alert, `y` yes, `p` primary or pinned, `w` with its own
+/// permission, `m` metadata.
+const MATRIX: [(Use, &str); 4] = [
+    // PRE_ACTIVATION, ACTIVE, SUSPENDED, DEACTIVATED, COMPROMISED, DESTROY_SCHEDULED, DESTROYED
+    (Use::Protect, "-p-----"),
+    (Use::Process, "-y-yw!-"),
+    (Use::RewrapFrom, "-y-yw--"),
+    (Use::Describe, "yyyyyym"),
+];
+
+/// Rows: from; columns: to; in the order of `VersionState::ALL`.
+const TRANSITIONS: [&str; 7] = [
+    "-y--y-y", // PRE_ACTIVATION
+    "--yyy--", // ACTIVE
+    "-y-yy--", // SUSPENDED
+    "----yy-", // DEACTIVATED
+    "-----y-", // COMPROMISED
+    "---yy-y", // DESTROY_SCHEDULED
+    "-------", // DESTROYED
+];
+
+fn letter(verdict: Verdict) -> char {
+    match verdict {
+        Verdict::Yes => 'y',
+        Verdict::PrimaryOrPinned => 'p',
+        Verdict::WithPermission => 'w',
+        Verdict::No => '-',
+        Verdict::NoWithAlert => '!',
+        Verdict::Metadata => 'm',
+    }
+}
+
+#[test]
+fn every_cell_of_the_operation_matrix_is_as_published() {
+    for (operation, expected) in MATRIX {
+        let row: String =
+            VersionState::ALL.iter().map(|state| letter(state.permits(operation))).collect();
+        assert_eq!(row, expected, "{operation:?}");
+    }
+}
+
+#[test]
+fn every_cell_of_the_transition_table_is_as_published() {
+    for (from, expected) in VersionState::ALL.iter().zip(TRANSITIONS) {
+        let row: String = VersionState::ALL
+            .iter()
+            .map(|to| if from.can_become(*to) { 'y' } else { '-' })
+            .collect();
+        assert_eq!(row, expected, "from {from}");
+    }
+}
+
+#[test]
+fn every_state_reads_back_from_its_name() {
+    for state in VersionState::ALL {
+        assert_eq!(VersionState::parse(state.as_str()), Some(state));
+    }
+    assert_eq!(VersionState::parse("active"), None);
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Everything that CI runs, in stages; `scripts/test.sh STAGE...` runs only the named ones.
+# Ends with the seconds of each stage and a plain result.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(setup lint docs deny build test)
+report=()
+
+setup() { scripts/setup.sh test; }
+
+lint() {
+  cargo fmt --all -- --check
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  scripts/check-tree.sh
+}
+
+docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items; }
+
+deny() { cargo deny --offline --locked check bans licenses sources 2>/dev/null || cargo deny --locked check bans licenses sources; }
+
+# Tests of one package do not build the binaries of another, so they are built first and their folder is passed on.
+build() { cargo build --workspace --bins --locked; }
+
+test() {
+  HOLDFAST_BIN_DIR="$PWD/target/debug" cargo test --workspace --locked
+}
+
+# One stage in a process of its own: `set -e` is off in a function that `if` calls.
+if [ "${1-}" = --only ]; then
+  "$2"
+  exit 0
+fi
+
+for stage in "${stages[@]}"; do
+  echo "== $stage"
+  start=$SECONDS
+  if ! scripts/test.sh --only "$stage"; then
+    echo "FAILED: stage $stage after $((SECONDS - start)) s" >&2
+    exit 1
+  fi
+  report+=("$(printf '%-8s %5d s' "$stage" $((SECONDS - start)))")
+done
+
+echo "== seconds per stage"
+printf '%s\n' "${report[@]}"
+echo "OK: all stages passed (${stages[*]})"
