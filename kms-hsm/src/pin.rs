@@ -88,6 +88,9 @@ impl PinSource {
     }
 }
 
+/// Room for CR, LF and one byte too many, so that the vector never grows and leaves no copy behind.
+const ROOM: usize = MAX_PIN_BYTES + 3;
+
 /// systemd shows the mode of a credential through an ACL mask, so only plain files are checked.
 fn from_file(path: &Path, check_mode: bool) -> Result<Pin, PinError> {
     let place = path.display().to_string();
@@ -99,8 +102,6 @@ fn from_file(path: &Path, check_mode: bool) -> Result<Pin, PinError> {
             return Err(PinError::Exposed { place });
         }
     }
-    // Room for CR, LF and one byte too many, so that the vector never grows and leaves no copy behind.
-    const ROOM: usize = MAX_PIN_BYTES + 3;
     let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
     let mut buffer = Zeroizing::new([0; ROOM]);
     while bytes.len() < ROOM {

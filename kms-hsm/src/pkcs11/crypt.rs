@@ -75,7 +75,7 @@ impl Desk<'_> {
             }
         }
         while let Some(operation) = operations.get_mut(done.len()) {
-            if self.bench.seat.abandoned() {
+            if !self.bench.seat.moves(self.bench.shared.now()) {
                 return Err(Failure::Answer(HsmError::CallDeadline));
             }
             match self.finished(operation) {
