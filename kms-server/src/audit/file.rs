@@ -1,6 +1,6 @@
 //! The file sink: a thread that writes all records that wait, syncs once, and then answers them all.
 //!
-//! Invariant: an answer is given only after the fdatasync that covers its lines; `kms-server/tests/audit_order.rs`
+//! Invariant: an answer is given only after the fdatasync that covers its lines; `kms-server/tests/power_loss.rs`
 //! reads it off the system calls.
 
 use std::fmt;

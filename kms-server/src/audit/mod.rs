@@ -3,6 +3,7 @@
 //! Responsible for the seam [`AuditSink`] and its implementations. It must never drop a record it has acknowledged, and
 //! never answer before the record is on stable storage.
 
+pub mod aggregate;
 mod chain;
 mod file;
 mod files;
