@@ -81,7 +81,7 @@ async fn an_independent_verifier_agrees_on_the_head() {
     let output = Command::new("python3").arg(VERIFIER).arg(GOLDEN).output();
     let output = output.expect("python3 is needed: apt-get install python3");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let hash: String = head.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = data_encoding::HEXLOWER.encode(&head.hash);
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), format!("3 {hash}"));
 }
 

@@ -11,5 +11,6 @@
 )]
 
 pub mod crash;
+pub mod faulty;
 pub mod samples;
 pub mod strace;

@@ -45,15 +45,29 @@ pub enum Effect {
 
 /// Runs the test `name` of this binary in a child under strace, with `variable` set to `value`.
 ///
-/// The child's calls on files below `root`, its standard output and its sockets are returned in the order in which they
-/// began.
+/// Its calls on files, standard output and sockets are returned in the order in which they began.
 pub fn trace_test(name: &str, variable: &str, value: &Path) -> Vec<Call> {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let output = Command::new("strace")
+    let mut command = Command::new("strace");
+    command
         .args(["-f", "-y", "-xx", "-s", "4000000", "-e"])
         .arg(format!("trace={CALLS}"))
         .arg("-o")
-        .arg(log.path())
+        .arg(log.path());
+    run_test(command, name, variable, value);
+    parse(&std::fs::read_to_string(log.path()).unwrap())
+}
+
+/// Runs a test like [`trace_test`], while calls on the file `path` fail as `fault` says (strace's `inject`).
+pub fn fail_test(name: &str, variable: &str, value: &Path, path: &Path, fault: &str) {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-P"]).arg(path).arg("-e");
+    command.arg(format!("inject={fault}"));
+    run_test(command, name, variable, value);
+}
+
+fn run_test(mut strace: Command, name: &str, variable: &str, value: &Path) {
+    let output = strace
         .arg(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(variable, value)
@@ -70,7 +84,6 @@ pub fn trace_test(name: &str, variable: &str, value: &Path) -> Vec<Call> {
     let text = String::from_utf8_lossy(&text);
     assert!(output.status.success(), "`{name}` failed under strace:\n{text}");
     assert!(text.contains("1 passed"), "no test is called `{name}`:\n{text}");
-    parse(&std::fs::read_to_string(log.path()).unwrap())
 }
 
 /// Reads a trace made with `-f -y -xx`.
