@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod authn;
+pub mod authz;
 pub mod keyring;
 pub mod service;
 pub mod store;
