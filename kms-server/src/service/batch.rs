@@ -22,29 +22,43 @@ impl<P> From<(P, CryptoOp)> for Step<P> {
 
 impl Inner {
     /// Plans each item, gives all of them to one worker, finishes and records each.
-    pub(super) async fn batch<I, P, T>(
+    pub(super) async fn batch<I, P, T, F>(
         &self,
         request: &RequestContext,
         items: BatchItems<I>,
         name: impl Fn(&I) -> Trail,
-        plan: impl AsyncFn(I, &mut Trail) -> Result<(P, CryptoOp), ServiceError>,
+        plan: impl Fn(I, Trail) -> F,
         finish: impl Fn(P, Finished) -> Result<T, ServiceError>,
-    ) -> Result<BatchResults<T>, ServiceError> {
+    ) -> Result<BatchResults<T>, ServiceError>
+    where
+        F: Future<Output = (Trail, Result<(P, CryptoOp), ServiceError>)>,
+    {
         let unused = |_| Err(ServiceError::Bug { reason: "an item was done without the hsm" });
-        let step = async |item: I, trail: &mut Trail| plan(item, trail).await.map(Step::from);
+        let step = |item: I, trail: Trail| {
+            let planned = plan(item, trail);
+            async move {
+                let (trail, planned) = planned.await;
+                (trail, planned.map(Step::from))
+            }
+        };
         self.batch_steps(request, items, name, step, finish, unused).await
     }
 
     /// As [`Inner::batch`], for items that may need no HSM.
-    pub(super) async fn batch_steps<I, P, T>(
+    ///
+    /// The trail is passed through by value: a closure that borrowed it could not be shown to be `Send`.
+    pub(super) async fn batch_steps<I, P, T, F>(
         &self,
         request: &RequestContext,
         items: BatchItems<I>,
         name: impl Fn(&I) -> Trail,
-        step: impl AsyncFn(I, &mut Trail) -> Result<Step<P>, ServiceError>,
+        step: impl Fn(I, Trail) -> F,
         finish: impl Fn(P, Finished) -> Result<T, ServiceError>,
         done: impl Fn(P) -> Result<T, ServiceError>,
-    ) -> Result<BatchResults<T>, ServiceError> {
+    ) -> Result<BatchResults<T>, ServiceError>
+    where
+        F: Future<Output = (Trail, Result<Step<P>, ServiceError>)>,
+    {
         if let Err(error) = check_batch(items.len()) {
             return self.record(request, Trail::unknown(), Err(error)).await;
         }
@@ -54,8 +68,9 @@ impl Inner {
             planned.push(match item {
                 Err(error) => (Trail::unknown(), Err(error)),
                 Ok(item) => {
-                    let mut trail = name(&item);
-                    let step = step(item, &mut trail).await.map(|step| match step {
+                    let trail = name(&item);
+                    let (trail, step) = step(item, trail).await;
+                    let step = step.map(|step| match step {
                         Step::Hsm(plan, operation) => {
                             operations.push(operation);
                             (plan, true)

@@ -37,8 +37,9 @@ impl Kms {
         items: BatchItems<GenerateDataKey>,
     ) -> Result<BatchResults<DataKey>, ServiceError> {
         let inner = &*self.inner;
-        let plan = async |item: GenerateDataKey, trail: &mut Trail| {
-            inner.plan_data_key(request, item, trail).await
+        let plan = |item: GenerateDataKey, mut trail: Trail| async move {
+            let planned = inner.plan_data_key(request, item, &mut trail).await;
+            (trail, planned)
         };
         inner
             .batch(

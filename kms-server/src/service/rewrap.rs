@@ -43,8 +43,10 @@ impl Kms {
         items: BatchItems<Rewrap>,
     ) -> Result<BatchResults<Rewrapped>, ServiceError> {
         let inner = &*self.inner;
-        let step =
-            async |item: Rewrap, trail: &mut Trail| inner.plan_rewrap(request, item, trail).await;
+        let step = |item: Rewrap, mut trail: Trail| async move {
+            let planned = inner.plan_rewrap(request, item, &mut trail).await;
+            (trail, planned)
+        };
         let name = |item: &Rewrap| Trail::key(&item.key);
         inner.batch_steps(request, items, name, step, finish, current).await
     }

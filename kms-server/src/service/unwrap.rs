@@ -36,8 +36,10 @@ impl Kms {
         items: BatchItems<Unwrap>,
     ) -> Result<BatchResults<Unwrapped>, ServiceError> {
         let inner = &*self.inner;
-        let plan =
-            async |item: Unwrap, trail: &mut Trail| inner.plan_unwrap(request, item, trail).await;
+        let plan = |item: Unwrap, mut trail: Trail| async move {
+            let planned = inner.plan_unwrap(request, item, &mut trail).await;
+            (trail, planned)
+        };
         inner.batch(request, items, |item| Trail::key(&item.key), plan, finish).await
     }
 }

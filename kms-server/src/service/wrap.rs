@@ -36,8 +36,10 @@ impl Kms {
         items: BatchItems<Wrap>,
     ) -> Result<BatchResults<Wrapped>, ServiceError> {
         let inner = &*self.inner;
-        let plan =
-            async |item: Wrap, trail: &mut Trail| inner.plan_wrap(request, item, trail).await;
+        let plan = |item: Wrap, mut trail: Trail| async move {
+            let planned = inner.plan_wrap(request, item, &mut trail).await;
+            (trail, planned)
+        };
         let name = |item: &Wrap| Trail::key(&item.key.key);
         inner.batch(request, items, name, plan, |ready, answer| finish(&ready, answer)).await
     }

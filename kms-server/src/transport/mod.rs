@@ -6,10 +6,15 @@
 
 pub mod accept;
 mod connection;
+pub mod event_id;
+pub mod grpc;
+pub mod health;
 pub mod limits;
+pub mod method;
 pub mod network;
 pub mod shutdown;
 pub mod stats;
+pub mod status;
 pub mod tls;
 
 pub use accept::{Drained, HttpService, Security, ServeOptions, serve};
