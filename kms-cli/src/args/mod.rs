@@ -3,6 +3,7 @@
 //! Only declarations live here; each verb's code is in [`crate::verbs`]. Help texts are pinned by snapshots, so a change
 //! here shows as one there.
 
+pub mod bench;
 pub mod context;
 pub mod data;
 pub mod key;
@@ -106,6 +107,8 @@ pub enum Command {
     Random(data::Random),
     /// Say whether the server is up and serving
     Health,
+    /// Put load on a server and measure it
+    Bench(bench::Bench),
     /// Choose and add contexts: which server, as whom
     #[command(subcommand)]
     Context(context::ContextCommand),

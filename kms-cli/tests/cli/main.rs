@@ -7,5 +7,7 @@
 )]
 
 mod common;
+mod fake;
 mod help;
 mod offline;
+mod online;
