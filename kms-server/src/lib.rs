@@ -4,4 +4,7 @@
 //! `transport` is the only module that names tonic or axum, `store` the only one that holds SQL.
 
 pub mod audit;
+pub mod authn;
+pub mod keyring;
+pub mod service;
 pub mod store;

@@ -4,6 +4,8 @@
 //! transaction with its precondition (the revision it expects): either all of it happened, durably, when it answers, or
 //! nothing. The store moves sealed rows and never judges a MAC: the keyring does, on load.
 
+pub mod sqlite;
+
 use std::fmt;
 
 use async_trait::async_trait;
@@ -18,6 +20,9 @@ use kms_core::root::RootPin;
 /// How long a `request_id` is remembered (AIP-155).
 pub const REQUEST_MEMORY: std::time::Duration = std::time::Duration::from_hours(24);
 
+/// The most rows of one list, whatever limit was asked for: the longest page of the API, and one to see that more follow.
+pub const MAX_LIST_ROWS: u32 = 1001;
+
 /// What can go wrong in the store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -27,6 +32,9 @@ pub enum StoreError {
     /// A key of this name exists.
     #[error("the name is taken")]
     NameTaken,
+    /// The principal used this request id before: read its first result. Nothing was changed.
+    #[error("the request id was used before")]
+    RequestIdTaken,
     /// The row to change is not there.
     #[error("no such row")]
     NotFound,
@@ -63,7 +71,9 @@ impl StoreError {
     /// Returns whose fault it is.
     pub const fn fault(&self) -> Fault {
         match self {
-            Self::RevisionMismatch | Self::NameTaken | Self::NotFound => Fault::Caller,
+            Self::RevisionMismatch | Self::NameTaken | Self::RequestIdTaken | Self::NotFound => {
+                Fault::Caller
+            }
             Self::Damaged { .. }
             | Self::Unwritable { .. }
             | Self::Unavailable { .. }
@@ -79,9 +89,11 @@ impl StoreError {
             | Self::Unwritable { .. }
             | Self::Unavailable { .. }
             | Self::Saturated => Retry::Later,
-            Self::NameTaken | Self::NotFound | Self::Damaged { .. } | Self::Schema { .. } => {
-                Retry::Never
-            }
+            Self::NameTaken
+            | Self::RequestIdTaken
+            | Self::NotFound
+            | Self::Damaged { .. }
+            | Self::Schema { .. } => Retry::Never,
         }
     }
 }
@@ -175,6 +187,33 @@ pub enum IntentKind {
     SuspendKeyVersion,
     /// ResumeKeyVersion.
     ResumeKeyVersion,
+}
+
+impl IntentKind {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [
+        Self::CreateKey,
+        Self::RotateKey,
+        Self::UpdateKey,
+        Self::SuspendKeyVersion,
+        Self::ResumeKeyVersion,
+    ];
+
+    /// Returns the name used in columns and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CreateKey => "CREATE_KEY",
+            Self::RotateKey => "ROTATE_KEY",
+            Self::UpdateKey => "UPDATE_KEY",
+            Self::SuspendKeyVersion => "SUSPEND_KEY_VERSION",
+            Self::ResumeKeyVersion => "RESUME_KEY_VERSION",
+        }
+    }
+
+    /// Reads the name; `None` when it is not a kind.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
 }
 
 /// A new key with its first version.

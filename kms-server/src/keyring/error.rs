@@ -1,0 +1,78 @@
+//! What can go wrong in the keyring, by condition.
+
+use kms_core::fault::{Fault, Retry};
+use kms_core::name::{KeyName, VersionName};
+use kms_core::state::VersionState;
+use kms_hsm::HsmError;
+
+use crate::store::StoreError;
+
+/// An error of the keyring.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyringError {
+    /// No such key.
+    #[error("no key `{0}`")]
+    KeyNotFound(KeyName),
+    /// No such version.
+    #[error("no key version `{0}`")]
+    VersionNotFound(VersionName),
+    /// The state of the version does not permit the use.
+    #[error("the key version is {0}")]
+    NotPermittedByState(VersionState),
+    /// The version has used up its invocations.
+    #[error("the key version has used up its invocations")]
+    Exhausted,
+    /// The envelope is another key's, another version's, or was changed.
+    #[error("ciphertext, context and key do not fit together")]
+    CiphertextInvalid,
+    /// A row or a key is not the one recorded.
+    #[error("key integrity: {detail}")]
+    Integrity {
+        /// For the operator.
+        detail: String,
+    },
+    /// The HSM.
+    #[error(transparent)]
+    Hsm(#[from] HsmError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A defect of ours.
+    #[error("bug: {reason}")]
+    Bug {
+        /// Where it was noticed.
+        reason: &'static str,
+    },
+}
+
+impl KeyringError {
+    /// Returns whose fault it is.
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::KeyNotFound(_)
+            | Self::VersionNotFound(_)
+            | Self::NotPermittedByState(_)
+            | Self::Exhausted
+            | Self::CiphertextInvalid => Fault::Caller,
+            Self::Integrity { .. } => Fault::Store,
+            Self::Hsm(error) => error.fault(),
+            Self::Store(error) => error.fault(),
+            Self::Bug { .. } => Fault::Bug,
+        }
+    }
+
+    /// Returns whether the same call may succeed later by itself.
+    pub const fn retry(&self) -> Retry {
+        match self {
+            Self::Hsm(error) => error.retry(),
+            Self::Store(error) => error.retry(),
+            Self::KeyNotFound(_)
+            | Self::VersionNotFound(_)
+            | Self::NotPermittedByState(_)
+            | Self::Exhausted
+            | Self::CiphertextInvalid
+            | Self::Integrity { .. }
+            | Self::Bug { .. } => Retry::Never,
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! What can go wrong in a use-case, by condition (peers.md 4.12). `transport/status.rs` maps it to gRPC codes.
+
+use std::time::Duration;
+
+use kms_core::fault::Fault;
+use kms_core::name::{KeyName, VersionName};
+use kms_core::state::VersionState;
+use kms_hsm::HsmError;
+
+use crate::audit::AuditError;
+use crate::keyring::KeyringError;
+use crate::store::StoreError;
+
+/// When trying again may help, where the layer below does not say.
+pub const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// An error of the service layer. `Display` is the operator's text; callers get [`ServiceError::public_text`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceError {
+    /// A field is outside its bounds.
+    #[error("`{field}`: {description}")]
+    FieldViolation {
+        /// Name of the field on the wire.
+        field: &'static str,
+        /// What is wrong; safe to show.
+        description: String,
+    },
+    /// The page token is older than its life.
+    #[error("the page token has expired")]
+    PageTokenExpired,
+    /// Tag, context, key or form of the ciphertext do not fit: one answer for all.
+    #[error("the ciphertext cannot be opened with this key and context")]
+    CiphertextInvalid,
+    /// The envelope has a format or suite that this release does not know.
+    #[error("{detail}")]
+    EnvelopeUnsupported {
+        /// Which; safe to show.
+        detail: String,
+    },
+    /// Policy denies; or the thing is not there, and the caller may not know.
+    #[error("access denied")]
+    AccessDenied,
+    /// No such key; said only to those who may describe keys of the tenant.
+    #[error("no key `{name}`")]
+    KeyNotFound {
+        /// The name asked for.
+        name: KeyName,
+    },
+    /// No such version; said only to those who may describe keys of the tenant.
+    #[error("no key version `{name}`")]
+    VersionNotFound {
+        /// The name asked for.
+        name: VersionName,
+    },
+    /// The state of the version does not permit this.
+    #[error("the key version is {state}")]
+    KeyNotActive {
+        /// The state in force.
+        state: VersionState,
+    },
+    /// The version has used up its invocations.
+    #[error("the key version has used up its invocations; rotate the key")]
+    KeyExhausted,
+    /// The key has used up its version numbers.
+    #[error("the key has used up its version numbers")]
+    VersionsExhausted,
+    /// The request id was used for another request.
+    #[error("the request id was used for another request")]
+    RequestIdReused,
+    /// The same request is being worked on.
+    #[error("the same request is in progress")]
+    OperationInProgress,
+    /// The key was changed since the revision that the change is based on.
+    #[error("the key was changed; read it again")]
+    RevisionMismatch,
+    /// A key of this name exists.
+    #[error("key `{name}` exists")]
+    ResourceExists {
+        /// The name.
+        name: KeyName,
+    },
+    /// The HSM's queue is full.
+    #[error("the hsm queue is full")]
+    HsmSaturated {
+        /// When trying again may help.
+        retry_after: Duration,
+    },
+    /// The HSM is gone for now.
+    #[error("the hsm is unavailable: {detail}")]
+    HsmUnavailable {
+        /// For the operator.
+        detail: String,
+        /// When trying again may help.
+        retry_after: Duration,
+    },
+    /// The HSM is latched until an operator acts.
+    #[error("the hsm is latched: {detail}")]
+    HsmLatched {
+        /// For the operator.
+        detail: String,
+    },
+    /// The token has no room.
+    #[error("the token is full: {detail}")]
+    HsmFull {
+        /// For the operator.
+        detail: String,
+    },
+    /// The deadline passed before the HSM took the job: nothing was done.
+    #[error("the deadline passed before the hsm took the job")]
+    QueueDeadline,
+    /// The deadline passed while the HSM had the job: the outcome is unknown.
+    #[error("the deadline passed while the hsm had the job")]
+    HsmDeadline,
+    /// The token lacks a mechanism.
+    #[error("the token lacks {mechanism}")]
+    MechanismUnsupported {
+        /// Name of the mechanism.
+        mechanism: &'static str,
+    },
+    /// The store cannot be read or written, or is saturated. Nothing was changed.
+    #[error("the store is unavailable: {detail}")]
+    StoreUnavailable {
+        /// For the operator.
+        detail: String,
+    },
+    /// The audit log cannot be written, so nothing may happen.
+    #[error("the audit log is unavailable: {detail}")]
+    AuditUnavailable {
+        /// For the operator.
+        detail: String,
+    },
+    /// A row or a key is not the one recorded. Pages operators.
+    #[error("key integrity: {detail}")]
+    KeyIntegrity {
+        /// For the operator.
+        detail: String,
+    },
+    /// A defect of ours.
+    #[error("bug: {reason}")]
+    Bug {
+        /// Where it was noticed.
+        reason: &'static str,
+    },
+}
+
+impl ServiceError {
+    /// Returns the reason for programs (`google.rpc.ErrorInfo.reason`) and audit records.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::FieldViolation { .. } => "FIELD_VIOLATION",
+            Self::PageTokenExpired => "PAGE_TOKEN_EXPIRED",
+            Self::CiphertextInvalid => "CIPHERTEXT_INVALID",
+            Self::EnvelopeUnsupported { .. } => "ENVELOPE_UNSUPPORTED",
+            Self::AccessDenied => "ACCESS_DENIED",
+            Self::KeyNotFound { .. } => "KEY_NOT_FOUND",
+            Self::VersionNotFound { .. } => "VERSION_NOT_FOUND",
+            Self::KeyNotActive { .. } => "KEY_NOT_ACTIVE",
+            Self::KeyExhausted => "KEY_EXHAUSTED",
+            Self::VersionsExhausted => "VERSIONS_EXHAUSTED",
+            Self::RequestIdReused => "REQUEST_ID_REUSED",
+            Self::OperationInProgress => "OPERATION_IN_PROGRESS",
+            Self::RevisionMismatch => "REVISION_MISMATCH",
+            Self::ResourceExists { .. } => "RESOURCE_EXISTS",
+            Self::HsmSaturated { .. } => "HSM_SATURATED",
+            Self::HsmUnavailable { .. } => "HSM_UNAVAILABLE",
+            Self::HsmLatched { .. } => "HSM_LATCHED",
+            Self::HsmFull { .. } => "HSM_FULL",
+            Self::QueueDeadline => "QUEUE_DEADLINE",
+            Self::HsmDeadline => "HSM_DEADLINE",
+            Self::MechanismUnsupported { .. } => "MECHANISM_UNSUPPORTED",
+            Self::StoreUnavailable { .. } => "STORE_UNAVAILABLE",
+            Self::AuditUnavailable { .. } => "AUDIT_UNAVAILABLE",
+            Self::KeyIntegrity { .. } => "KEY_INTEGRITY",
+            Self::Bug { .. } => "INTERNAL",
+        }
+    }
+
+    /// Returns whose fault it is.
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::FieldViolation { .. }
+            | Self::PageTokenExpired
+            | Self::CiphertextInvalid
+            | Self::EnvelopeUnsupported { .. }
+            | Self::KeyNotFound { .. }
+            | Self::VersionNotFound { .. }
+            | Self::KeyNotActive { .. }
+            | Self::KeyExhausted
+            | Self::VersionsExhausted
+            | Self::RequestIdReused
+            | Self::OperationInProgress
+            | Self::RevisionMismatch
+            | Self::ResourceExists { .. } => Fault::Caller,
+            Self::AccessDenied => Fault::Policy,
+            Self::HsmSaturated { .. }
+            | Self::HsmUnavailable { .. }
+            | Self::HsmLatched { .. }
+            | Self::HsmFull { .. }
+            | Self::QueueDeadline
+            | Self::HsmDeadline
+            | Self::MechanismUnsupported { .. } => Fault::Device,
+            Self::StoreUnavailable { .. } | Self::KeyIntegrity { .. } => Fault::Store,
+            Self::AuditUnavailable { .. } => Fault::Audit,
+            Self::Bug { .. } => Fault::Bug,
+        }
+    }
+
+    /// Returns when the same request may succeed by itself; `None` when trying again does not help.
+    pub const fn retry(&self) -> Option<Duration> {
+        match self {
+            Self::HsmSaturated { retry_after } | Self::HsmUnavailable { retry_after, .. } => {
+                Some(*retry_after)
+            }
+            Self::OperationInProgress
+            | Self::QueueDeadline
+            | Self::HsmDeadline
+            | Self::StoreUnavailable { .. }
+            | Self::AuditUnavailable { .. } => Some(RETRY_AFTER),
+            Self::FieldViolation { .. }
+            | Self::PageTokenExpired
+            | Self::CiphertextInvalid
+            | Self::EnvelopeUnsupported { .. }
+            | Self::AccessDenied
+            | Self::KeyNotFound { .. }
+            | Self::VersionNotFound { .. }
+            | Self::KeyNotActive { .. }
+            | Self::KeyExhausted
+            | Self::VersionsExhausted
+            | Self::RequestIdReused
+            | Self::RevisionMismatch
+            | Self::ResourceExists { .. }
+            | Self::HsmLatched { .. }
+            | Self::HsmFull { .. }
+            | Self::MechanismUnsupported { .. }
+            | Self::KeyIntegrity { .. }
+            | Self::Bug { .. } => None,
+        }
+    }
+
+    /// Returns the text for the caller; where the fault is ours or a device's, it is opaque.
+    pub fn public_text(&self) -> String {
+        match self {
+            Self::HsmUnavailable { .. } | Self::HsmLatched { .. } | Self::HsmFull { .. } => {
+                "the hsm is unavailable".into()
+            }
+            Self::StoreUnavailable { .. } => "the store is unavailable".into(),
+            Self::AuditUnavailable { .. } => "the audit log is unavailable".into(),
+            Self::KeyIntegrity { .. } => "the key failed its integrity check".into(),
+            Self::Bug { .. } => "internal error".into(),
+            Self::FieldViolation { .. }
+            | Self::PageTokenExpired
+            | Self::CiphertextInvalid
+            | Self::EnvelopeUnsupported { .. }
+            | Self::AccessDenied
+            | Self::KeyNotFound { .. }
+            | Self::VersionNotFound { .. }
+            | Self::KeyNotActive { .. }
+            | Self::KeyExhausted
+            | Self::VersionsExhausted
+            | Self::RequestIdReused
+            | Self::OperationInProgress
+            | Self::RevisionMismatch
+            | Self::ResourceExists { .. }
+            | Self::HsmSaturated { .. }
+            | Self::QueueDeadline
+            | Self::HsmDeadline
+            | Self::MechanismUnsupported { .. } => self.to_string(),
+        }
+    }
+
+    /// Makes a [`ServiceError::FieldViolation`].
+    pub fn field(field: &'static str, description: impl Into<String>) -> Self {
+        Self::FieldViolation { field, description: description.into() }
+    }
+}
+
+impl From<HsmError> for ServiceError {
+    fn from(error: HsmError) -> Self {
+        match error {
+            HsmError::CiphertextInvalid => Self::CiphertextInvalid,
+            HsmError::Saturated { retry_after } => Self::HsmSaturated { retry_after },
+            HsmError::QueueDeadline => Self::QueueDeadline,
+            HsmError::CallDeadline => Self::HsmDeadline,
+            HsmError::Unavailable { detail, retry_after } => {
+                Self::HsmUnavailable { detail, retry_after }
+            }
+            HsmError::Latched { reason } => Self::HsmLatched { detail: reason.to_string() },
+            HsmError::KeyIntegrity { detail } => Self::KeyIntegrity { detail },
+            HsmError::ResidentMissing => {
+                Self::KeyIntegrity { detail: "the token object of the key is missing".into() }
+            }
+            HsmError::MechanismMissing { mechanism } => Self::MechanismUnsupported { mechanism },
+            HsmError::TokenFull { detail } => Self::HsmFull { detail },
+            HsmError::Bug { reason } => Self::Bug { reason },
+            // `HsmError` is non-exhaustive: what we do not know is fatal and opaque.
+            _ => Self::Bug { reason: "an hsm error that the service does not know" },
+        }
+    }
+}
+
+impl From<StoreError> for ServiceError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::RevisionMismatch => Self::RevisionMismatch,
+            StoreError::NameTaken => Self::Bug { reason: "name taken outside of creation" },
+            StoreError::NotFound => Self::KeyIntegrity { detail: "a row has vanished".into() },
+            StoreError::Damaged { detail } => Self::KeyIntegrity { detail },
+            StoreError::Unwritable { detail }
+            | StoreError::Unavailable { detail }
+            | StoreError::Schema { detail } => Self::StoreUnavailable { detail },
+            StoreError::Saturated => {
+                Self::StoreUnavailable { detail: "the store queue is full".into() }
+            }
+        }
+    }
+}
+
+impl From<AuditError> for ServiceError {
+    fn from(error: AuditError) -> Self {
+        Self::AuditUnavailable { detail: error.to_string() }
+    }
+}
+
+impl From<KeyringError> for ServiceError {
+    fn from(error: KeyringError) -> Self {
+        match error {
+            KeyringError::KeyNotFound(name) => Self::KeyNotFound { name },
+            KeyringError::VersionNotFound(name) => Self::VersionNotFound { name },
+            KeyringError::NotPermittedByState(state) => Self::KeyNotActive { state },
+            KeyringError::Exhausted => Self::KeyExhausted,
+            KeyringError::CiphertextInvalid => Self::CiphertextInvalid,
+            KeyringError::Integrity { detail } => Self::KeyIntegrity { detail },
+            KeyringError::Hsm(error) => error.into(),
+            KeyringError::Store(error) => error.into(),
+            KeyringError::Bug { reason } => Self::Bug { reason },
+        }
+    }
+}

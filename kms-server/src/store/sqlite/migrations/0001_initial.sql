@@ -1,0 +1,142 @@
+-- 0001: keys, versions, counters, manifests, roots, requests, intents.
+--
+-- Text lengths are in bytes and repeat the bounds of kms-core: a row that breaks one is a defect of ours, and is refused
+-- here too. Times are milliseconds since 1970, UTC. `mac` is the HMAC-SHA-256 of the row under root `mac` of `generation`.
+
+CREATE TABLE roots (
+    generation   INTEGER NOT NULL PRIMARY KEY CHECK (generation BETWEEN 1 AND 4294967295),
+    token_serial TEXT    NOT NULL CHECK (octet_length(token_serial) <= 64),
+    wrap_id      BLOB    NOT NULL CHECK (length(wrap_id) = 16),
+    wrap_check   BLOB    NOT NULL CHECK (length(wrap_check) <= 128),
+    mac_id       BLOB    NOT NULL CHECK (length(mac_id) = 16),
+    mac_check    BLOB    NOT NULL CHECK (length(mac_check) <= 128),
+    mac          BLOB    NOT NULL CHECK (length(mac) = 32)
+) STRICT;
+
+-- The primary is a column of the key, so a key has exactly one; the deferred reference makes it an existing version.
+CREATE TABLE keys (
+    uid             BLOB    NOT NULL PRIMARY KEY CHECK (length(uid) = 16),
+    tenant          TEXT    NOT NULL CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    key_id          TEXT    NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
+    purpose         TEXT    NOT NULL CHECK (purpose IN ('WRAP')),
+    protection      TEXT    NOT NULL CHECK (protection IN ('HSM_WRAPPED', 'HSM_RESIDENT')),
+    owner           TEXT    NOT NULL CHECK (octet_length(owner) <= 256),
+    sensitivity     TEXT    NOT NULL CHECK (sensitivity IN ('LOW', 'MEDIUM', 'HIGH')),
+    usage           TEXT    NOT NULL CHECK (octet_length(usage) <= 1024),
+    cryptoperiod_s  INTEGER NOT NULL CHECK (cryptoperiod_s BETWEEN 1 AND 315619200),
+    labels          TEXT    NOT NULL CHECK (json_valid(labels) AND octet_length(labels) <= 65536),
+    create_time     INTEGER NOT NULL,
+    update_time     INTEGER NOT NULL,
+    revision        INTEGER NOT NULL CHECK (revision >= 1),
+    primary_version INTEGER NOT NULL CHECK (primary_version BETWEEN 1 AND latest_version),
+    latest_version  INTEGER NOT NULL CHECK (latest_version <= 4294967295),
+    generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac             BLOB    NOT NULL CHECK (length(mac) = 32),
+    UNIQUE (tenant, key_id),
+    FOREIGN KEY (uid, primary_version) REFERENCES versions (key_uid, version) DEFERRABLE INITIALLY DEFERRED
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX keys_by_age ON keys (tenant, create_time, uid);
+
+CREATE TABLE versions (
+    key_uid         BLOB    NOT NULL REFERENCES keys (uid),
+    version         INTEGER NOT NULL CHECK (version BETWEEN 1 AND 4294967295),
+    state           TEXT    NOT NULL CHECK (state IN ('PRE_ACTIVATION', 'ACTIVE', 'SUSPENDED', 'DEACTIVATED',
+                                                      'COMPROMISED', 'DESTROY_SCHEDULED', 'DESTROYED')),
+    material_kind   TEXT    NOT NULL CHECK (material_kind IN ('wrapped', 'resident')),
+    material        BLOB    NOT NULL CHECK (CASE material_kind WHEN 'resident' THEN length(material) = 16
+                                            ELSE length(material) BETWEEN 24 AND 512 OR state = 'DESTROYED' END),
+    check_blob      BLOB    NOT NULL CHECK (length(check_blob) BETWEEN 12 AND 256),
+    create_time     INTEGER NOT NULL,
+    state_time      INTEGER NOT NULL,
+    state_reason    TEXT    NOT NULL CHECK (octet_length(state_reason) <= 256),
+    state_actor     TEXT    NOT NULL CHECK (octet_length(state_actor) <= 2048),
+    deactivate_time INTEGER,
+    revision        INTEGER NOT NULL CHECK (revision >= 1),
+    generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac             BLOB    NOT NULL CHECK (length(mac) = 32),
+    PRIMARY KEY (key_uid, version)
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX versions_resident ON versions (material)
+    WHERE material_kind = 'resident' AND state <> 'DESTROYED';
+CREATE INDEX versions_due ON versions (deactivate_time)
+    WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL;
+
+-- 2^32 invocations are the limit of a version (SP 800-38D 8.3).
+CREATE TABLE counters (
+    key_uid    BLOB    NOT NULL,
+    version    INTEGER NOT NULL,
+    leased     INTEGER NOT NULL CHECK (leased BETWEEN 0 AND 4294967296),
+    revision   INTEGER NOT NULL CHECK (revision >= 1),
+    generation INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac        BLOB    NOT NULL CHECK (length(mac) = 32),
+    PRIMARY KEY (key_uid, version),
+    FOREIGN KEY (key_uid, version) REFERENCES versions (key_uid, version)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE manifests (
+    tenant     TEXT    NOT NULL PRIMARY KEY CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    revision   INTEGER NOT NULL CHECK (revision >= 1),
+    row_set    BLOB    NOT NULL CHECK (length(row_set) = 2048),
+    generation INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac        BLOB    NOT NULL CHECK (length(mac) = 32)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE requests (
+    principal    TEXT    NOT NULL CHECK (octet_length(principal) <= 2048),
+    request_id   BLOB    NOT NULL CHECK (length(request_id) = 16),
+    method       TEXT    NOT NULL CHECK (octet_length(method) <= 256),
+    request_hash BLOB    NOT NULL CHECK (length(request_hash) = 32),
+    result       BLOB    NOT NULL CHECK (length(result) <= 65536),
+    time         INTEGER NOT NULL,
+    PRIMARY KEY (principal, request_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX requests_by_time ON requests (time);
+
+CREATE TABLE intents (
+    id          BLOB    NOT NULL UNIQUE CHECK (length(id) = 16),
+    kind        TEXT    NOT NULL CHECK (octet_length(kind) BETWEEN 1 AND 64),
+    principal   TEXT    NOT NULL CHECK (octet_length(principal) <= 2048),
+    tenant      TEXT    NOT NULL CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    key_id      TEXT    NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
+    key_uid     BLOB    NOT NULL CHECK (length(key_uid) = 16),
+    version     INTEGER NOT NULL CHECK (version BETWEEN 1 AND 4294967295),
+    protection  TEXT    NOT NULL CHECK (protection IN ('HSM_WRAPPED', 'HSM_RESIDENT')),
+    resident_id BLOB    NOT NULL CHECK (length(resident_id) = 16),
+    time        INTEGER NOT NULL,
+    sequence    INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT
+) STRICT;
+
+CREATE TABLE probe (
+    id   INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    time INTEGER NOT NULL
+) STRICT;
+
+-- A revision only grows, and what identifies a row never changes.
+CREATE TRIGGER keys_guard BEFORE UPDATE ON keys
+WHEN NEW.revision <= OLD.revision OR NEW.uid IS NOT OLD.uid OR NEW.tenant IS NOT OLD.tenant
+    OR NEW.key_id IS NOT OLD.key_id OR NEW.purpose IS NOT OLD.purpose OR NEW.protection IS NOT OLD.protection
+    OR NEW.create_time IS NOT OLD.create_time OR NEW.latest_version < OLD.latest_version
+BEGIN SELECT RAISE(ABORT, 'keys: an immutable column changed or the revision did not grow'); END;
+
+CREATE TRIGGER versions_guard BEFORE UPDATE ON versions
+WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
+    OR NEW.create_time IS NOT OLD.create_time OR OLD.state = 'DESTROYED'
+    OR (OLD.state = 'COMPROMISED' AND NEW.state NOT IN ('COMPROMISED', 'DESTROY_SCHEDULED'))
+BEGIN SELECT RAISE(ABORT, 'versions: an immutable column changed or the revision did not grow'); END;
+
+-- A counter gives back at most the unused rest of one lease, 2^20 at most.
+CREATE TRIGGER counters_guard BEFORE UPDATE ON counters
+WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
+    OR NEW.leased < OLD.leased - 1048576
+BEGIN SELECT RAISE(ABORT, 'counters: more was given back than one lease'); END;
+
+CREATE TRIGGER manifests_guard BEFORE UPDATE ON manifests
+WHEN NEW.revision <= OLD.revision
+BEGIN SELECT RAISE(ABORT, 'manifests: the revision did not grow'); END;
+
+CREATE TRIGGER keys_stay BEFORE DELETE ON keys BEGIN SELECT RAISE(ABORT, 'keys are never deleted'); END;
+CREATE TRIGGER versions_stay BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are never deleted'); END;
+CREATE TRIGGER roots_stay BEFORE DELETE ON roots BEGIN SELECT RAISE(ABORT, 'roots are never deleted'); END;

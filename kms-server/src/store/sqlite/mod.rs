@@ -1,0 +1,326 @@
+//! The SQLite store: one file, one writer thread, a few reader threads.
+//!
+//! Responsible for the embedded default of [`Store`]. SQLite is called on its own threads only, never on a worker of the
+//! runtime. Writers that wait share one commit (`writer`), so a durable mutation costs one fsync however many there are.
+
+mod error;
+mod migrate;
+mod open;
+mod read;
+mod rows;
+mod write;
+mod writer;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::thread;
+
+use async_trait::async_trait;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use kms_core::clock::Timestamp;
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
+use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::manifest::Manifest;
+use kms_core::name::TenantName;
+use kms_core::root::RootPin;
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+use self::writer::{Task, WriteJob};
+use super::{
+    Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
+    StoredKey, VersionChoice,
+};
+
+/// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
+pub const READERS: usize = 2;
+/// Methods that may wait for the writer, and as many for the readers; more are refused with `Saturated`.
+pub const QUEUE: usize = 1024;
+
+type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
+
+/// A store in one SQLite file.
+pub struct SqliteStore {
+    file: PathBuf,
+    queues: RwLock<Option<Queues>>,
+    damage: Damage,
+    closed: watch::Receiver<bool>,
+}
+
+struct Queues {
+    writes: Sender<Box<dyn WriteJob>>,
+    reads: Sender<ReadJob>,
+}
+
+/// What the integrity check found while the store was serving; once set, nothing is answered any more.
+type Damage = Arc<OnceLock<StoreError>>;
+
+impl SqliteStore {
+    /// Opens the database, creating file and schema when there is none. Blocks: call it before serving.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when another process holds the file, [`StoreError::Schema`] when it was made by a
+    /// newer release, [`StoreError::Damaged`] when the integrity check fails.
+    pub fn open(file: &Path) -> Result<Self, StoreError> {
+        Self::open_with(file, QUEUE, |_| Ok(()))
+    }
+
+    /// `prepare` sees the writer's connection before it serves: tests limit it there.
+    fn open_with(
+        file: &Path,
+        queue: usize,
+        prepare: impl FnOnce(&Connection) -> Result<(), StoreError>,
+    ) -> Result<Self, StoreError> {
+        let open::Opened { writer, lock, check_pending } = open::open(file)?;
+        prepare(&writer)?;
+        let (writes, write_jobs) = bounded(queue);
+        let (reads, read_jobs) = bounded(queue);
+        let mut threads = Vec::with_capacity(READERS + 1);
+        for number in 0..READERS {
+            let connection = open::open_reader(file)?;
+            let jobs = read_jobs.clone();
+            threads.push(spawn(&format!("store-read-{number}"), move || {
+                serve_reads(&connection, &jobs);
+            })?);
+        }
+        let damage = Damage::default();
+        if check_pending {
+            let (connection, damage) = (open::open_reader(file)?, Arc::clone(&damage));
+            threads.push(spawn("store-check", move || check(&connection, &damage))?);
+        }
+        let (closed_sender, closed) = watch::channel(false);
+        spawn("store-write", move || {
+            writer::serve(&writer, &write_jobs);
+            for reader in threads {
+                // A reader that panicked is as finished as one that returned.
+                let _ = reader.join();
+            }
+            drop(writer);
+            drop(lock);
+            let _ = closed_sender.send(true);
+        })?;
+        let queues = RwLock::new(Some(Queues { writes, reads }));
+        Ok(Self { file: file.to_owned(), queues, damage, closed })
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        body: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (task, answer) = Task::new(body);
+        self.enqueue(|queues| {
+            queues.writes.try_send(Box::new(task)).map_err(|refused| refusal(&refused))
+        })?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        body: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (task, answer) = Task::new(move |connection: &Connection| {
+            let transaction = connection.unchecked_transaction()?;
+            let value = body(&transaction)?;
+            transaction.finish()?;
+            Ok(value)
+        });
+        let job: ReadJob = Box::new(move |connection| task.run_and_answer(connection));
+        self.enqueue(|queues| queues.reads.try_send(job).map_err(|refused| refusal(&refused)))?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    fn enqueue(
+        &self,
+        send: impl FnOnce(&Queues) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        if let Some(damage) = self.damage.get() {
+            return Err(damage.clone());
+        }
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        queues.as_ref().ok_or_else(stopped).and_then(send)
+    }
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, StoreError> {
+    thread::Builder::new().name(name.into()).spawn(body).map_err(|error| StoreError::Unavailable {
+        detail: format!("cannot start a thread: {error}"),
+    })
+}
+
+fn serve_reads(connection: &Connection, jobs: &Receiver<ReadJob>) {
+    while let Ok(job) = jobs.recv() {
+        job(connection);
+    }
+}
+
+fn check(connection: &Connection, damage: &Damage) {
+    if let Err(error) = open::quick_check(connection) {
+        tracing::error!(%error, "the integrity check failed; the store refuses from now on");
+        let _ = damage.set(error);
+    }
+}
+
+fn refusal<J>(refused: &TrySendError<J>) -> StoreError {
+    match refused {
+        TrySendError::Full(_) => StoreError::Saturated,
+        TrySendError::Disconnected(_) => stopped(),
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Unavailable { detail: "the store is closed".into() }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn root_pins(&self) -> Result<Vec<(RootPin, RowMac)>, StoreError> {
+        self.read(read::root_pins).await
+    }
+
+    async fn add_root_pin(&self, pin: RootPin, mac: RowMac) -> Result<(), StoreError> {
+        self.write(move |db| write::add_root_pin(db, &pin, mac)).await
+    }
+
+    async fn key(
+        &self,
+        key: KeyRef,
+        version: VersionChoice,
+    ) -> Result<Option<StoredKey>, StoreError> {
+        self.read(move |db| read::key(db, &key, version)).await
+    }
+
+    async fn list_keys(
+        &self,
+        tenant: TenantName,
+        after: Option<ListPosition>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
+        self.read(move |db| read::list_keys(db, &tenant, after, limit)).await
+    }
+
+    async fn list_versions(
+        &self,
+        key_uid: KeyUid,
+        after: Option<KeyVersion>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+        self.read(move |db| read::list_versions(db, key_uid, after, limit)).await
+    }
+
+    async fn counter(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Sealed<CounterRow>>, StoreError> {
+        self.read(move |db| read::counter(db, key_uid, version)).await
+    }
+
+    async fn update_counters(
+        &self,
+        changes: Vec<(Revision, Sealed<CounterRow>)>,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        self.write(move |db| {
+            changes
+                .iter()
+                .map(|(expected, counter)| {
+                    match write::update_counter(db, *expected, counter) {
+                        // The database fails, not this row.
+                        Err(
+                            error
+                            @ (StoreError::Unwritable { .. } | StoreError::Unavailable { .. }),
+                        ) => Err(error),
+                        own => Ok(own),
+                    }
+                })
+                .collect()
+        })
+        .await
+    }
+
+    async fn manifest(&self, tenant: TenantName) -> Result<Option<Sealed<Manifest>>, StoreError> {
+        self.read(move |db| read::manifest(db, &tenant)).await
+    }
+
+    async fn request(
+        &self,
+        principal: String,
+        request_id: RequestId,
+    ) -> Result<Option<RequestRecord>, StoreError> {
+        self.read(move |db| read::request(db, &principal, request_id)).await
+    }
+
+    async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
+        self.write(move |db| write::forget_requests(db, before)).await
+    }
+
+    async fn open_intent(&self, intent: Intent) -> Result<(), StoreError> {
+        self.write(move |db| write::open_intent(db, &intent)).await
+    }
+
+    async fn intents(&self) -> Result<Vec<Intent>, StoreError> {
+        self.read(read::intents).await
+    }
+
+    async fn abandon_intent(&self, intent: IntentId) -> Result<(), StoreError> {
+        self.write(move |db| write::abandon_intent(db, intent)).await
+    }
+
+    async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError> {
+        self.write(move |db| write::create_key(db, &new, &closing)).await
+    }
+
+    async fn update_key(
+        &self,
+        expected: Revision,
+        key: Sealed<KeyRow>,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        self.write(move |db| write::update_key(db, expected, &key, &closing)).await
+    }
+
+    async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {
+        self.write(move |db| write::roll_over(db, &rollover, &closing)).await
+    }
+
+    async fn update_version(
+        &self,
+        expected: Revision,
+        version: Sealed<VersionRow>,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        self.write(move |db| write::update_version(db, expected, &version, &closing)).await
+    }
+
+    async fn resident_ids(&self) -> Result<Vec<CkaId>, StoreError> {
+        self.read(read::resident_ids).await
+    }
+
+    async fn due_deactivations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+        self.read(move |db| read::due_deactivations(db, now, limit)).await
+    }
+
+    async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |db| write::probe(db, now)).await
+    }
+
+    async fn close(&self) {
+        drop(self.queues.write().unwrap_or_else(PoisonError::into_inner).take());
+        let mut closed = self.closed.clone();
+        // An error means that the writer thread is gone already.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+}

@@ -1,0 +1,174 @@
+//! The queries. Each runs in one read transaction of one reader connection.
+
+use kms_core::clock::Timestamp;
+use kms_core::id::{KeyUid, KeyVersion, RequestId};
+use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::manifest::Manifest;
+use kms_core::name::TenantName;
+use kms_core::root::RootPin;
+use rusqlite::{Connection, Params, Row};
+
+use super::rows;
+use crate::store::{
+    Intent, KeyRef, ListPosition, MAX_LIST_ROWS, RequestRecord, StoreError, StoredKey,
+    VersionChoice,
+};
+
+pub(super) fn root_pins(connection: &Connection) -> Result<Vec<(RootPin, RowMac)>, StoreError> {
+    many(connection, "SELECT * FROM roots ORDER BY generation", [], rows::root)
+}
+
+pub(super) fn key(
+    connection: &Connection,
+    key: &KeyRef,
+    choice: VersionChoice,
+) -> Result<Option<StoredKey>, StoreError> {
+    let found = match key {
+        KeyRef::Name(name) => one(
+            connection,
+            "SELECT * FROM keys WHERE tenant = ?1 AND key_id = ?2",
+            (name.tenant().id(), name.key_id()),
+            rows::key,
+        ),
+        KeyRef::Uid(uid) => {
+            one(connection, "SELECT * FROM keys WHERE uid = ?1", [uid.as_bytes()], rows::key)
+        }
+    }?;
+    let Some(key) = found else { return Ok(None) };
+    let number = match choice {
+        VersionChoice::Primary => key.row.primary,
+        VersionChoice::Number(number) => number,
+    };
+    let version = one(
+        connection,
+        "SELECT * FROM versions WHERE key_uid = ?1 AND version = ?2",
+        (key.row.uid.as_bytes(), number.get()),
+        rows::version,
+    )?;
+    Ok(Some(StoredKey { key, version }))
+}
+
+pub(super) fn list_keys(
+    connection: &Connection,
+    tenant: &TenantName,
+    after: Option<ListPosition>,
+    limit: u32,
+) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
+    let limit = limit.min(MAX_LIST_ROWS);
+    match after {
+        None => many(
+            connection,
+            "SELECT * FROM keys WHERE tenant = ?1 ORDER BY create_time, uid LIMIT ?2",
+            (tenant.id(), limit),
+            rows::key,
+        ),
+        Some(ListPosition { create_time, uid }) => many(
+            connection,
+            "SELECT * FROM keys WHERE tenant = ?1 AND (create_time, uid) > (?2, ?3)
+             ORDER BY create_time, uid LIMIT ?4",
+            (tenant.id(), create_time.as_unix_ms(), uid.as_bytes(), limit),
+            rows::key,
+        ),
+    }
+}
+
+pub(super) fn list_versions(
+    connection: &Connection,
+    key_uid: KeyUid,
+    after: Option<KeyVersion>,
+    limit: u32,
+) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+    many(
+        connection,
+        "SELECT * FROM versions WHERE key_uid = ?1 AND version > ?2 ORDER BY version LIMIT ?3",
+        (key_uid.as_bytes(), after.map_or(0, KeyVersion::get), limit.min(MAX_LIST_ROWS)),
+        rows::version,
+    )
+}
+
+pub(super) fn counter(
+    connection: &Connection,
+    key_uid: KeyUid,
+    version: KeyVersion,
+) -> Result<Option<Sealed<CounterRow>>, StoreError> {
+    one(
+        connection,
+        "SELECT * FROM counters WHERE key_uid = ?1 AND version = ?2",
+        (key_uid.as_bytes(), version.get()),
+        rows::counter,
+    )
+}
+
+pub(super) fn manifest(
+    connection: &Connection,
+    tenant: &TenantName,
+) -> Result<Option<Sealed<Manifest>>, StoreError> {
+    one(connection, "SELECT * FROM manifests WHERE tenant = ?1", [tenant.id()], rows::manifest)
+}
+
+pub(super) fn request(
+    connection: &Connection,
+    principal: &str,
+    request_id: RequestId,
+) -> Result<Option<RequestRecord>, StoreError> {
+    one(
+        connection,
+        "SELECT * FROM requests WHERE principal = ?1 AND request_id = ?2",
+        (principal, request_id.as_bytes()),
+        rows::request,
+    )
+}
+
+pub(super) fn intents(connection: &Connection) -> Result<Vec<Intent>, StoreError> {
+    many(connection, "SELECT * FROM intents ORDER BY time, sequence", [], rows::intent)
+}
+
+pub(super) fn resident_ids(connection: &Connection) -> Result<Vec<CkaId>, StoreError> {
+    many(
+        connection,
+        "SELECT material FROM versions WHERE material_kind = 'resident' AND state <> 'DESTROYED'",
+        [],
+        rows::resident_id,
+    )
+}
+
+pub(super) fn due_deactivations(
+    connection: &Connection,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+    many(
+        connection,
+        "SELECT * FROM versions
+         WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL AND deactivate_time <= ?1
+         ORDER BY deactivate_time LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+        rows::version,
+    )
+}
+
+fn one<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+    decode: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut found = statement.query(parameters)?;
+    found.next()?.map(decode).transpose()
+}
+
+fn many<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+    decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut found = statement.query(parameters)?;
+    let mut out = Vec::new();
+    while let Some(row) = found.next()? {
+        out.push(decode(row)?);
+    }
+    Ok(out)
+}

@@ -1,0 +1,208 @@
+//! Rows to types: every stored value is checked against its type on the way out.
+//!
+//! A value outside its type means an edited or damaged file, and is [`StoreError::Damaged`], never a default.
+
+use std::time::Duration;
+
+use kms_core::clock::Timestamp;
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::key::{
+    CheckBlob, CkaId, CounterRow, KeyRow, Material, Protection, Purpose, RowMac, Sealed,
+    Sensitivity, VersionRow, WrappedKey,
+};
+use kms_core::manifest::{Manifest, RowSet};
+use kms_core::name::{KeyName, TenantName};
+use kms_core::root::RootPin;
+use kms_core::state::VersionState;
+use rusqlite::Row;
+use rusqlite::types::FromSql;
+
+use crate::store::{Intent, IntentKind, RequestRecord, StoreError};
+
+/// One row, read column by column; remembers the table for errors.
+struct Columns<'a> {
+    table: &'static str,
+    row: &'a Row<'a>,
+}
+
+impl Columns<'_> {
+    fn read<T: FromSql>(&self, column: &'static str) -> Result<T, StoreError> {
+        Ok(self.row.get(column)?)
+    }
+
+    /// Reads a text and parses it.
+    fn parsed<T>(
+        &self,
+        column: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, StoreError> {
+        let text: String = self.read(column)?;
+        parse(&text).ok_or_else(|| self.damaged(column))
+    }
+
+    fn array<const N: usize>(&self, column: &'static str) -> Result<[u8; N], StoreError> {
+        let bytes: Vec<u8> = self.read(column)?;
+        bytes.try_into().map_err(|_| self.damaged(column))
+    }
+
+    fn time(&self, column: &'static str) -> Result<Timestamp, StoreError> {
+        self.read(column).map(Timestamp::from_unix_ms)
+    }
+
+    fn number(&self, column: &'static str) -> Result<u64, StoreError> {
+        u64::try_from(self.read::<i64>(column)?).map_err(|_| self.damaged(column))
+    }
+
+    fn version(&self, column: &'static str) -> Result<KeyVersion, StoreError> {
+        let number = u32::try_from(self.read::<i64>(column)?).ok();
+        number.and_then(KeyVersion::new).ok_or_else(|| self.damaged(column))
+    }
+
+    fn generation(&self) -> Result<RootGeneration, StoreError> {
+        let number = u32::try_from(self.read::<i64>("generation")?).ok();
+        number.and_then(RootGeneration::new).ok_or_else(|| self.damaged("generation"))
+    }
+
+    fn revision(&self) -> Result<Revision, StoreError> {
+        self.number("revision").map(Revision::new)
+    }
+
+    fn uid(&self, column: &'static str) -> Result<KeyUid, StoreError> {
+        self.array(column).map(KeyUid::from_bytes)
+    }
+
+    fn tenant(&self) -> Result<TenantName, StoreError> {
+        self.parsed("tenant", |id| TenantName::from_id(id).ok())
+    }
+
+    fn key_name(&self) -> Result<KeyName, StoreError> {
+        let tenant = self.tenant()?;
+        self.parsed("key_id", |id| KeyName::new(tenant, id).ok())
+    }
+
+    fn sealed<R>(&self, row: R) -> Result<Sealed<R>, StoreError> {
+        Ok(Sealed { row, mac: RowMac(self.array("mac")?), generation: self.generation()? })
+    }
+
+    fn damaged(&self, column: &'static str) -> StoreError {
+        StoreError::Damaged { detail: format!("{}.{column} has no valid value", self.table) }
+    }
+}
+
+/// Reads a row of `keys`.
+pub(super) fn key(row: &Row<'_>) -> Result<Sealed<KeyRow>, StoreError> {
+    let columns = Columns { table: "keys", row };
+    columns.sealed(KeyRow {
+        uid: columns.uid("uid")?,
+        name: columns.key_name()?,
+        purpose: columns.parsed("purpose", Purpose::parse)?,
+        protection: columns.parsed("protection", Protection::parse)?,
+        owner: columns.read("owner")?,
+        sensitivity: columns.parsed("sensitivity", Sensitivity::parse)?,
+        usage: columns.read("usage")?,
+        cryptoperiod: Duration::from_secs(columns.number("cryptoperiod_s")?),
+        labels: columns.parsed("labels", |json| serde_json::from_str(json).ok())?,
+        create_time: columns.time("create_time")?,
+        update_time: columns.time("update_time")?,
+        revision: columns.revision()?,
+        primary: columns.version("primary_version")?,
+        latest: columns.version("latest_version")?,
+    })
+}
+
+/// Reads a row of `versions`.
+pub(super) fn version(row: &Row<'_>) -> Result<Sealed<VersionRow>, StoreError> {
+    let columns = Columns { table: "versions", row };
+    let kind: String = columns.read("material_kind")?;
+    let material = match kind.as_str() {
+        "wrapped" => Material::Wrapped(WrappedKey(columns.read("material")?)),
+        "resident" => Material::Resident(CkaId(columns.array("material")?)),
+        _ => return Err(columns.damaged("material_kind")),
+    };
+    let check: Vec<u8> = columns.read("check_blob")?;
+    columns.sealed(VersionRow {
+        key_uid: columns.uid("key_uid")?,
+        version: columns.version("version")?,
+        state: columns.parsed("state", VersionState::parse)?,
+        material,
+        check: CheckBlob::from_bytes(&check).ok_or_else(|| columns.damaged("check_blob"))?,
+        create_time: columns.time("create_time")?,
+        state_time: columns.time("state_time")?,
+        state_reason: columns.read("state_reason")?,
+        state_actor: columns.read("state_actor")?,
+        deactivate_time: columns
+            .read::<Option<i64>>("deactivate_time")?
+            .map(Timestamp::from_unix_ms),
+        revision: columns.revision()?,
+    })
+}
+
+/// Reads a row of `counters`.
+pub(super) fn counter(row: &Row<'_>) -> Result<Sealed<CounterRow>, StoreError> {
+    let columns = Columns { table: "counters", row };
+    columns.sealed(CounterRow {
+        key_uid: columns.uid("key_uid")?,
+        version: columns.version("version")?,
+        leased: columns.number("leased")?,
+        revision: columns.revision()?,
+    })
+}
+
+/// Reads a row of `manifests`.
+pub(super) fn manifest(row: &Row<'_>) -> Result<Sealed<Manifest>, StoreError> {
+    let columns = Columns { table: "manifests", row };
+    let rows: Vec<u8> = columns.read("row_set")?;
+    columns.sealed(Manifest {
+        tenant: columns.tenant()?,
+        revision: columns.revision()?,
+        rows: RowSet::from_bytes(&rows).ok_or_else(|| columns.damaged("row_set"))?,
+    })
+}
+
+/// Reads a row of `roots`.
+pub(super) fn root(row: &Row<'_>) -> Result<(RootPin, RowMac), StoreError> {
+    let columns = Columns { table: "roots", row };
+    let pin = RootPin {
+        generation: columns.generation()?,
+        token_serial: columns.read("token_serial")?,
+        wrap_id: CkaId(columns.array("wrap_id")?),
+        wrap_check: columns.read("wrap_check")?,
+        mac_id: CkaId(columns.array("mac_id")?),
+        mac_check: columns.read("mac_check")?,
+    };
+    Ok((pin, RowMac(columns.array("mac")?)))
+}
+
+/// Reads a row of `requests`.
+pub(super) fn request(row: &Row<'_>) -> Result<RequestRecord, StoreError> {
+    let columns = Columns { table: "requests", row };
+    Ok(RequestRecord {
+        principal: columns.read("principal")?,
+        request_id: RequestId::from_bytes(columns.array("request_id")?),
+        method: columns.read("method")?,
+        request_hash: columns.array("request_hash")?,
+        result: columns.read("result")?,
+        time: columns.time("time")?,
+    })
+}
+
+/// Reads a row of `intents`.
+pub(super) fn intent(row: &Row<'_>) -> Result<Intent, StoreError> {
+    let columns = Columns { table: "intents", row };
+    Ok(Intent {
+        id: IntentId::from_bytes(columns.array("id")?),
+        kind: columns.parsed("kind", IntentKind::parse)?,
+        principal: columns.read("principal")?,
+        key_name: columns.key_name()?,
+        key_uid: columns.uid("key_uid")?,
+        version: columns.version("version")?,
+        protection: columns.parsed("protection", Protection::parse)?,
+        resident_id: CkaId(columns.array("resident_id")?),
+        time: columns.time("time")?,
+    })
+}
+
+/// Reads a CKA_ID of `versions.material`.
+pub(super) fn resident_id(row: &Row<'_>) -> Result<CkaId, StoreError> {
+    Columns { table: "versions", row }.array("material").map(CkaId)
+}
