@@ -5,6 +5,7 @@
 //! output file that looks complete after a failure. Every failure ends in one documented exit code ([`exit::Exit`]).
 
 pub mod args;
+pub mod backup;
 pub mod client;
 pub mod context;
 pub mod error;

@@ -5,10 +5,12 @@
 use std::io;
 
 use kms_core::envelope::InvalidEnvelope;
-use kms_core::fault::{Fault, Retry};
 use kms_core::name::KeyName;
 
 use super::header::MAX_HEADER_BYTES;
+use super::recipient::InvalidAddress;
+use crate::client::ClientError;
+use crate::context::ContextError;
 
 /// Why bytes are not a backup that we can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,41 +60,20 @@ pub enum FormatError {
 }
 
 /// Why the service did not do what was asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The server said no, for good.
-    #[error("the server refused ({reason}): {message}")]
-    Refused {
-        /// The stable reason of `google.rpc.ErrorInfo`.
-        reason: String,
-        /// The server's text for people.
-        message: String,
-    },
-    /// The server cannot be reached or cannot answer now.
-    #[error("the server is not available: {message}")]
-    Unavailable {
-        /// What happened.
-        message: String,
-    },
+    /// The server refused, or cannot be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The configuration does not lead to a server.
+    #[error(transparent)]
+    Context(#[from] ContextError),
     /// The server's answer breaks the contract.
     #[error("the server's answer cannot be used: {0}")]
     BadAnswer(&'static str),
-    /// The configuration does not lead to a server.
-    #[error("{message}")]
-    Configuration {
-        /// What is missing or wrong.
-        message: String,
-    },
-}
-
-impl ServiceError {
-    /// Returns whether trying again later can help.
-    pub const fn retry(&self) -> Retry {
-        match self {
-            Self::Unavailable { .. } => Retry::Later,
-            Self::Refused { .. } | Self::BadAnswer(_) | Self::Configuration { .. } => Retry::Never,
-        }
-    }
+    /// A defect of ours.
+    #[error("internal error: {0}")]
+    Bug(&'static str),
 }
 
 /// Why a backup was not sealed, opened or resealed.
@@ -141,12 +122,21 @@ pub enum BackupError {
         /// How many are allowed.
         max: usize,
     },
+    /// A text that should be a native age recipient is none.
+    #[error("`{0}` is not a native age recipient (`age1…`)")]
+    InvalidRecipient(String),
+    /// A text that should be an address of ours is none.
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
     /// The output exists and overwriting was not asked for.
     #[error("the output exists; --force overwrites it")]
     OutputExists,
     /// A directory, device or pipe stands where a regular file is needed.
     #[error("not a regular file")]
     NotRegular,
+    /// A sealed file is binary and would spoil a terminal.
+    #[error("a sealed file is binary; write it to a file with --out")]
+    OutputIsTerminal,
     /// Another reseal holds the file.
     #[error("another reseal is working on this file")]
     Busy,
@@ -176,40 +166,6 @@ impl BackupError {
     /// Makes the closure that gives an I/O error its action.
     pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
-    }
-
-    /// Returns whose fault it is.
-    pub const fn fault(&self) -> Fault {
-        match self {
-            Self::Format(_)
-            | Self::HeaderTampered
-            | Self::ResealInterrupted
-            | Self::PayloadTruncated { .. }
-            | Self::PayloadTampered { .. }
-            | Self::KeyMismatch { .. }
-            | Self::KeyUnknown
-            | Self::TooManyRecipients { .. }
-            | Self::OutputExists
-            | Self::NotRegular
-            | Self::Busy
-            | Self::Replaced
-            | Self::SideForeign
-            | Self::Io { .. }
-            | Self::Service(ServiceError::Refused { .. } | ServiceError::Configuration { .. }) => {
-                Fault::Caller
-            }
-            Self::Service(ServiceError::Unavailable { .. }) => Fault::Device,
-            Self::Service(ServiceError::BadAnswer(_)) | Self::Bug(_) => Fault::Bug,
-        }
-    }
-
-    /// Returns whether trying again later can help.
-    pub const fn retry(&self) -> Retry {
-        match self {
-            Self::Service(error) => error.retry(),
-            Self::Busy | Self::Replaced => Retry::Later,
-            _ => Retry::Never,
-        }
     }
 
     /// Returns whether the file itself is damaged or hostile, rather than the wrong one or out of reach.

@@ -14,6 +14,7 @@ mod output;
 pub mod plugin;
 mod progress;
 mod recipient;
+mod remote;
 mod reseal;
 mod seal;
 mod service;
@@ -26,8 +27,11 @@ pub use header::{Header, MAX_HEADER_BYTES};
 pub use open::{Opened, open_stream};
 pub use output::{Overwrite, PendingFile};
 pub use recipient::{Address, InvalidAddress};
+pub use remote::RemoteFileKeys;
 pub use reseal::{Outcome, Recovery, Status, reseal, reseal_file};
 pub use seal::{MAX_EXTRA_RECIPIENTS, Recipients, Sealed, seal_stream};
-pub use service::{Description, FileKeyService, WRAPPED_FILE_KEY_BYTES, WrappedFileKey};
+pub use service::{
+    Description, FileKeyService, WRAPPED_FILE_KEY_BYTES, WrappedFileKey, file_key_context,
+};
 pub use side::{MAX_SIDE_BYTES, PAYLOAD_NONCE_BYTES, Side};
 pub use stanza::{KmsStanza, STANZA_BYTES};

@@ -10,9 +10,9 @@ use bech32::{Bech32, Hrp};
 use kms_core::name::KeyName;
 
 /// The name of the plugin, as `age` looks it up on the path.
-pub const PLUGIN_NAME: &str = "kms";
+pub(super) const PLUGIN_NAME: &str = "kms";
 /// The longest name of a context, in bytes.
-pub const MAX_CONTEXT_BYTES: usize = 63;
+pub(super) const MAX_CONTEXT_BYTES: usize = 63;
 /// The human-readable part of a recipient.
 const RECIPIENT_HRP: &str = "age1kms";
 /// The human-readable part of an identity; written in capitals.
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn recipient_and_identity_are_pinned() {
         let recipient = address(None).to_recipient().unwrap();
-        assert_eq!(recipient, "age1kms1qyv8getwv96xzmf0wq5kx6mpf4ejjuttd9ue5ytnwf6kcatncwq2ejkzj");
+        assert_eq!(recipient, "age1kms1qyv8getwv9h8gue0v93k6ef0ddjhjue0vfskx6m4wqqq6zz8qr");
         let identity = address(None).to_identity().unwrap();
         assert!(identity.starts_with("AGE-PLUGIN-KMS-1"), "{identity}");
         assert_eq!(Address::parse(&identity), Ok(address(None)));
@@ -190,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_context_name_of_64_bytes_or_with_a_slash_is_refused() {
-        for name in ["c".repeat(MAX_CONTEXT_BYTES + 1), "a/b".into(), "..\u{e9}".into(), " ".into()] {
+        for name in ["c".repeat(MAX_CONTEXT_BYTES + 1), "a/b".into(), "..\u{e9}".into(), " ".into()]
+        {
             let refused = Address::new(address(None).key, Some(name));
             assert_eq!(refused, Err(InvalidAddress::ContextName));
         }

@@ -65,8 +65,7 @@ pub fn seal_stream(
     output: impl Write,
 ) -> Result<Sealed, BackupError> {
     let encryptor = encryptor(service, recipients)?;
-    let mut writer =
-        encryptor.wrap_output(output).map_err(BackupError::io("write the header"))?;
+    let mut writer = encryptor.wrap_output(output).map_err(BackupError::io("write the header"))?;
     let mut sealed = Sealed { plaintext_bytes: 0 };
     let mut buffer = zeroize::Zeroizing::new(vec![0; BUFFER_BYTES]);
     loop {

@@ -15,13 +15,13 @@ pub const WRAPPED_FILE_KEY_BYTES: usize = OVERHEAD_BYTES + FILE_KEY_BYTES;
 
 /// The one pair of the encryption context of every file key. Nothing in it varies, so that a file stays readable
 /// wherever it is moved; it keeps a file key from being unwrapped as something else.
-pub const CONTEXT: [(&str, &str); 1] = [("purpose", "age-file-key")];
+pub(super) const CONTEXT: [(&str, &str); 1] = [("purpose", "age-file-key")];
 
 /// Returns [`CONTEXT`] as a checked context.
 ///
 /// # Errors
 /// None in practice: the pair is within every bound (`the_context_is_valid`).
-pub fn context() -> Result<EncryptionContext, InvalidContext> {
+pub fn file_key_context() -> Result<EncryptionContext, InvalidContext> {
     EncryptionContext::from_caller(CONTEXT.map(|(key, value)| (key.to_owned(), value.to_owned())))
 }
 
@@ -38,7 +38,8 @@ impl WrappedFileKey {
     /// # Errors
     /// [`FormatError::StanzaMalformed`] for another length, [`FormatError::Envelope`] for what is no envelope.
     pub fn new(bytes: &[u8]) -> Result<Self, FormatError> {
-        let bytes = bytes.try_into().map_err(|_| FormatError::StanzaMalformed)?;
+        let bytes: [u8; WRAPPED_FILE_KEY_BYTES] =
+            bytes.try_into().map_err(|_| FormatError::StanzaMalformed)?;
         let header = Envelope::decode(&bytes).map_err(FormatError::Envelope)?.header;
         Ok(Self { bytes, header })
     }
@@ -68,13 +69,13 @@ pub trait FileKeyService: Send + Sync {
     /// Wraps a file key under the key's primary.
     ///
     /// # Errors
-    /// [`ServiceError`]; after [`ServiceError::Unavailable`] nothing was changed and trying again is safe.
+    /// [`ServiceError`]; nothing was changed then, and trying again is safe.
     fn wrap(&self, key: &KeyName, file_key: &FileKey) -> Result<WrappedFileKey, ServiceError>;
 
     /// Unwraps a file key; the envelope must name `key`.
     ///
     /// # Errors
-    /// [`ServiceError::Refused`] for a wrong key, a wrong tag or a missing permission.
+    /// [`ServiceError::Client`], also for a wrong key, a wrong tag or a missing permission.
     fn unwrap(&self, key: &KeyName, wrapped: &WrappedFileKey) -> Result<FileKey, ServiceError>;
 
     /// Says which key a wrapped file key names and whether it is current.
@@ -101,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_context_is_valid() {
-        assert_eq!(context().unwrap().iter().collect::<Vec<_>>(), CONTEXT);
+        assert_eq!(file_key_context().unwrap().iter().collect::<Vec<_>>(), CONTEXT);
     }
 
     #[test]

@@ -10,11 +10,11 @@ use super::error::FormatError;
 use super::service::WrappedFileKey;
 
 /// The tag of our stanza.
-pub const TAG: &str = "kms";
+pub(super) const TAG: &str = "kms";
 /// The one version of our stanza.
-pub const STANZA_VERSION: &str = "1";
+pub(super) const STANZA_VERSION: &str = "1";
 /// Length of a full body line, fixed by the age format.
-pub const BODY_LINE_BYTES: usize = 64;
+pub(super) const BODY_LINE_BYTES: usize = 64;
 /// Length of the whole stanza with its line ends: 57 for the first line, 65 and 28 for the body.
 pub const STANZA_BYTES: usize = 57 + 65 + 28;
 
@@ -120,10 +120,7 @@ mod tests {
         let args = ["2", age.args[1].as_str(), age.args[2].as_str()];
         let refused = KmsStanza::from_parts(&args, &age.body);
         assert_eq!(refused, Err(FormatError::UnsupportedStanza));
-        assert_eq!(
-            KmsStanza::from_parts(&["2"], &age.body),
-            Err(FormatError::UnsupportedStanza)
-        );
+        assert_eq!(KmsStanza::from_parts(&["2"], &age.body), Err(FormatError::UnsupportedStanza));
     }
 
     #[test]
