@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::backup::command::{AgeCommand, OpenArgs, ResealArgs, SealArgs};
 use crate::context::Overrides;
 use crate::output::Format;
 
@@ -107,6 +108,18 @@ pub enum Command {
     Random(data::Random),
     /// Say whether the server is up and serving
     Health,
+    /// Seal a stream into an age file that the KMS opens
+    Seal(SealArgs),
+    /// Open a sealed file
+    Open(OpenArgs),
+    /// Move sealed files to their key's current version, in place
+    Reseal(ResealArgs),
+    /// Print recipients and identities for stock `age`
+    #[command(subcommand)]
+    Age(AgeCommand),
+    /// Examine PKCS#11 tokens
+    #[command(subcommand)]
+    Hsm(tools::HsmCommand),
     /// Put load on a server and measure it
     Bench(bench::Bench),
     /// Choose and add contexts: which server, as whom
