@@ -17,7 +17,7 @@ use crate::error::CliError;
 /// Means stdin or stdout where a path is expected.
 pub const STREAM: &str = "-";
 /// The longest text form of an envelope, with room for a line end.
-const MAX_TEXT_BYTES: usize =
+pub const MAX_TEXT_BYTES: usize =
     envelope::TEXT_PREFIX.len() + MAX_ENVELOPE_BYTES.div_ceil(3) * 4 + MAX_TRAILING_BYTES;
 /// White space that an editor or a terminal may add to a text form.
 const MAX_TRAILING_BYTES: usize = 16;
@@ -31,7 +31,12 @@ pub fn plaintext(path: Option<&Path>) -> Result<Plaintext, CliError> {
 /// Reads an envelope in its binary or its text form, and checks its header.
 pub fn ciphertext(path: Option<&Path>) -> Result<Vec<u8>, CliError> {
     let bytes = bounded(path, MAX_TEXT_BYTES, "ciphertext")?;
-    let binary = parse_ciphertext(&bytes)?;
+    checked_ciphertext(&bytes)
+}
+
+/// Takes an envelope in either form, and checks its header.
+pub fn checked_ciphertext(bytes: &[u8]) -> Result<Vec<u8>, CliError> {
+    let binary = parse_ciphertext(bytes)?;
     Envelope::decode(&binary)?;
     Ok(binary)
 }
@@ -55,28 +60,34 @@ pub fn bounded(
     what: &'static str,
 ) -> Result<Zeroizing<Vec<u8>>, CliError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(max + 1));
-    let limit = max as u64 + 1;
-    match path {
-        Some(path) if path != Path::new(STREAM) => {
-            let failed = |cause| CliError::File { action: "read", path: path.into(), cause };
-            let file = File::open(path).map_err(failed)?;
-            file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-        }
-        explicit => {
-            let stdin = io::stdin().lock();
-            if explicit.is_none() && stdin.is_terminal() {
-                return Err(CliError::Terminal(
-                    "nothing is piped in: use --in FILE, or --in - to type it (it is shown)",
-                ));
-            }
-            let failed = |cause| CliError::Stream { action: "read standard input", cause };
-            stdin.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-        }
-    }
+    let (source, failed) = open(path)?;
+    source.take(max as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.is_empty() || bytes.len() > max {
         return Err(CliError::Length { what, length: bytes.len(), max });
     }
     Ok(bytes)
+}
+
+/// A source of bytes, and the error that a failed read of it is.
+type Source = (Box<dyn Read>, Box<dyn Fn(io::Error) -> CliError>);
+
+/// Opens a file, or stdin for `-`; without a path stdin too, but only when something is piped in.
+pub fn open(path: Option<&Path>) -> Result<Source, CliError> {
+    match path {
+        Some(path) if path != Path::new(STREAM) => {
+            let name = path.to_path_buf();
+            let failed = move |cause| CliError::File { action: "read", path: name.clone(), cause };
+            let file = File::open(path).map_err(&failed)?;
+            Ok((Box::new(file), Box::new(failed)))
+        }
+        None if io::stdin().is_terminal() => Err(CliError::Terminal(
+            "nothing is piped in: use --in FILE, or --in - to type it (it is shown)",
+        )),
+        _ => {
+            let failed = |cause| CliError::Stream { action: "read standard input", cause };
+            Ok((Box::new(io::stdin()), Box::new(failed)))
+        }
+    }
 }
 
 /// Splits `KEY=VALUE` at the first `=`.

@@ -68,7 +68,14 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PERIOD", value_parser = crate::input::period)]
     pub timeout: Option<Duration>,
     /// How results and errors are shown
-    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(
+        long = "output",
+        id = "output-format",
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
     pub output: Format,
 }
 

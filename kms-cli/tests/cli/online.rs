@@ -308,3 +308,38 @@ fn bench_reports_throughput_latency_and_errors() {
         world.kms(&[&["bench", "--op", "batch", "--output", "json"], &brief[..]].concat(), b"");
     assert!(run.json()["errors"]["Unimplemented"].as_u64().unwrap() > 0, "{}", run.stderr);
 }
+
+#[test]
+fn a_file_sealed_and_opened_is_the_same_and_inspect_knows_it() {
+    let world = World::new();
+    let plaintext = vec![3; 200_000];
+    let sealed = world.kms(&["seal", "--key", "k", "--out", "f.age"], &plaintext);
+    assert_eq!(sealed.code, 0, "{}", sealed.stderr);
+    let inspected = world.kms(&["inspect", "--in", "f.age", "--output", "json"], b"").json();
+    assert_eq!(inspected["kind"], "sealed file");
+    assert_eq!(inspected["file_key"]["version"], 2);
+    let opened = world.kms(&["open", "--in", "f.age"], b"");
+    assert!(opened.stdout == plaintext, "{}", opened.stderr);
+    let resealed = world.kms(&["reseal", "f.age", "--output", "json"], b"");
+    assert_eq!(resealed.json()["files"][0]["status"], "current");
+}
+
+#[test]
+fn backups_that_are_none_or_changed_have_their_own_ends_and_leave_no_file() {
+    let world = World::new();
+    assert_eq!(world.kms(&["seal", "--key", "k", "--out", "f.age"], b"secret").code, 0);
+    let mut changed = fs::read(world.path("f.age")).unwrap();
+    *changed.last_mut().unwrap() ^= 1;
+    for (input, code, reason) in
+        [(&b"hello"[..], 5, "NOT_A_BACKUP"), (&changed, 8, "BACKUP_INTEGRITY")]
+    {
+        let run = world.kms(&["open", "--out", "opened"], input);
+        assert_eq!(run.code, code, "{}", run.stderr);
+        assert!(run.stderr.starts_with(&format!("error: {reason}: ")), "{}", run.stderr);
+        assert!(!world.path("opened").exists());
+    }
+    fs::write(world.path("none"), b"hello").unwrap();
+    let run = world.kms(&["reseal", "f.age", "none", "--output", "json"], b"");
+    assert_eq!(run.code, 5, "{}", run.stderr);
+    assert_eq!(run.json()["files"][1]["status"], "failed");
+}
