@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::backup::command as backup;
 use crate::context::Overrides;
 use crate::output::Format;
 
@@ -104,6 +105,15 @@ pub enum Command {
     Inspect(data::Inspect),
     /// Draw random bytes in the HSM
     Random(data::Random),
+    /// Seal a backup: a standard age file that the KMS opens
+    Seal(backup::SealArgs),
+    /// Open a sealed backup; every byte that is written has been verified
+    Open(backup::OpenArgs),
+    /// Move sealed files to their key's current version, in place; payloads are not touched
+    Reseal(backup::ResealArgs),
+    /// Recipients and identities for stock `age` with age-plugin-kms
+    #[command(subcommand)]
+    Age(backup::AgeCommand),
     /// Say whether the server is up and serving
     Health,
     /// Choose and add contexts: which server, as whom

@@ -92,6 +92,7 @@ fn no_secret_can_be_given_in_argv() {
         "plaintext-out",
         "protection",
         "reason",
+        "recipient",
         "request-id",
         "revision",
         "sensitivity",
@@ -99,6 +100,7 @@ fn no_secret_can_be_given_in_argv() {
         "tenant",
         "timeout",
         "usage",
+        "via",
     ];
     check_texts(&Cli::command(), &texts);
 }
