@@ -14,7 +14,7 @@ use kms_core::name::KeyName;
 use serde::Serialize;
 
 use super::disk::side_path;
-use super::error::BackupError;
+use super::error::{BackupError, ServiceError};
 use super::open::{Opened, open_stream};
 use super::output::{Overwrite, PendingFile};
 use super::progress::Progress;
@@ -22,8 +22,12 @@ use super::recipient::Address;
 use super::reseal::{Outcome, Recovery, Status, reseal_file};
 use super::seal::{BUFFER_BYTES, Recipients, Sealed, seal_stream};
 use super::service::FileKeyService;
+use crate::client::ClientError;
 use crate::input::STREAM;
 use crate::terminal::harmless;
+
+/// How a server refuses an envelope that was changed, or torn.
+const TORN_ENVELOPE: &str = "CIPHERTEXT_INVALID";
 
 /// Where a backup comes from and goes to.
 #[derive(Args, Clone, Debug)]
@@ -234,9 +238,15 @@ fn native_recipients(texts: &[String]) -> Result<Vec<age::x25519::Recipient>, Ba
     texts.iter().map(parse).collect()
 }
 
-/// A header that does not verify beside a side file is most likely torn.
+/// A header that does not hold together, beside a side file, is most likely torn.
 fn explain(error: BackupError, input: Option<&Path>) -> BackupError {
-    let of_header = matches!(error, BackupError::HeaderTampered | BackupError::Format(_));
+    let of_header = match &error {
+        BackupError::HeaderTampered | BackupError::Format(_) => true,
+        BackupError::Service(ServiceError::Client(ClientError::Refused(refusal))) => {
+            refusal.reason == TORN_ENVELOPE
+        }
+        _ => false,
+    };
     let input = input.and_then(|input| input.canonicalize().ok());
     if of_header && input.is_some_and(|input| side_path(&input).exists()) {
         return BackupError::ResealInterrupted;
