@@ -37,10 +37,13 @@ use tonic::{Request, Response, Status as Answer};
 /// Longer than any test takes; a call that hangs fails then.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The encryption context of each call.
+type Contexts = Arc<Mutex<Vec<Vec<(String, String)>>>>;
+
 /// Answers the three calls that backups need, and notes their encryption contexts.
 struct InMemory {
     kms: Arc<MemoryKms>,
-    contexts: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    contexts: Contexts,
     /// True to answer with what breaks the contract.
     broken: bool,
 }
@@ -148,7 +151,7 @@ impl CryptoService for InMemory {
 /// A server on a thread of its own, and a context that leads to it.
 struct Server {
     kms: Arc<MemoryKms>,
-    contexts: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    contexts: Contexts,
     context: ResolvedContext,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -161,7 +164,7 @@ impl Server {
         let pki = Pki::create(files.path());
         let (server, client) = pki.usual();
         let kms = Arc::new(MemoryKms::at(3));
-        let contexts = Arc::<Mutex<Vec<Vec<(String, String)>>>>::default();
+        let contexts = Contexts::default();
         let service = InMemory { kms: Arc::clone(&kms), contexts: Arc::clone(&contexts), broken };
         let acceptor = TlsAcceptor::from(Arc::new(tls(&pki.ca(), &server)));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
