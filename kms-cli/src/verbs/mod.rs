@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::key::RequestIdArg;
 use crate::args::{Cli, Command};
+use crate::backup::verbs as backup;
 use crate::client::Client;
 use crate::context::{Overrides, ResolvedContext};
 use crate::error::CliError;
@@ -92,6 +93,10 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
         Command::Datakey(args) => datakey::run(&session, &args),
         Command::Inspect(args) => inspect::run(&session, &args),
         Command::Random(args) => random::run(&session, &args),
+        Command::Seal(args) => backup::seal(&session, &args),
+        Command::Open(args) => backup::open(&session, &args),
+        Command::Reseal(args) => backup::reseal(&session, &args),
+        Command::Age(command) => backup::age(&session, &command),
         Command::Health => health::run(&session),
         Command::Seal(args) => backup::seal(&session, &args),
         Command::Open(args) => backup::open(&session, &args),
