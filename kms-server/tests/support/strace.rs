@@ -227,3 +227,64 @@ pub fn answer_before_record(
         (durable.max().unwrap_or(0) < count).then_some(*answer)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(start: usize, done: usize, effect: Effect) -> Call {
+        Call { start, done, effect }
+    }
+
+    fn write(start: usize) -> Call {
+        let data = b"one\n".to_vec();
+        call(start, start + 1, Effect::Write { path: "log".into(), offset: 0, data })
+    }
+
+    fn sync(start: usize, done: usize) -> Call {
+        call(start, done, Effect::Sync { path: "log".into() })
+    }
+
+    fn is_log(path: &Path) -> bool {
+        path == Path::new("log")
+    }
+
+    #[test]
+    fn an_answer_after_its_sync_is_in_order() {
+        let calls = [write(0), sync(2, 4), write(6), sync(8, 10)];
+        assert_eq!(answer_before_record(&calls, is_log, &[5, 11]), None);
+    }
+
+    #[test]
+    fn an_answer_before_or_during_its_sync_is_found() {
+        let calls = [write(0), sync(2, 4), write(6), sync(8, 10)];
+        for early in [6, 7, 9] {
+            assert_eq!(answer_before_record(&calls, is_log, &[5, early]), Some(early));
+        }
+    }
+
+    #[test]
+    fn a_sync_that_began_before_the_write_was_done_does_not_cover_it() {
+        let calls = [write(0), sync(1, 4)];
+        assert_eq!(answer_before_record(&calls, is_log, &[5]), Some(5));
+    }
+
+    #[test]
+    fn calls_in_one_line_and_in_two_are_read_and_failed_ones_left_out() {
+        let trace = "\
+            7 openat(AT_FDCWD</x>, \"\\x2f\\x61\", O_RDWR|O_CREAT, 0600) = 3<\\x2f\\x61>\n\
+            7 pwrite64(3<\\x2f\\x61>, \"\\x68\\x69\", 2, 4) = 2\n\
+            8 fdatasync(3<\\x2f\\x61> <unfinished ...>\n\
+            7 pwrite64(3<\\x2f\\x61>, \"\\x68\\x69\", 2, 6) = -1 ENOSPC (No space left on device)\n\
+            8 <... fdatasync resumed>)              = 0\n\
+            7 write(5<socket:[12]>, \"\\x00\", 1) = 1\n";
+        let path = PathBuf::from("/a");
+        let expected = [
+            call(0, 0, Effect::Open { path: path.clone(), create: true, truncate: false }),
+            call(1, 1, Effect::Write { path: path.clone(), offset: 4, data: b"hi".to_vec() }),
+            call(2, 4, Effect::Sync { path }),
+            call(5, 5, Effect::Sent { bytes: 1 }),
+        ];
+        assert_eq!(parse(trace), expected);
+    }
+}
