@@ -74,10 +74,7 @@ impl Kms {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                stopped = stop.wait_for(|stop| *stop) => {
-                    drop(stopped);
-                    return;
-                }
+                () = told_to_stop(&mut stop) => return,
                 () = self.inner.keyring.wait_due_rollover() => {
                     self.rotate_due().await;
                 }
@@ -89,6 +86,12 @@ impl Kms {
             }
         }
     }
+}
+
+/// Waits for the word, or for nobody being left to say it. The guard of the channel does not leave this function: it
+/// cannot be sent to another thread.
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 impl Inner {
