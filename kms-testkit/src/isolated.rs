@@ -43,12 +43,12 @@ pub fn isolated_with(test: &str, environment: &[(&str, &str)], body: impl FnOnce
         .spawn()
         .expect("run the test binary again");
     let status = child.wait().expect("wait for the child");
-    let mut text = String::new();
+    let mut shown = String::new();
     let mut output = output;
     std::io::Seek::rewind(&mut output).expect("rewind the output");
-    output.read_to_string(&mut text).expect("read the output");
-    assert!(status.success(), "`{test}` failed in its child ({status}):\n{text}");
-    assert!(text.contains("1 passed"), "no test is called `{test}`:\n{text}");
+    output.read_to_string(&mut shown).expect("read the output");
+    assert!(status.success(), "`{test}` failed in its child ({status}):\n{shown}");
+    assert!(shown.contains("1 passed"), "no test is called `{test}`:\n{shown}");
 }
 
 #[cfg(test)]

@@ -9,8 +9,16 @@
     reason = "test support: a failure here is a failed test"
 )]
 
+pub mod client;
+pub mod deadline;
+pub mod faulty;
 pub mod isolated;
+pub mod pki;
+pub mod process;
 pub mod softhsm;
 
-pub use isolated::isolated;
+pub use faulty::{Faulty, isolated_faulty};
+pub use isolated::{isolated, isolated_with};
+pub use pki::Pki;
+pub use process::Process;
 pub use softhsm::SoftHsm;

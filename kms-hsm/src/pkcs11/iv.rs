@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     fn bytes(seed: u8) -> Vec<u8> {
-        (0..BLOCK_IVS).flat_map(|n| [seed, n as u8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).collect()
+        (0..64).flat_map(|n| [seed, n, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).collect()
     }
 
     #[test]

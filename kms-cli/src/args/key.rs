@@ -1,0 +1,174 @@
+//! `kms key ...`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::input::{pair, period};
+
+/// The verbs of `kms key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Create a key with version 1
+    Create(Create),
+    /// List the keys of the tenant
+    List(List),
+    /// Describe a key, or one version of it
+    Describe(Describe),
+    /// List the versions of a key, oldest first
+    Versions(Versions),
+    /// Roll a key over: a new version becomes primary, old ones still unwrap
+    Rotate(Rotate),
+    /// Change what is said about a key
+    Update(Update),
+    /// Suspend a version: it neither wraps nor unwraps until resumed
+    Suspend(ChangeState),
+    /// Resume a suspended version
+    Resume(ChangeState),
+}
+
+/// Where key material lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Protection {
+    /// Stored wrapped under the HSM's root key, used only inside the HSM
+    #[default]
+    HsmWrapped,
+    /// An object of its own in the HSM's token
+    HsmResident,
+}
+
+/// How sensitive the data under a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sensitivity {
+    /// Low
+    Low,
+    /// Medium
+    Medium,
+    /// High
+    High,
+}
+
+/// Makes a mutation safe to repeat.
+#[derive(Clone, Debug, Args)]
+pub struct RequestIdArg {
+    /// Makes a repeat of this command safe: the server does it once [default: a new one]
+    #[arg(long, value_name = "UUID")]
+    pub request_id: Option<uuid::Uuid>,
+}
+
+/// `kms key create`.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Id of the new key, or its full name
+    pub key: String,
+    /// Who answers for the key
+    #[arg(long, value_name = "TEXT")]
+    pub owner: String,
+    /// How sensitive the data under it is
+    #[arg(long, value_enum)]
+    pub sensitivity: Sensitivity,
+    /// What the key is for, in words
+    #[arg(long, value_name = "TEXT")]
+    pub usage: String,
+    /// How long a version may protect new data, 1h to 10y
+    #[arg(long, value_name = "PERIOD", value_parser = period)]
+    pub cryptoperiod: Duration,
+    /// Where the key material lives
+    #[arg(long, value_enum, default_value_t)]
+    pub protection: Protection,
+    /// A label; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
+/// `kms key list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// Show at most this many
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub limit: u32,
+    /// Go on where an earlier list ended (`next_page_token` of its JSON form)
+    #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
+    pub page_token: String,
+}
+
+/// `kms key describe`.
+#[derive(Debug, Args)]
+pub struct Describe {
+    /// Id or name of the key; with `/versions/N` of one version
+    pub key: String,
+}
+
+/// `kms key versions`.
+#[derive(Debug, Args)]
+pub struct Versions {
+    /// Id or name of the key
+    pub key: String,
+    /// How many, and from where.
+    #[command(flatten)]
+    pub list: List,
+}
+
+/// `kms key rotate`.
+#[derive(Debug, Args)]
+pub struct Rotate {
+    /// Id or name of the key
+    pub key: String,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub reason: String,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
+/// `kms key update`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub struct Update {
+    /// Id or name of the key
+    pub key: String,
+    /// New owner
+    #[arg(long, value_name = "TEXT", group = "change")]
+    pub owner: Option<String>,
+    /// New sensitivity
+    #[arg(long, value_enum, group = "change")]
+    pub sensitivity: Option<Sensitivity>,
+    /// New usage text
+    #[arg(long, value_name = "TEXT", group = "change")]
+    pub usage: Option<String>,
+    /// New cryptoperiod, 1h to 10y
+    #[arg(long, value_name = "PERIOD", value_parser = period, group = "change")]
+    pub cryptoperiod: Option<Duration>,
+    /// New label; all of them replace all old ones; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair, group = "change")]
+    pub labels: Vec<(String, String)>,
+    /// Remove all labels
+    #[arg(long, conflicts_with = "labels", group = "change")]
+    pub no_labels: bool,
+    /// Refuse when the key has another revision [default: the one it has now]
+    #[arg(long, value_name = "N")]
+    pub revision: Option<u64>,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
+/// `kms key suspend` and `kms key resume`.
+#[derive(Debug, Args)]
+pub struct ChangeState {
+    /// Id or name of the key
+    pub key: String,
+    /// Number of the version
+    #[arg(value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..))]
+    pub number: u32,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}

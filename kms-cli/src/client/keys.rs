@@ -1,0 +1,211 @@
+//! KeyService: the life of keys. Mutations carry a request id that stays the same over repeats.
+
+use std::time::Duration;
+
+use kms_core::id::RequestId;
+use kms_core::name::{KeyName, TenantName, VersionName};
+use kms_proto::v1;
+use kms_proto::v1::key_service_client::KeyServiceClient;
+use tonic::transport::Channel;
+
+use super::{Client, ClientError};
+
+/// The most entries that are asked for in one page; a server gives no more.
+pub const MAX_PAGE_SIZE: u32 = 1000;
+
+/// What a new key is.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Its name.
+    pub name: KeyName,
+    /// Who answers for it.
+    pub owner: String,
+    /// How sensitive the data under it is.
+    pub sensitivity: v1::Sensitivity,
+    /// What it is for.
+    pub usage: String,
+    /// How long a version may protect new data.
+    pub cryptoperiod: Duration,
+    /// Where its material lives.
+    pub protection: v1::Protection,
+    /// Labels.
+    pub labels: Vec<(String, String)>,
+}
+
+/// What to change about a key; `None` leaves it.
+#[derive(Clone, Debug, Default)]
+pub struct KeyChange {
+    /// New owner.
+    pub owner: Option<String>,
+    /// New sensitivity.
+    pub sensitivity: Option<v1::Sensitivity>,
+    /// New usage text.
+    pub usage: Option<String>,
+    /// New cryptoperiod.
+    pub cryptoperiod: Option<Duration>,
+    /// New labels, all of them.
+    pub labels: Option<Vec<(String, String)>>,
+}
+
+/// Which way a version goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateChange {
+    /// ACTIVE to SUSPENDED.
+    Suspend,
+    /// SUSPENDED back.
+    Resume,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// The entries.
+    pub entries: Vec<T>,
+    /// Token of the next page; empty on the last.
+    pub next_page_token: String,
+}
+
+impl Client {
+    fn keys(&self) -> KeyServiceClient<Channel> {
+        KeyServiceClient::new(self.channel())
+    }
+
+    /// Creates a key.
+    pub async fn create_key(&self, key: NewKey, id: RequestId) -> Result<v1::Key, ClientError> {
+        let request = v1::CreateKeyRequest {
+            parent: key.name.tenant().to_string(),
+            key_id: key.name.key_id().to_owned(),
+            purpose: v1::Purpose::Wrap.into(),
+            protection: key.protection.into(),
+            owner: key.owner,
+            sensitivity: key.sensitivity.into(),
+            usage: key.usage,
+            cryptoperiod: Some(duration(key.cryptoperiod)),
+            labels: key.labels.into_iter().collect(),
+            request_id: id.to_string(),
+        };
+        self.call(request, |request| async { self.keys().create_key(request).await }).await
+    }
+
+    /// Describes a key.
+    pub async fn describe_key(&self, name: &KeyName) -> Result<v1::Key, ClientError> {
+        let request = v1::DescribeKeyRequest { name: name.to_string() };
+        self.call(request, |request| async { self.keys().describe_key(request).await }).await
+    }
+
+    /// Describes a version.
+    pub async fn describe_version(
+        &self,
+        name: &VersionName,
+    ) -> Result<v1::KeyVersion, ClientError> {
+        let request = v1::DescribeKeyVersionRequest { name: name.to_string() };
+        self.call(request, |request| async { self.keys().describe_key_version(request).await })
+            .await
+    }
+
+    /// Lists one page of a tenant's keys.
+    pub async fn list_keys(
+        &self,
+        tenant: &TenantName,
+        page_size: u32,
+        page_token: String,
+    ) -> Result<Page<v1::Key>, ClientError> {
+        let parent = tenant.to_string();
+        let request = v1::ListKeysRequest { parent, page_size, page_token };
+        let send = |request| async { self.keys().list_keys(request).await };
+        let v1::ListKeysResponse { keys, next_page_token } = self.call(request, send).await?;
+        Ok(Page { entries: keys, next_page_token })
+    }
+
+    /// Lists one page of a key's versions.
+    pub async fn list_versions(
+        &self,
+        key: &KeyName,
+        page_size: u32,
+        page_token: String,
+    ) -> Result<Page<v1::KeyVersion>, ClientError> {
+        let parent = key.to_string();
+        let request = v1::ListKeyVersionsRequest { parent, page_size, page_token };
+        let send = |request| async { self.keys().list_key_versions(request).await };
+        let v1::ListKeyVersionsResponse { versions, next_page_token } =
+            self.call(request, send).await?;
+        Ok(Page { entries: versions, next_page_token })
+    }
+
+    /// Rolls a key over.
+    pub async fn rotate_key(
+        &self,
+        name: &KeyName,
+        reason: String,
+        id: RequestId,
+    ) -> Result<(v1::Key, v1::KeyVersion), ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        let request = v1::RotateKeyRequest { name, reason, request_id };
+        let send = |request| async { self.keys().rotate_key(request).await };
+        match self.call(request, send).await? {
+            v1::RotateKeyResponse { key: Some(key), version: Some(version) } => Ok((key, version)),
+            _ => Err(ClientError::Answer("a rollover without its key or version")),
+        }
+    }
+
+    /// Changes a key that has `revision`.
+    pub async fn update_key(
+        &self,
+        name: &KeyName,
+        revision: u64,
+        change: KeyChange,
+        id: RequestId,
+    ) -> Result<v1::Key, ClientError> {
+        let KeyChange { owner, sensitivity, usage, cryptoperiod, labels } = change;
+        let paths = [
+            (owner.is_some(), "owner"),
+            (sensitivity.is_some(), "sensitivity"),
+            (usage.is_some(), "usage"),
+            (cryptoperiod.is_some(), "cryptoperiod"),
+            (labels.is_some(), "labels"),
+        ];
+        let paths = paths.into_iter().filter(|(given, _)| *given).map(|(_, path)| path.to_owned());
+        let request = v1::UpdateKeyRequest {
+            name: name.to_string(),
+            revision,
+            update_mask: Some(prost_types::FieldMask { paths: paths.collect() }),
+            owner: owner.unwrap_or_default(),
+            sensitivity: sensitivity.unwrap_or_default().into(),
+            usage: usage.unwrap_or_default(),
+            labels: labels.unwrap_or_default().into_iter().collect(),
+            cryptoperiod: cryptoperiod.map(duration),
+            request_id: id.to_string(),
+        };
+        self.call(request, |request| async { self.keys().update_key(request).await }).await
+    }
+
+    /// Suspends or resumes a version.
+    pub async fn change_state(
+        &self,
+        name: &VersionName,
+        change: StateChange,
+        reason: String,
+        id: RequestId,
+    ) -> Result<v1::KeyVersion, ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        match change {
+            StateChange::Suspend => {
+                let request = v1::SuspendKeyVersionRequest { name, reason, request_id };
+                let send = |request| async { self.keys().suspend_key_version(request).await };
+                self.call(request, send).await
+            }
+            StateChange::Resume => {
+                let request = v1::ResumeKeyVersionRequest { name, reason, request_id };
+                let send = |request| async { self.keys().resume_key_version(request).await };
+                self.call(request, send).await
+            }
+        }
+    }
+}
+
+fn duration(period: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(period.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(period.subsec_nanos()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,176 @@
+//! Lays flags over the chosen context: what one call of the CLI really uses.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kms_core::name::{KeyName, KeySelector, TenantName, VersionName};
+
+use super::{Context, ContextError, ContextFile, ServerAddress};
+
+/// What the flags say; each one wins over the context.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--config`, or what [`Overrides::from_environment`] found; `None` when there can be no file.
+    pub config: Option<PathBuf>,
+    /// `--context`, or `KMS_CONTEXT`.
+    pub context: Option<String>,
+    /// `--server`.
+    pub server: Option<String>,
+    /// `--ca`.
+    pub ca: Option<PathBuf>,
+    /// `--cert`.
+    pub cert: Option<PathBuf>,
+    /// `--key-file`.
+    pub key: Option<PathBuf>,
+    /// `--tenant`.
+    pub tenant: Option<String>,
+    /// `--timeout`.
+    pub timeout: Option<Duration>,
+}
+
+impl Overrides {
+    /// Takes `KMS_CONFIG` (else the default path) and `KMS_CONTEXT` from the environment. The one place that reads it.
+    pub fn from_environment() -> Self {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let config = match set("KMS_CONFIG") {
+            Some(path) => Some(PathBuf::from(path)),
+            None => default_path(set("XDG_CONFIG_HOME"), set("HOME")).ok(),
+        };
+        let context = set("KMS_CONTEXT").map(|name| name.to_string_lossy().into_owned());
+        Self { config, context, ..Self::default() }
+    }
+}
+
+/// How long one call may take, retries and waits included, when `--timeout` says nothing.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A context in which everything that a connection needs is known.
+#[derive(Clone, Debug)]
+pub struct ResolvedContext {
+    /// The server.
+    pub server: ServerAddress,
+    /// PEM file of the server's CAs.
+    pub ca: PathBuf,
+    /// PEM file of the client's certificate chain.
+    pub cert: PathBuf,
+    /// PEM file of the client's private key.
+    pub key: PathBuf,
+    /// The tenant that bare ids belong to, when one is known.
+    pub tenant: Option<TenantName>,
+    /// How long one call may take, retries and waits included.
+    pub timeout: Duration,
+}
+
+impl ResolvedContext {
+    /// Lays `overrides` over the file they name, or over the default one.
+    ///
+    /// # Errors
+    /// Says which of server, CA, certificate and key is missing.
+    pub fn resolve(overrides: &Overrides) -> Result<Self, ContextError> {
+        let chosen = chosen(overrides)?;
+        let server = match &overrides.server {
+            Some(text) => text.parse()?,
+            None => chosen.server.ok_or(missing("server", "--server"))?,
+        };
+        let pick = |flag: &Option<PathBuf>, from: Option<PathBuf>, what, name| {
+            flag.clone().or(from).ok_or(missing(what, name))
+        };
+        Ok(Self {
+            server,
+            ca: pick(&overrides.ca, chosen.ca, "CA file", "--ca")?,
+            cert: pick(&overrides.cert, chosen.cert, "client certificate", "--cert")?,
+            key: pick(&overrides.key, chosen.key, "private key file", "--key-file")?,
+            tenant: tenant(overrides.tenant.as_deref().or(chosen.tenant.as_deref()))?,
+            timeout: overrides.timeout.unwrap_or(DEFAULT_TIMEOUT),
+        })
+    }
+
+    /// Reads a key argument: a bare id of the context's tenant, or a full name.
+    pub fn key_name(&self, text: &str) -> Result<KeyName, ContextError> {
+        match text.parse() {
+            Ok(name) => Ok(name),
+            Err(_) if text.contains('/') => Err(bad_key()),
+            Err(_) => KeyName::new(self.tenant_name()?, text).map_err(|_| bad_key()),
+        }
+    }
+
+    /// Reads a key argument that may pin a version: an id, `ID/versions/N`, or a full name.
+    pub fn key_selector(&self, text: &str) -> Result<KeySelector, ContextError> {
+        if text.contains("/versions/") {
+            return self.full_version(text)?.parse().map_err(|_| bad_key());
+        }
+        Ok(KeySelector { key: self.key_name(text)?, version: None })
+    }
+
+    /// Reads a version argument: `ID/versions/N` or a full name.
+    pub fn version_name(&self, text: &str) -> Result<VersionName, ContextError> {
+        self.full_version(text)?.parse().map_err(|_| bad_key())
+    }
+
+    /// Returns the tenant that calls without a key are made for.
+    pub fn tenant_name(&self) -> Result<TenantName, ContextError> {
+        self.tenant.clone().ok_or(missing("tenant", "--tenant"))
+    }
+
+    fn full_version(&self, text: &str) -> Result<String, ContextError> {
+        if text.starts_with("tenants/") {
+            return Ok(text.to_owned());
+        }
+        let (key, version) = text.split_once("/versions/").ok_or_else(bad_key)?;
+        Ok(format!("{}/versions/{version}", self.key_name(key)?))
+    }
+}
+
+fn bad_key() -> ContextError {
+    ContextError::Key
+}
+
+fn missing(what: &'static str, flag: &'static str) -> ContextError {
+    ContextError::Missing { what, flag }
+}
+
+/// Reads a tenant: its id or its name.
+pub fn tenant(text: Option<&str>) -> Result<Option<TenantName>, ContextError> {
+    let Some(text) = text else { return Ok(None) };
+    let parsed = if text.contains('/') { text.parse() } else { TenantName::from_id(text) };
+    parsed.map(Some).map_err(|_| ContextError::Tenant(crate::terminal::harmless(text)))
+}
+
+/// Finds the context that is asked for, its relative paths counted from the directory of its file.
+fn chosen(overrides: &Overrides) -> Result<Context, ContextError> {
+    let Some(path) = overrides.config.clone() else {
+        return match &overrides.context {
+            Some(_) => Err(ContextError::NoHome),
+            None => Ok(Context::default()),
+        };
+    };
+    let mut file = ContextFile::load(&path)?;
+    let Some(name) = overrides.context.clone().or_else(|| file.current.clone()) else {
+        return Ok(Context::default());
+    };
+    let Some(context) = file.contexts.remove(&name) else {
+        return Err(ContextError::Unknown { name: crate::terminal::harmless(&name), path });
+    };
+    let base = path.parent().unwrap_or(Path::new(""));
+    let from_file = |path: Option<PathBuf>| path.map(|path| base.join(path));
+    Ok(Context {
+        ca: from_file(context.ca),
+        cert: from_file(context.cert),
+        key: from_file(context.key),
+        ..context
+    })
+}
+
+/// Says where the context file stands when nothing names it: `$XDG_CONFIG_HOME/holdfast/cli.toml`, else below
+/// `$HOME/.config`. A relative XDG_CONFIG_HOME is ignored, as its specification asks.
+pub fn default_path(
+    xdg_config_home: Option<OsString>,
+    home: Option<OsString>,
+) -> Result<PathBuf, ContextError> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    let base = xdg_config_home
+        .and_then(absolute)
+        .or_else(|| home.and_then(absolute).map(|home| home.join(".config")));
+    base.map(|base| base.join("holdfast/cli.toml")).ok_or(ContextError::NoHome)
+}

@@ -1,0 +1,259 @@
+//! The one error of the command line: what is printed, and how the process ends.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use kms_core::context::InvalidContext;
+use kms_core::envelope::InvalidEnvelope;
+use serde_json::json;
+
+use crate::client::connector::ConnectFailure;
+use crate::client::credentials::CredentialsError;
+use crate::client::{ClientError, Refusal};
+use crate::context::ContextError;
+use crate::exit::Exit;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Arguments that clap accepts and we do not.
+    #[error("{0}")]
+    Usage(String),
+    /// The context.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// The connection or the server.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The encryption context given by `--bind`.
+    #[error("the encryption context is refused: {0}")]
+    Bind(#[from] InvalidContext),
+    /// The input is no envelope.
+    #[error("{0}")]
+    Envelope(#[from] InvalidEnvelope),
+    /// The input has a length that no server takes.
+    #[error("the {what} has {length} bytes; it must have 1 to {max}")]
+    Length {
+        /// What it is.
+        what: &'static str,
+        /// Its length, or one more than the longest.
+        length: usize,
+        /// The longest that is accepted.
+        max: usize,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {action} `{}`: {cause}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// A file is there already.
+    #[error("`{}` exists already", .0.display())]
+    Exists(PathBuf),
+    /// stdin or stdout fails.
+    #[error("cannot {action}: {cause}")]
+    Stream {
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// A secret would be shown on, or typed into, a terminal.
+    #[error("{0}")]
+    Terminal(&'static str),
+    /// The server is reached and says it does not serve.
+    #[error("not serving: {0}")]
+    NotServing(String),
+    /// The token lacks what Holdfast needs.
+    #[error("{0}")]
+    Token(String),
+    /// A part of the command failed with its own text and end (backups).
+    #[error("{message}")]
+    Part {
+        /// How the process ends.
+        exit: Exit,
+        /// The reason, in the style of a server's.
+        reason: &'static str,
+        /// The text for people.
+        message: String,
+        /// What to do, when there is something to do.
+        advice: Option<String>,
+    },
+    /// SIGINT or SIGTERM.
+    #[error("interrupted")]
+    Interrupted,
+    /// A defect.
+    #[error("{0}")]
+    Bug(&'static str),
+}
+
+impl CliError {
+    /// Says how the process ends.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Usage(_) | Self::Terminal(_) => Exit::Usage,
+            Self::Context(error) => match error {
+                ContextError::Unknown { .. } => Exit::NotFound,
+                ContextError::Exists(_) => Exit::Precondition,
+                ContextError::Key
+                | ContextError::Tenant(_)
+                | ContextError::Name(_)
+                | ContextError::Missing { .. }
+                | ContextError::Server { .. } => Exit::Usage,
+                ContextError::File { .. }
+                | ContextError::Parse { .. }
+                | ContextError::TooLong(_)
+                | ContextError::NoHome => Exit::Local,
+            },
+            Self::Client(error) => match error {
+                ClientError::Credentials(_) => Exit::Local,
+                ClientError::Connect { .. } => Exit::Connection,
+                ClientError::Timeout(_) => Exit::Unavailable,
+                ClientError::Refused(refusal) => Exit::of_refusal(&refusal.reason, refusal.code),
+                ClientError::Answer(_) | ClientError::Bug(_) => Exit::Bug,
+            },
+            Self::Bind(_) | Self::Envelope(_) | Self::Length { .. } => Exit::BadInput,
+            Self::Stream { cause, .. } if cause.kind() == std::io::ErrorKind::BrokenPipe => {
+                Exit::BrokenPipe
+            }
+            Self::File { .. } | Self::Exists(_) | Self::Stream { .. } => Exit::Local,
+            Self::NotServing(_) => Exit::Unavailable,
+            Self::Token(_) => Exit::Unsupported,
+            Self::Part { exit, .. } => *exit,
+            Self::Interrupted => Exit::Interrupted,
+            Self::Bug(_) => Exit::Bug,
+        }
+    }
+
+    /// Returns the reason, for programs: the server's own where it gave one.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Usage(_) => "USAGE",
+            Self::Context(_) => "CONTEXT",
+            Self::Client(error) => match error {
+                ClientError::Credentials(_) => "CREDENTIALS",
+                ClientError::Connect { failure, .. } => match failure {
+                    ConnectFailure::Network(_) | ConnectFailure::Timeout => "UNREACHABLE",
+                    ConnectFailure::ServerCertificate(_) => "SERVER_CERTIFICATE",
+                    ConnectFailure::ClientCertificate(_) => "CLIENT_CERTIFICATE",
+                    ConnectFailure::Tls(_) | ConnectFailure::NotHttp2 => "TLS",
+                },
+                ClientError::Timeout(_) => "TIMEOUT",
+                ClientError::Refused(refusal) if refusal.reason.is_empty() => {
+                    refusal.code.description()
+                }
+                ClientError::Refused(refusal) => &refusal.reason,
+                ClientError::Answer(_) => "ANSWER",
+                ClientError::Bug(_) => "BUG",
+            },
+            Self::Bind(_) => "FIELD_VIOLATION",
+            Self::Envelope(InvalidEnvelope::Malformed) => "CIPHERTEXT_INVALID",
+            Self::Envelope(_) => "ENVELOPE_UNSUPPORTED",
+            Self::Length { .. } => "LENGTH",
+            Self::File { .. } | Self::Stream { .. } => "FILE",
+            Self::Exists(_) => "FILE_EXISTS",
+            Self::Terminal(_) => "TERMINAL",
+            Self::NotServing(_) => "NOT_SERVING",
+            Self::Token(_) => "MECHANISM_UNSUPPORTED",
+            Self::Part { reason, .. } => reason,
+            Self::Interrupted => "INTERRUPTED",
+            Self::Bug(_) => "BUG",
+        }
+    }
+
+    /// Says what to do about it, where there is something to do.
+    pub fn advice(&self) -> Option<&str> {
+        Some(match self {
+            Self::Context(error) => match error {
+                ContextError::Unknown { .. } => "see `kms context list`",
+                ContextError::Missing { .. } => {
+                    "add a context: `kms context add NAME --server URL --ca FILE --cert FILE \
+                     --key-file FILE --tenant T`"
+                }
+                _ => return None,
+            },
+            Self::Client(error) => return client_advice(error),
+            Self::Envelope(InvalidEnvelope::Malformed) => {
+                "give what `kms wrap` wrote, binary or `hfenv1:` text, unchanged"
+            }
+            Self::Envelope(_) => "a newer release wrote it: update this one",
+            Self::Exists(_) => "use --force to replace it",
+            Self::Part { advice, .. } => return advice.as_deref(),
+            Self::NotServing(_) => "ask the operators; `/readyz` on the admin listener says why",
+            Self::Token(_) => "use another token, or another version of its module",
+            _ => return None,
+        })
+    }
+
+    /// Writes what is printed: for people, or as one JSON object.
+    pub fn text(&self, as_json: bool) -> String {
+        let refusal = match self {
+            Self::Client(ClientError::Refused(refusal)) => Some(refusal),
+            _ => None,
+        };
+        let event_id = refusal.and_then(|refusal| refusal.event_id.as_deref());
+        if as_json {
+            let error = json!({ "error": {
+                "reason": self.reason(), "message": self.to_string(), "advice": self.advice(),
+                "exit_code": self.exit().code(), "event_id": event_id,
+                "violations": refusal.map(|refusal| violations(refusal)).unwrap_or_default(),
+            }});
+            return format!("{error}\n");
+        }
+        let mut text = format!("error: {}: {self}\n", self.reason());
+        for (field, description) in refusal.iter().flat_map(|refusal| &refusal.violations) {
+            let _ = writeln!(text, "  field `{field}`: {description}");
+        }
+        if let Some(advice) = self.advice() {
+            let _ = writeln!(text, "  {advice}");
+        }
+        if let Some(event_id) = event_id {
+            let _ = writeln!(text, "  audit record: {event_id}");
+        }
+        text
+    }
+}
+
+fn violations(refusal: &Refusal) -> Vec<serde_json::Value> {
+    let each = refusal.violations.iter();
+    each.map(|(field, text)| json!({ "field": field, "description": text })).collect()
+}
+
+fn client_advice(error: &ClientError) -> Option<&'static str> {
+    Some(match error {
+        ClientError::Credentials(CredentialsError::KeyMode { .. }) => {
+            "make it yours alone: chmod 600 FILE; if others could read it, replace the key"
+        }
+        ClientError::Connect { failure, .. } => match failure {
+            ConnectFailure::Network(_) | ConnectFailure::Timeout => {
+                "is the server running, and the address right? see `kms context show`"
+            }
+            ConnectFailure::ServerCertificate(_) => {
+                "this is another server, or `ca` of the context is another CA"
+            }
+            ConnectFailure::ClientCertificate(_) => {
+                "is the client certificate from the server's CA, and still valid?"
+            }
+            ConnectFailure::Tls(_) | ConnectFailure::NotHttp2 => {
+                "does a Holdfast server listen there? it speaks TLS 1.3 only"
+            }
+        },
+        ClientError::Timeout(_) => "try again, or give it longer with --timeout",
+        ClientError::Refused(refusal) => match Exit::of_refusal(&refusal.reason, refusal.code) {
+            Exit::Denied => "ask who administers the tenant for this permission",
+            Exit::NotFound => "see `kms key list` and `kms key versions KEY`",
+            Exit::BadInput if refusal.reason == "CIPHERTEXT_INVALID" => {
+                "another key, another --bind, or a changed ciphertext: the server cannot say which"
+            }
+            Exit::Precondition => "see `kms key describe KEY` and `kms key versions KEY`",
+            Exit::Unavailable => "try again later",
+            Exit::Integrity => "stop, and tell the operators of the server",
+            _ => return None,
+        },
+        ClientError::Credentials(_) | ClientError::Answer(_) | ClientError::Bug(_) => return None,
+    })
+}

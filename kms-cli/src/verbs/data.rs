@@ -1,0 +1,122 @@
+//! `kms wrap`, `kms unwrap`, `kms rewrap`.
+//!
+//! Bytes go to `--out`; without it to stdout, and with `--output json` into the JSON object instead. With both, the
+//! bytes go to the file and the object says what was done.
+
+use data_encoding::BASE64;
+use kms_core::envelope;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::Session;
+use crate::args::data::{Form, Rewrap, Unwrap, Wrap};
+use crate::error::CliError;
+use crate::input;
+use crate::output::{Destination, Format, show_json};
+
+/// Wraps.
+pub fn wrap(session: &Session, args: &Wrap) -> Result<(), CliError> {
+    let context = session.context()?;
+    let key = context.key_selector(&args.key)?;
+    let binding = input::encryption_context(&args.bind.pairs)?;
+    let destination = Destination::new(args.output.path.as_deref(), args.output.force)?;
+    let plaintext = input::plaintext(args.input.path.as_deref())?;
+    let wrapped = session.with_client(&context, async |client| {
+        Ok(client.wrap(&key, &plaintext, &binding).await?)
+    })?;
+    let facts = json!({ "key_version": wrapped.key_version });
+    write_ciphertext(session, &destination, args.form, &wrapped.ciphertext, facts)
+}
+
+/// Unwraps.
+pub fn unwrap(session: &Session, args: &Unwrap) -> Result<(), CliError> {
+    let context = session.context()?;
+    let key = context.key_name(&args.key)?;
+    let binding = input::encryption_context(&args.bind.pairs)?;
+    let destination = Destination::new(args.output.path.as_deref(), args.output.force)?;
+    destination.check_secret()?;
+    let ciphertext = input::ciphertext(args.input.path.as_deref())?;
+    let unwrapped = session.with_client(&context, async |client| {
+        Ok(client.unwrap(&key, &ciphertext, &binding).await?)
+    })?;
+    let facts = json!({ "key_version": unwrapped.key_version });
+    write_secret(session, &destination, unwrapped.plaintext.expose(), facts)
+}
+
+/// Rewraps.
+pub fn rewrap(session: &Session, args: &Rewrap) -> Result<(), CliError> {
+    let context = session.context()?;
+    let key = context.key_name(&args.key)?;
+    let binding = input::encryption_context(&args.bind.pairs)?;
+    let destination = Destination::new(args.output.path.as_deref(), args.output.force)?;
+    let ciphertext = input::ciphertext(args.input.path.as_deref())?;
+    let rewrapped = session.with_client(&context, async |client| {
+        Ok(client.rewrap(&key, &ciphertext, &binding).await?)
+    })?;
+    let facts = json!({
+        "key_version": rewrapped.key_version,
+        "previous_key_version": rewrapped.previous_key_version,
+        "changed": rewrapped.changed,
+    });
+    write_ciphertext(session, &destination, args.form, &rewrapped.ciphertext, facts)
+}
+
+/// Writes a ciphertext in the form asked for, and what there is to say about it.
+pub fn write_ciphertext(
+    session: &Session,
+    destination: &Destination,
+    form: Form,
+    ciphertext: &[u8],
+    facts: Value,
+) -> Result<(), CliError> {
+    let to_file = matches!(destination, Destination::File { .. });
+    if session.format == Format::Json && !to_file {
+        let text = Value::String(envelope::to_text(ciphertext));
+        return show_json(&with_field(facts, "ciphertext", text));
+    }
+    let as_text = match form {
+        Form::Text => true,
+        Form::Binary => false,
+        Form::Auto => destination.is_terminal(),
+    };
+    if as_text {
+        destination.write(format!("{}\n", envelope::to_text(ciphertext)).as_bytes())?;
+    } else {
+        destination.write(ciphertext)?;
+    }
+    if session.format == Format::Json { show_json(&facts) } else { Ok(()) }
+}
+
+/// Writes a secret, and what there is to say about it.
+pub fn write_secret(
+    session: &Session,
+    destination: &Destination,
+    secret: &[u8],
+    facts: Value,
+) -> Result<(), CliError> {
+    let to_file = matches!(destination, Destination::File { .. });
+    if session.format == Format::Table {
+        return destination.write(secret);
+    }
+    if to_file {
+        destination.write(secret)?;
+        return show_json(&facts);
+    }
+    let encoded = Zeroizing::new(BASE64.encode(secret));
+    show_json(&SecretView { plaintext_base64: &encoded, facts })
+}
+
+/// A secret in JSON; made of borrowed text, so that no copy is left in a `serde_json::Value`.
+#[derive(serde::Serialize)]
+struct SecretView<'a> {
+    plaintext_base64: &'a str,
+    #[serde(flatten)]
+    facts: Value,
+}
+
+fn with_field(mut facts: Value, name: &str, value: Value) -> Value {
+    if let Some(object) = facts.as_object_mut() {
+        object.insert(name.to_owned(), value);
+    }
+    facts
+}

@@ -1,0 +1,47 @@
+//! `kms datakey`: the one verb with two outputs.
+
+use serde_json::json;
+
+use super::Session;
+use super::data::write_ciphertext;
+use crate::args::data::DataKey;
+use crate::error::CliError;
+use crate::input;
+use crate::output::{Destination, Format};
+
+/// Draws a data key. The wrapped copy is written first: a data key that cannot be had again is worth nothing.
+pub fn run(session: &Session, args: &DataKey) -> Result<(), CliError> {
+    let context = session.context()?;
+    let key = context.key_name(&args.key)?;
+    let binding = input::encryption_context(&args.bind.pairs)?;
+    let wrapped_to = Destination::new(args.output.path.as_deref(), args.output.force)?;
+    let clear_to = match &args.plaintext_out {
+        Some(path) => Some(Destination::new(Some(path), args.output.force)?),
+        None => None,
+    };
+    let to_stdout = |to: &Destination| matches!(to, Destination::Stdout { .. });
+    let collides = match &clear_to {
+        Some(clear_to) if to_stdout(clear_to) => {
+            to_stdout(&wrapped_to) || session.format == Format::Json
+        }
+        Some(clear_to) => *clear_to == wrapped_to,
+        None => false,
+    };
+    if collides {
+        return Err(CliError::Usage(
+            "the data key and its wrapped copy (and JSON) cannot share one output: \
+             give --out and --plaintext-out a file each"
+                .into(),
+        ));
+    }
+    let with_plaintext = clear_to.is_some();
+    let made = session.with_client(&context, async |client| {
+        Ok(client.generate_data_key(&key, args.length, &binding, with_plaintext).await?)
+    })?;
+    let facts = json!({ "key_version": made.key_version, "length_bytes": args.length });
+    write_ciphertext(session, &wrapped_to, args.form, &made.ciphertext, facts)?;
+    match (clear_to, made.plaintext) {
+        (Some(clear_to), Some(plaintext)) => clear_to.write(plaintext.expose()),
+        _ => Ok(()),
+    }
+}

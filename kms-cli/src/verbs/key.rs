@@ -1,0 +1,160 @@
+//! `kms key ...`: thin translations onto KeyService.
+
+use kms_core::id::KeyVersion;
+use kms_core::name::VersionName;
+use kms_proto::v1;
+
+use super::{Session, request_id};
+use crate::args::key::{
+    ChangeState, Create, Describe, KeyCommand, List, Protection, Rotate, Sensitivity, Update,
+    Versions,
+};
+use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, StateChange};
+use crate::client::{Client, ClientError};
+use crate::error::CliError;
+use crate::output::show;
+use crate::output::view::{KeyView, KeysView, RotationView, VersionView, VersionsView};
+
+/// Runs one verb.
+pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
+    match command {
+        KeyCommand::Create(args) => create(session, args),
+        KeyCommand::List(args) => list(session, args),
+        KeyCommand::Describe(args) => describe(session, &args),
+        KeyCommand::Versions(args) => versions(session, args),
+        KeyCommand::Rotate(args) => rotate(session, args),
+        KeyCommand::Update(args) => update(session, args),
+        KeyCommand::Suspend(args) => change_state(session, args, StateChange::Suspend),
+        KeyCommand::Resume(args) => change_state(session, args, StateChange::Resume),
+    }
+}
+
+fn create(session: &Session, args: Create) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let new = NewKey {
+        name: context.key_name(&args.key)?,
+        owner: args.owner,
+        sensitivity: sensitivity(args.sensitivity),
+        usage: args.usage,
+        cryptoperiod: args.cryptoperiod,
+        protection: match args.protection {
+            Protection::HsmWrapped => v1::Protection::HsmWrapped,
+            Protection::HsmResident => v1::Protection::HsmResident,
+        },
+        labels: args.labels,
+    };
+    let key =
+        session.with_client(&context, async |client| Ok(client.create_key(new, id).await?))?;
+    show(session.format, &KeyView::from(key))
+}
+
+fn describe(session: &Session, args: &Describe) -> Result<(), CliError> {
+    let context = session.context()?;
+    if args.key.contains("/versions/") {
+        let name = context.version_name(&args.key)?;
+        let version = session
+            .with_client(&context, async |client| Ok(client.describe_version(&name).await?))?;
+        return show(session.format, &VersionView::from(version));
+    }
+    let name = context.key_name(&args.key)?;
+    let key =
+        session.with_client(&context, async |client| Ok(client.describe_key(&name).await?))?;
+    show(session.format, &KeyView::from(key))
+}
+
+fn list(session: &Session, args: List) -> Result<(), CliError> {
+    let context = session.context()?;
+    let tenant = context.tenant_name()?;
+    let page = session.with_client(&context, async |client: Client| {
+        Ok(pages(args, async |size, token| client.list_keys(&tenant, size, token).await).await?)
+    })?;
+    let keys = page.entries.into_iter().map(KeyView::from).collect();
+    show(session.format, &KeysView { keys, next_page_token: page.next_page_token })
+}
+
+fn versions(session: &Session, args: Versions) -> Result<(), CliError> {
+    let context = session.context()?;
+    let key = context.key_name(&args.key)?;
+    let page = session.with_client(&context, async |client: Client| {
+        let turn = async |size, token| client.list_versions(&key, size, token).await;
+        Ok(pages(args.list, turn).await?)
+    })?;
+    let versions = page.entries.into_iter().map(VersionView::from).collect();
+    show(session.format, &VersionsView { versions, next_page_token: page.next_page_token })
+}
+
+fn rotate(session: &Session, args: Rotate) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let name = context.key_name(&args.key)?;
+    let (key, version) = session.with_client(&context, async |client: Client| {
+        Ok(client.rotate_key(&name, args.reason, id).await?)
+    })?;
+    show(session.format, &RotationView { key: key.into(), version: version.into() })
+}
+
+fn update(session: &Session, args: Update) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let name = context.key_name(&args.key)?;
+    let relabelled = args.no_labels || !args.labels.is_empty();
+    let change = KeyChange {
+        owner: args.owner,
+        sensitivity: args.sensitivity.map(sensitivity),
+        usage: args.usage,
+        cryptoperiod: args.cryptoperiod,
+        labels: relabelled.then_some(args.labels),
+    };
+    let key = session.with_client(&context, async |client: Client| {
+        let revision = match args.revision {
+            Some(revision) => revision,
+            None => client.describe_key(&name).await?.revision,
+        };
+        Ok(client.update_key(&name, revision, change, id).await?)
+    })?;
+    show(session.format, &KeyView::from(key))
+}
+
+fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let number = KeyVersion::new(args.number)
+        .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
+    let name = VersionName::new(context.key_name(&args.key)?, number);
+    let version = session.with_client(&context, async |client: Client| {
+        Ok(client.change_state(&name, change, args.reason, id).await?)
+    })?;
+    show(session.format, &VersionView::from(version))
+}
+
+/// Turns pages until there are `limit` entries or no more.
+async fn pages<T>(
+    args: List,
+    turn: impl AsyncFn(u32, String) -> Result<Page<T>, ClientError>,
+) -> Result<Page<T>, ClientError> {
+    let mut all = Page { entries: Vec::new(), next_page_token: args.page_token };
+    loop {
+        let have = u32::try_from(all.entries.len()).unwrap_or(u32::MAX);
+        let size = args.limit.saturating_sub(have).min(MAX_PAGE_SIZE);
+        if size == 0 {
+            return Ok(all);
+        }
+        let page = turn(size, all.next_page_token).await?;
+        let empty = page.entries.is_empty();
+        all.entries.extend(page.entries);
+        all.next_page_token = page.next_page_token;
+        // A server that sends empty pages for ever would hold us for ever.
+        if all.next_page_token.is_empty() || empty {
+            return Ok(all);
+        }
+    }
+}
+
+const fn sensitivity(given: Sensitivity) -> v1::Sensitivity {
+    match given {
+        Sensitivity::Low => v1::Sensitivity::Low,
+        Sensitivity::Medium => v1::Sensitivity::Medium,
+        Sensitivity::High => v1::Sensitivity::High,
+    }
+}

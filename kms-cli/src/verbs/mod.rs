@@ -1,0 +1,90 @@
+//! What each command does: read, one connection, calls, write. Reading and writing are synchronous and stand outside
+//! the runtime; the calls in between end at SIGINT and SIGTERM, before anything is written.
+
+pub mod context;
+pub mod data;
+pub mod datakey;
+pub mod health;
+pub mod inspect;
+pub mod key;
+pub mod random;
+pub mod shell;
+
+use kms_core::id::RequestId;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::key::RequestIdArg;
+use crate::args::{Cli, Command};
+use crate::client::Client;
+use crate::context::{Overrides, ResolvedContext};
+use crate::error::CliError;
+use crate::output::Format;
+
+/// What a verb stands on: the flags, and how results are shown.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The flags over the environment.
+    pub overrides: Overrides,
+    /// How results are shown.
+    pub format: Format,
+}
+
+impl Session {
+    /// Returns the context that calls are made in.
+    pub fn context(&self) -> Result<ResolvedContext, CliError> {
+        Ok(ResolvedContext::resolve(&self.overrides)?)
+    }
+
+    /// Connects and runs `work`, until it ends or a signal comes.
+    pub fn with_client<T, F>(
+        &self,
+        context: &ResolvedContext,
+        work: impl FnOnce(Client) -> F,
+    ) -> Result<T, CliError>
+    where
+        F: Future<Output = Result<T, CliError>>,
+    {
+        run_async(async { work(Client::connect(context).await?).await })
+    }
+}
+
+/// Runs a future on a runtime of its own, until it ends or SIGINT or SIGTERM comes.
+pub fn run_async<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|_| CliError::Bug("no runtime can be started"))?;
+    runtime.block_on(async {
+        let failed = |_| CliError::Bug("signals cannot be awaited");
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        tokio::select! {
+            done = work => done,
+            _ = interrupt.recv() => Err(CliError::Interrupted),
+            _ = terminate.recv() => Err(CliError::Interrupted),
+        }
+    })
+}
+
+/// Takes the given request id, or makes one: the one place of the CLI that draws randomness of its own.
+pub fn request_id(given: &RequestIdArg) -> RequestId {
+    let id = given.request_id.unwrap_or_else(uuid::Uuid::new_v4);
+    RequestId::from_bytes(id.into_bytes())
+}
+
+/// Does what the command line says.
+pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
+    let session =
+        Session { overrides: cli.global.overrides(environment), format: cli.global.output };
+    match cli.command {
+        Command::Key(command) => key::run(&session, command),
+        Command::Wrap(args) => data::wrap(&session, &args),
+        Command::Unwrap(args) => data::unwrap(&session, &args),
+        Command::Rewrap(args) => data::rewrap(&session, &args),
+        Command::Datakey(args) => datakey::run(&session, &args),
+        Command::Inspect(args) => inspect::run(&session, &args),
+        Command::Random(args) => random::run(&session, &args),
+        Command::Health => health::run(&session),
+        Command::Context(command) => context::run(&session, command),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
+    }
+}

@@ -1,0 +1,11 @@
+//! The built `kms`, run as a user runs it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "test support: a failure here is a failed test"
+)]
+
+mod common;
+mod help;
+mod offline;

@@ -1,0 +1,180 @@
+/*
+ * A PKCS#11 module that forwards every call to a real one and errs by script.
+ *
+ * For tests only. It shows what our code does when a token fails, lies, is slow or never answers; it says nothing about
+ * any real device. Environment:
+ *
+ *   HOLDFAST_FAULTY_REAL   the module to forward to (default: Debian's SoftHSM)
+ *   HOLDFAST_FAULTY_PLAN   the script (plan.h); may be replaced while the program runs
+ *   HOLDFAST_FAULTY_LOG    one line a call: `FUNCTION session=N rv=0x0`; `enter FUNCTION` when a call starts to hang
+ *
+ * A call that only asks for the length of its output (NULL buffer) is logged with `query`; it is neither counted nor
+ * made to fail. Thread-safe: no lock is held while the real module works.
+ */
+#define _GNU_SOURCE
+#include "pkcs11_min.h"
+#include "plan.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define DEFAULT_REAL "/usr/lib/softhsm/libsofthsm2.so"
+#define GCM_IV_BYTES 12
+#define FILL 0x5a
+
+struct call {
+    const char *function;
+    CK_SESSION session;
+    void *output;
+    CK_ULONG *length;
+    int query;
+    struct fate fate;
+};
+
+static CK_FUNCTION_LIST *real;
+static int log_file = -1;
+static pthread_once_t loaded = PTHREAD_ONCE_INIT;
+
+static void load(void)
+{
+    const char *path = getenv("HOLDFAST_FAULTY_REAL");
+    const char *log_path = getenv("HOLDFAST_FAULTY_LOG");
+    if (log_path != NULL)
+        log_file = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    void *module = dlopen(path != NULL ? path : DEFAULT_REAL, RTLD_NOW | RTLD_LOCAL);
+    if (module == NULL) {
+        fprintf(stderr, "faulty: %s\n", dlerror());
+        return;
+    }
+    CK_RV (*list)(CK_FUNCTION_LIST **) = NULL;
+    *(void **)&list = dlsym(module, "C_GetFunctionList");
+    if (list == NULL || list(&real) != CKR_OK) {
+        fprintf(stderr, "faulty: the real module has no function list\n");
+        real = NULL;
+    }
+}
+
+/* One write a line: with O_APPEND lines of several threads do not mix. */
+static void log_line(const char *line, int length)
+{
+    if (log_file >= 0 && length > 0 && write(log_file, line, (size_t)length) != length)
+        abort();
+}
+
+/* Returns whether the call is answered without the real module. */
+static int before(struct call *call)
+{
+    struct fate *fate = &call->fate;
+    call->query = call->output == NULL && call->length != NULL;
+    memset(fate, 0, sizeof *fate);
+    if (call->query)
+        return 0;
+    plan_decide(call->function, fate);
+    if (fate->hang) {
+        char line[96];
+        log_line(line, snprintf(line, sizeof line, "enter %s session=%lu\n", call->function, call->session));
+        plan_wait(fate->generation);
+    }
+    if (fate->delay_ms > 0)
+        plan_sleep(fate->delay_ms);
+    if (fate->exits)
+        _exit(fate->exit_code);
+    if (fate->crash)
+        raise(SIGSEGV);
+    return fate->returns;
+}
+
+static void lie_about_token(CK_TOKEN_INFO_HEAD *info, const struct fate *fate)
+{
+    if (fate->lies & LIE_SERIAL) {
+        size_t length = strnlen(fate->serial, sizeof info->serialNumber);
+        memset(info->serialNumber, ' ', sizeof info->serialNumber);
+        memcpy(info->serialNumber, fate->serial, length);
+    }
+    if (fate->lies & LIE_SESSIONS)
+        info->ulMaxSessionCount = fate->sessions;
+}
+
+/* Some tokens ignore a zero IV, draw their own, and write it back into the parameters. */
+static void own_iv(struct call *call)
+{
+    static const CK_BYTE zero[GCM_IV_BYTES];
+    const CK_MECHANISM *mechanism = call->output;
+    if (!(call->fate.lies & LIE_IV) || mechanism == NULL || mechanism->mechanism != CKM_AES_GCM)
+        return;
+    const CK_GCM_PARAMS *parameters = mechanism->pParameter;
+    if (parameters == NULL || parameters->ulIvLen != GCM_IV_BYTES || memcmp(parameters->pIv, zero, GCM_IV_BYTES) != 0)
+        return;
+    memset(parameters->pIv, FILL, GCM_IV_BYTES);
+    memcpy(parameters->pIv, &call->fate.nth, sizeof call->fate.nth);
+}
+
+static void lie_about_output(struct call *call)
+{
+    CK_BYTE *bytes = call->output;
+    const struct fate *fate = &call->fate;
+    if (strcmp(call->function, "C_GetTokenInfo") == 0) {
+        lie_about_token(call->output, fate);
+        return;
+    }
+    if (bytes == NULL || call->length == NULL || *call->length == 0)
+        return;
+    if (fate->lies & LIE_FLIP)
+        bytes[0] ^= 1;
+    if (fate->lies & LIE_CONSTANT)
+        memset(bytes, FILL, *call->length);
+    if (fate->lies & LIE_SHORT)
+        *call->length -= 1;
+    if ((fate->lies & LIE_EMPTY) && strcmp(call->function, "C_FindObjects") == 0)
+        *call->length = 0;
+}
+
+static CK_RV after(struct call *call, CK_RV rv)
+{
+    const struct fate *fate = &call->fate;
+    if (fate->returns || fate->loses)
+        rv = fate->code;
+    else if (rv == CKR_OK && !call->query)
+        lie_about_output(call);
+    char line[96];
+    log_line(line, snprintf(line, sizeof line, "%s session=%lu rv=0x%lx%s\n", call->function, call->session, rv,
+                            call->query ? " query" : ""));
+    return rv;
+}
+
+#define FORWARD(name, parameters, arguments, session, output, length)   \
+    static CK_RV name parameters                                        \
+    {                                                                   \
+        struct call call = {#name, session, output, length, 0, {0}};    \
+        CK_RV rv = CKR_OK;                                              \
+        if (!before(&call)) {                                           \
+            own_iv(&call);                                              \
+            rv = real->name arguments;                                  \
+        }                                                               \
+        return after(&call, rv);                                        \
+    }
+CK_FUNCTIONS_BEFORE_LIST(FORWARD)
+CK_FUNCTIONS_AFTER_LIST(FORWARD)
+
+__attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list);
+
+#define MEMBER(name, parameters, arguments, session, output, length) name,
+static CK_FUNCTION_LIST ours = {
+    {2, 40}, CK_FUNCTIONS_BEFORE_LIST(MEMBER) C_GetFunctionList, CK_FUNCTIONS_AFTER_LIST(MEMBER)};
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
+{
+    pthread_once(&loaded, load);
+    if (list == NULL)
+        return CKR_ARGUMENTS_BAD;
+    if (real == NULL)
+        return CKR_GENERAL_ERROR;
+    *list = &ours;
+    return CKR_OK;
+}

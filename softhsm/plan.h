@@ -1,0 +1,55 @@
+/*
+ * The script of the faulty module: which call meets which fault.
+ *
+ * One rule a line, `FUNCTION CALLS ACTION [ARGUMENT]`; `#` starts a comment. CALLS is `3`, `3-5`, `3+` or `*`, counted
+ * from 1 for each rule since the file was last changed. All matching rules apply, in the order of the file.
+ *
+ *   return CODE     answers CODE (a name or a number); the real module is not called
+ *   lose CODE       calls the real module, then answers CODE: it is done, but the caller does not know
+ *   delay 50ms      waits before the call
+ *   hang            waits until the file changes, then calls the real module
+ *   exit 137        ends the process at once, without clean-up
+ *   crash           raises SIGSEGV
+ *   flip            flips the lowest bit of the first byte of the output
+ *   short           takes one byte off the output
+ *   constant        fills the output with 0x5a
+ *   empty           makes C_FindObjects find nothing
+ *   serial TEXT     makes C_GetTokenInfo show another serial number
+ *   sessions N      makes C_GetTokenInfo show another ulMaxSessionCount
+ *   iv              makes C_EncryptInit replace a zero GCM IV by one of its own, in the caller's buffer
+ */
+#ifndef HOLDFAST_FAULTY_PLAN_H
+#define HOLDFAST_FAULTY_PLAN_H
+
+#define PLAN_MAX_RULES 64
+#define PLAN_MAX_TEXT 32
+
+enum lie { LIE_FLIP = 1, LIE_SHORT = 2, LIE_CONSTANT = 4, LIE_EMPTY = 8, LIE_IV = 16, LIE_SERIAL = 32, LIE_SESSIONS = 64 };
+
+/* What the rules decide for one call. */
+struct fate {
+    unsigned long generation; /* of the plan that decided */
+    unsigned long nth;        /* number of the call, by the last rule that matched */
+    unsigned delay_ms;
+    int hang;
+    int crash;
+    int exits;
+    int exit_code;
+    int returns;
+    int loses;
+    unsigned long code; /* of returns and loses */
+    unsigned lies;      /* enum lie, together */
+    char serial[PLAN_MAX_TEXT];
+    unsigned long sessions;
+};
+
+/* Counts a call of `function` and decides its fate. Reads the file again when it has changed. Thread-safe. */
+void plan_decide(const char *function, struct fate *fate);
+
+/* Waits until the plan is another than `generation`. */
+void plan_wait(unsigned long generation);
+
+/* Sleeps. */
+void plan_sleep(unsigned milliseconds);
+
+#endif
