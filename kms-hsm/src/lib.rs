@@ -5,9 +5,14 @@
 //! crate. It must never create a root because one was not found, never retry a PIN, and never let key material into
 //! the memory of this process.
 
+pub mod dev;
 pub mod doctor;
 pub mod error;
 pub mod hsm;
+pub mod pin;
+pub mod pkcs11;
+#[cfg(feature = "suite")]
+pub mod suite;
 
 pub use error::HsmError;
 pub use hsm::{

@@ -3,6 +3,15 @@
 //! Responsible for the seam [`AuditSink`] and its implementations. It must never drop a record it has acknowledged, and
 //! never answer before the record is on stable storage.
 
+pub mod aggregate;
+mod chain;
+mod file;
+mod files;
+mod log;
+mod memory;
+mod scan;
+pub mod verify;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +21,12 @@ use std::task::{Context, Poll};
 use kms_core::audit::AuditRecord;
 use kms_core::fault::{Fault, Retry};
 use tokio::sync::oneshot;
+
+pub use self::chain::{EntryTooLong, Head, LineFault, MAX_ENTRY_BYTES, MAX_LINE_BYTES};
+pub use self::file::{FileSink, MAX_WAITING_RECORDS, QUEUE};
+pub use self::files::{MAX_FILE_NUMBER, ROTATE_BYTES};
+pub use self::log::AuditStartError;
+pub use self::memory::MemorySink;
 
 /// Why a record could not be made durable. The operation it belongs to is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,3 +102,44 @@ impl Future for Appended {
 
 /// A shared sink.
 pub type SharedAuditSink = Arc<dyn AuditSink>;
+
+#[cfg(test)]
+mod file_tests;
+
+#[cfg(test)]
+pub(crate) mod sample {
+    //! A record for tests.
+
+    use kms_core::audit::{AuditRecord, Decision, Phase};
+    use kms_core::clock::Timestamp;
+    use kms_core::id::EventId;
+
+    /// Makes a record that is told apart by `number`.
+    pub(crate) fn record(number: u64) -> AuditRecord {
+        let mut random = [0; 16];
+        random[8..].copy_from_slice(&number.to_be_bytes());
+        AuditRecord {
+            time: Timestamp::from_unix_ms(1_700_000_000_000),
+            event_id: EventId::from_random(random),
+            item: None,
+            phase: Phase::Complete,
+            intent_id: None,
+            operation: "kms.v1.CryptoService/Wrap".into(),
+            principal: "spiffe://holdfast.test/app".into(),
+            authn_method: "mtls".into(),
+            source: "192.0.2.1:40000".into(),
+            tenant: "t1".into(),
+            resource: Some("tenants/t1/keys/k1".into()),
+            key_uid: None,
+            key_version: None,
+            context: None,
+            decision: Decision::Allow { policies: vec!["static".into()] },
+            policy_revision: "1".into(),
+            result: "OK".into(),
+            queue_us: 10,
+            hsm_us: 20,
+            manifest: None,
+            count: None,
+        }
+    }
+}

@@ -1,5 +1,236 @@
 //! The keyring: keys ready for use. Stands between service and { hsm | store }.
+//!
+//! Responsible for what is loaded: rows are verified (MAC under root `mac`, check value) on first use, kept in a bounded
+//! LRU, and dropped on every write; keys that are not there are never remembered as absent. It checks states, chooses
+//! versions, binds the AAD, writes and reads envelopes and counts invocations. A loaded key never leaves it: callers
+//! get operations, and only against a permit. It must never try a second key.
 
+mod cache;
+mod counters;
 mod error;
+mod flight;
+mod lease;
+mod load;
+mod seal;
+mod usage;
 
+pub use counters::{Counter, Counters};
 pub use error::KeyringError;
+pub use lease::{FIRST_LEASE, LARGEST_LEASE, ROLLOVER_AT};
+pub use load::{CONTEXT_AUDIT_LABEL, CachedKey};
+pub use seal::MacInput;
+pub use usage::{Processing, Protecting, Rewrapping};
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kms_core::clock::Clock;
+use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
+use kms_core::key::{Sealed, VersionRow};
+use kms_core::name::{KeyName, VersionName};
+use kms_hsm::Hsm;
+
+use crate::store::{Store, StoreError};
+use cache::Cache;
+use flight::Flights;
+use lease::Ledger;
+use load::LoadedVersion;
+
+/// How much the keyring keeps, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyringConfig {
+    /// The root generation that new rows are sealed with: the highest that is pinned.
+    pub generation: RootGeneration,
+    /// The most key rows kept: about 1 KiB each.
+    pub max_keys: NonZeroUsize,
+    /// The most versions kept loaded: one HSM session object each.
+    pub max_versions: NonZeroUsize,
+    /// How long one load may take; longer than one caller's deadline, as many may wait for it.
+    pub load_timeout: Duration,
+    /// How long a version goes on after a rollover, so that callers who pin it can follow.
+    pub overlap: Duration,
+}
+
+impl Default for KeyringConfig {
+    fn default() -> Self {
+        Self {
+            generation: RootGeneration::FIRST,
+            max_keys: NonZeroUsize::MIN.saturating_add(9_999),
+            max_versions: NonZeroUsize::MIN.saturating_add(9_999),
+            load_timeout: Duration::from_secs(10),
+            overlap: Duration::from_mins(10),
+        }
+    }
+}
+
+/// The keyring; clones share it.
+#[derive(Clone, Debug)]
+pub struct Keyring {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    hsm: Arc<dyn Hsm>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    config: KeyringConfig,
+    cache: Cache,
+    counters: Arc<Counters>,
+    ledger: Arc<Ledger>,
+    key_flights: Flights<KeyName, Result<Arc<CachedKey>, KeyringError>>,
+    version_flights: Flights<(KeyUid, KeyVersion), Result<Arc<LoadedVersion>, KeyringError>>,
+}
+
+impl Shared {
+    fn load_deadline(&self) -> Instant {
+        self.clock.monotonic() + self.config.load_timeout
+    }
+
+    /// A stored value outside its type was edited or is damaged: the same alert as for a wrong MAC.
+    fn damaged<T>(&self, read: Result<T, StoreError>) -> Result<T, KeyringError> {
+        read.map_err(|error| match error {
+            StoreError::Damaged { detail } => self.integrity(detail),
+            other => KeyringError::Store(other),
+        })
+    }
+}
+
+/// The answer when a task that loads died.
+const GONE: KeyringError = KeyringError::Bug { reason: "a load died" };
+
+impl Keyring {
+    /// Makes an empty keyring.
+    pub fn new(
+        hsm: Arc<dyn Hsm>,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        config: KeyringConfig,
+    ) -> Self {
+        let counters = Arc::new(Counters::default());
+        let ledger = Ledger::new(
+            Arc::clone(&hsm),
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            config,
+            Arc::clone(&counters),
+        );
+        let shared = Shared {
+            hsm,
+            store,
+            clock,
+            config,
+            cache: Cache::new(config.max_keys, config.max_versions),
+            counters,
+            ledger: Arc::new(ledger),
+            key_flights: Flights::default(),
+            version_flights: Flights::default(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Returns the configuration.
+    pub fn config(&self) -> &KeyringConfig {
+        &self.shared.config
+    }
+
+    /// Returns the counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
+    }
+
+    /// Returns how many key rows and versions are loaded.
+    pub fn loaded(&self) -> (usize, usize) {
+        self.shared.cache.len()
+    }
+
+    /// Returns the verified row of a key.
+    ///
+    /// # Errors
+    /// [`KeyringError::KeyNotFound`] when there is none, [`KeyringError::Integrity`] when it was edited.
+    pub async fn key(&self, name: &KeyName) -> Result<Arc<CachedKey>, KeyringError> {
+        if let Some(key) = self.shared.cache.key(name) {
+            return Ok(key);
+        }
+        let start = || {
+            let (shared, name) = (Arc::clone(&self.shared), name.clone());
+            async move { shared.load_key(name).await }
+        };
+        self.shared.key_flights.join(name.clone(), start).await.unwrap_or(Err(GONE))
+    }
+
+    /// Reads the verified row of a version, fresh from the store; its key is not loaded.
+    ///
+    /// # Errors
+    /// [`KeyringError::VersionNotFound`] when there is none, [`KeyringError::Integrity`] when it was edited.
+    pub async fn version_row(
+        &self,
+        key: &CachedKey,
+        number: KeyVersion,
+    ) -> Result<Sealed<VersionRow>, KeyringError> {
+        if number > key.row.latest {
+            let name = VersionName::new(key.row.name.clone(), number);
+            return Err(KeyringError::VersionNotFound(name));
+        }
+        self.shared.read_version(&key.row.name, (key.row.uid, number)).await
+    }
+
+    async fn version(
+        &self,
+        key: &Arc<CachedKey>,
+        number: KeyVersion,
+    ) -> Result<Arc<LoadedVersion>, KeyringError> {
+        let id = (key.row.uid, number);
+        if let Some(version) = self.shared.cache.version(id) {
+            return Ok(version);
+        }
+        if number > key.row.latest {
+            let name = VersionName::new(key.row.name.clone(), number);
+            return Err(KeyringError::VersionNotFound(name));
+        }
+        let start = || Arc::clone(&self.shared).load_version(Arc::clone(key), number);
+        self.shared.version_flights.join(id, start).await.unwrap_or(Err(GONE))
+    }
+
+    /// Forgets a key row and some of its versions: to be called after every write of them.
+    pub fn invalidate(&self, name: &KeyName, uid: KeyUid, versions: &[KeyVersion]) {
+        let dropped = self.shared.cache.invalidate(name, uid, versions);
+        self.shared.key_flights.forget(name);
+        for number in versions {
+            self.shared.version_flights.forget(&(uid, *number));
+        }
+        for version in dropped {
+            self.shared.ledger.give_back(&version.lease);
+        }
+    }
+
+    /// Returns the keys whose primary has seen 2^31 invocations, and that version; each is told once a lease.
+    pub fn due_rollovers(&self) -> BTreeMap<KeyName, KeyVersion> {
+        self.shared.ledger.due()
+    }
+
+    /// Waits until [`Keyring::due_rollovers`] may have something.
+    pub async fn wait_due_rollover(&self) {
+        self.shared.ledger.wait_due().await;
+    }
+
+    /// Drops everything, and returns the unused rests of all leases to the store.
+    ///
+    /// # Errors
+    /// The first rest that could not be returned; it counts as used then.
+    pub async fn drain(&self) -> Result<(), KeyringError> {
+        let returns: Vec<_> = self
+            .shared
+            .cache
+            .clear()
+            .iter()
+            .map(|version| self.shared.ledger.give_back(&version.lease))
+            .collect();
+        for returned in returns {
+            returned.await.unwrap_or(Err(GONE))?;
+        }
+        Ok(())
+    }
+}

@@ -303,6 +303,7 @@ impl From<StoreError> for ServiceError {
         match error {
             StoreError::RevisionMismatch => Self::RevisionMismatch,
             StoreError::NameTaken => Self::Bug { reason: "name taken outside of creation" },
+            StoreError::RequestIdTaken => Self::OperationInProgress,
             StoreError::NotFound => Self::KeyIntegrity { detail: "a row has vanished".into() },
             StoreError::Damaged { detail } => Self::KeyIntegrity { detail },
             StoreError::Unwritable { detail }

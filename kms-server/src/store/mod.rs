@@ -5,6 +5,8 @@
 //! nothing. The store moves sealed rows and never judges a MAC: the keyring does, on load.
 
 pub mod sqlite;
+#[cfg(test)]
+mod suite;
 
 use std::fmt;
 

@@ -8,6 +8,8 @@ mod migrate;
 mod open;
 mod read;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod write;
 mod writer;
 

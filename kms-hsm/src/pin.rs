@@ -1,0 +1,247 @@
+//! Where the user PIN comes from: a file, a descriptor, the systemd credentials directory; the environment in dev mode.
+//!
+//! It must never come from argv. The bytes are wiped on every way out; copies we cannot wipe: the kernel's page cache
+//! of the file, and the environment block of the process.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use kms_core::secret::Pin;
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// The longest PIN: SoftHSM takes 255 bytes.
+pub const MAX_PIN_BYTES: usize = 255;
+/// Name of the credential in the systemd credentials directory.
+pub const CREDENTIAL_NAME: &str = "hsm-pin";
+
+/// Where to read the PIN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PinSource {
+    /// A file that only its owner may read.
+    File(PathBuf),
+    /// An open descriptor of this process.
+    Descriptor(u32),
+    /// `hsm-pin` in this directory, the value of `$CREDENTIALS_DIRECTORY`.
+    Credential(PathBuf),
+    /// An environment variable; refused unless dev mode is on.
+    Environment(String),
+}
+
+/// Why there is no PIN.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PinError {
+    /// The file cannot be read.
+    #[error("the PIN in {place} cannot be read: {source}")]
+    Unreadable {
+        /// Where.
+        place: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others than its owner may read or write the file.
+    #[error("the PIN file {place} must be a file only its owner may use (mode 0600 or 0400)")]
+    Exposed {
+        /// Where.
+        place: String,
+    },
+    /// Nothing in it.
+    #[error("the PIN in {place} is empty")]
+    Empty {
+        /// Where.
+        place: String,
+    },
+    /// Longer than [`MAX_PIN_BYTES`].
+    #[error("the PIN in {place} is longer than {MAX_PIN_BYTES} bytes")]
+    TooLong {
+        /// Where.
+        place: String,
+    },
+    /// Not UTF-8, or with a control character.
+    #[error("the PIN in {place} is not text of one line")]
+    NotText {
+        /// Where.
+        place: String,
+    },
+    /// The environment is no place for a PIN.
+    #[error("a PIN from the environment is accepted in dev mode only")]
+    EnvironmentRefused,
+}
+
+impl PinSource {
+    /// Reads the PIN and strips one trailing newline. `dev` permits the environment.
+    pub fn read(&self, dev: bool) -> Result<Pin, PinError> {
+        match self {
+            Self::File(path) => from_file(path, true),
+            Self::Credential(directory) => from_file(&directory.join(CREDENTIAL_NAME), false),
+            Self::Descriptor(number) => from_file(Path::new(&format!("/dev/fd/{number}")), false),
+            Self::Environment(variable) if dev => {
+                let place = format!("environment variable {variable}");
+                let value = std::env::var_os(variable).unwrap_or_default();
+                let bytes = Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value));
+                parse(bytes, place)
+            }
+            Self::Environment(_) => Err(PinError::EnvironmentRefused),
+        }
+    }
+}
+
+/// systemd shows the mode of a credential through an ACL mask, so only plain files are checked.
+fn from_file(path: &Path, check_mode: bool) -> Result<Pin, PinError> {
+    let place = path.display().to_string();
+    let unreadable = |source| PinError::Unreadable { place: place.clone(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    if check_mode {
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() || metadata.mode() & 0o077 != 0 {
+            return Err(PinError::Exposed { place });
+        }
+    }
+    // Room for CR, LF and one byte too many, so that the vector never grows and leaves no copy behind.
+    const ROOM: usize = MAX_PIN_BYTES + 3;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
+    let mut buffer = Zeroizing::new([0; ROOM]);
+    while bytes.len() < ROOM {
+        let room = ROOM - bytes.len();
+        let Some(free) = buffer.get_mut(..room) else { break };
+        let read = match (&file).read(free) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(unreadable(error)),
+        };
+        bytes.extend_from_slice(buffer.get(..read).unwrap_or_default());
+    }
+    parse(bytes, place)
+}
+
+fn parse(mut bytes: Zeroizing<Vec<u8>>, place: String) -> Result<Pin, PinError> {
+    if bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    if bytes.last() == Some(&b'\r') {
+        bytes.pop();
+    }
+    if bytes.is_empty() {
+        return Err(PinError::Empty { place });
+    }
+    if bytes.len() > MAX_PIN_BYTES {
+        return Err(PinError::TooLong { place });
+    }
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) if !text.chars().any(char::is_control) => Ok(Pin::new(text)),
+        Ok(mut text) => {
+            text.zeroize();
+            Err(PinError::NotText { place })
+        }
+        Err(error) => {
+            error.into_bytes().zeroize();
+            Err(PinError::NotText { place })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn file(content: &[u8], mode: u32) -> (tempfile::TempDir, PinSource) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pin");
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        (directory, PinSource::File(path))
+    }
+
+    fn read(content: &[u8]) -> Result<String, PinError> {
+        file(content, 0o600).1.read_kept(content)
+    }
+
+    impl PinSource {
+        /// Writes the file anew, as the directory of `file` is gone by now, and reads it.
+        fn read_kept(&self, content: &[u8]) -> Result<String, PinError> {
+            let (_directory, source) = file(content, 0o600);
+            source.read(false).map(|pin| pin.expose().to_owned())
+        }
+    }
+
+    #[test]
+    fn one_trailing_newline_is_stripped() {
+        for content in [&b"1234"[..], b"1234\n", b"1234\r\n"] {
+            assert_eq!(read(content).unwrap(), "1234");
+        }
+        assert!(matches!(read(b"1234\n\n"), Err(PinError::NotText { .. })));
+        assert_eq!(read(b" 12 34 \n").unwrap(), " 12 34 ", "spaces may be part of a PIN");
+    }
+
+    #[test]
+    fn a_file_others_may_use_is_refused() {
+        for mode in [0o400, 0o600, 0o700] {
+            let (_directory, source) = file(b"1234", mode);
+            assert_eq!(source.read(false).unwrap().expose(), "1234", "{mode:o}");
+        }
+        for mode in [0o640, 0o604, 0o620, 0o610, 0o666] {
+            let (_directory, source) = file(b"1234", mode);
+            assert!(matches!(source.read(false), Err(PinError::Exposed { .. })), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_no_pin_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = PinSource::File(directory.path().to_owned());
+        assert!(matches!(source.read(false), Err(PinError::Exposed { .. })));
+    }
+
+    #[test]
+    fn length_is_bounded_at_the_limit_and_one_past_it() {
+        assert_eq!(read(&[b'1'; MAX_PIN_BYTES]).unwrap().len(), MAX_PIN_BYTES);
+        assert!(matches!(read(&[b'1'; MAX_PIN_BYTES + 1]), Err(PinError::TooLong { .. })));
+        assert!(matches!(read(&[b'1'; 100_000]), Err(PinError::TooLong { .. })));
+        assert!(matches!(read(b"\n"), Err(PinError::Empty { .. })));
+        assert!(matches!(read(b"\xff\xfe12"), Err(PinError::NotText { .. })));
+    }
+
+    #[test]
+    fn a_descriptor_is_read() {
+        let (mut writer, reader) = {
+            let (reader, writer) = std::io::pipe().unwrap();
+            (writer, reader)
+        };
+        std::io::Write::write_all(&mut writer, b"from-a-pipe\n").unwrap();
+        drop(writer);
+        let source = PinSource::Descriptor(reader.as_raw_fd().try_into().unwrap());
+        assert_eq!(source.read(false).unwrap().expose(), "from-a-pipe");
+    }
+
+    #[test]
+    fn the_systemd_credential_is_read_whatever_mode_its_acl_shows() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(CREDENTIAL_NAME);
+        std::fs::write(&path, b"cred\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o440)).unwrap();
+        let source = PinSource::Credential(directory.path().to_owned());
+        assert_eq!(source.read(false).unwrap().expose(), "cred");
+    }
+
+    #[test]
+    fn the_environment_is_accepted_in_dev_mode_only() {
+        // PATH stands in: every process has it, and nothing may be set here.
+        let source = PinSource::Environment("PATH".into());
+        assert!(source.read(true).is_ok());
+        assert!(matches!(source.read(false), Err(PinError::EnvironmentRefused)));
+        let unset = PinSource::Environment("HOLDFAST_NO_SUCH_VARIABLE".into());
+        assert!(matches!(unset.read(true), Err(PinError::Empty { .. })));
+    }
+
+    #[test]
+    fn errors_do_not_hold_the_pin() {
+        let text = format!("{:?}", read(b"canary\x01").unwrap_err());
+        assert!(!text.contains("canary"));
+    }
+}

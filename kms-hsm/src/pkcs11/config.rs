@@ -1,0 +1,148 @@
+//! What the PKCS#11 provider is told: module, token, workers, bounds and budgets.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::HsmError;
+use crate::pkcs11::fatal::{FatalReason, exit_process};
+
+/// The most worker threads: beyond this no token gains, and each holds a session.
+pub const MAX_WORKERS: usize = 64;
+/// The most jobs that may wait: at 10 us a job, about 0.7 s of work.
+pub const MAX_QUEUE: usize = 65_536;
+
+/// Which token to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenSelector {
+    /// The token with this serial number.
+    Serial(String),
+    /// The one token with this label; two of them are refused.
+    Label(String),
+}
+
+/// Called when only a new process helps: see [`FatalReason`].
+pub type FatalHook = Arc<dyn Fn(FatalReason) + Send + Sync>;
+
+/// How the provider is set up.
+#[derive(Clone)]
+pub struct Pkcs11Config {
+    /// Path of the PKCS#11 module.
+    pub module: PathBuf,
+    /// Which token.
+    pub token: TokenSelector,
+    /// Worker threads, 1 to [`MAX_WORKERS`]. One is best for SoftHSM's batches, a network HSM wants many.
+    pub workers: usize,
+    /// Jobs that may wait for a worker, 1 to [`MAX_QUEUE`]; the next one is refused at once.
+    pub queue_capacity: usize,
+    /// Jobs that may wait for the keeper (creation and loading of keys).
+    pub keeper_capacity: usize,
+    /// Key objects that may be loaded at once; session objects cost the token memory.
+    pub max_loaded_keys: usize,
+    /// Directory whose files are fsynced after a token object was made: SoftHSM does not do it itself.
+    pub token_dir: Option<PathBuf>,
+    /// How long things may take.
+    pub budgets: Budgets,
+    /// What to do when only a new process helps; by default the process exits.
+    pub on_fatal: FatalHook,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// How long a worker may sit in one call before it is written off and replaced.
+    pub worker_hang: Duration,
+    /// How many workers may be written off at once; one more is fatal.
+    pub max_written_off: usize,
+    /// How long the keeper may sit in one job before it is fatal.
+    pub keeper_hang: Duration,
+    /// How long C_Finalize waits for calls to come back before it is fatal.
+    pub drain: Duration,
+    /// How long [`crate::Hsm::close`] waits for workers and keeper.
+    pub close: Duration,
+    /// The first pause of the prober.
+    pub probe_first: Duration,
+    /// The longest pause of the prober.
+    pub probe_max: Duration,
+    /// How long a good canary answers for its key.
+    pub canary: Duration,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self {
+            worker_hang: Duration::from_secs(5),
+            max_written_off: 4,
+            keeper_hang: Duration::from_secs(30),
+            drain: Duration::from_secs(10),
+            close: Duration::from_secs(10),
+            probe_first: Duration::from_millis(100),
+            probe_max: Duration::from_secs(5),
+            canary: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Pkcs11Config {
+    /// Makes a configuration with defaults for everything else.
+    pub fn new(module: PathBuf, token: TokenSelector) -> Self {
+        Self {
+            module,
+            token,
+            workers: 2,
+            queue_capacity: 4096,
+            keeper_capacity: 1024,
+            max_loaded_keys: 100_000,
+            token_dir: None,
+            budgets: Budgets::default(),
+            on_fatal: Arc::new(exit_process),
+        }
+    }
+
+    /// Refuses what is out of bounds.
+    pub(crate) fn check(&self) -> Result<(), HsmError> {
+        let bounds = [
+            (1..=MAX_WORKERS).contains(&self.workers),
+            (1..=MAX_QUEUE).contains(&self.queue_capacity),
+            (1..=MAX_QUEUE).contains(&self.keeper_capacity),
+            self.max_loaded_keys > 0,
+        ];
+        if bounds.contains(&false) {
+            return Err(HsmError::Bug { reason: "pkcs11 configuration is out of bounds" });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Pkcs11Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pkcs11Config")
+            .field("module", &self.module)
+            .field("token", &self.token)
+            .field("workers", &self.workers)
+            .field("queue_capacity", &self.queue_capacity)
+            .field("budgets", &self.budgets)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(workers: usize, queue_capacity: usize) -> Pkcs11Config {
+        let token = TokenSelector::Label("x".into());
+        Pkcs11Config { workers, queue_capacity, ..Pkcs11Config::new("m".into(), token) }
+    }
+
+    #[test]
+    fn bounds_hold_at_the_limit_and_refuse_one_past_it() {
+        assert!(config(1, 1).check().is_ok());
+        assert!(config(MAX_WORKERS, MAX_QUEUE).check().is_ok());
+        assert!(config(0, 1).check().is_err());
+        assert!(config(MAX_WORKERS + 1, 1).check().is_err());
+        assert!(config(1, 0).check().is_err());
+        assert!(config(1, MAX_QUEUE + 1).check().is_err());
+    }
+}

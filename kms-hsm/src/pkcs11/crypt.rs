@@ -1,0 +1,171 @@
+//! What a worker does with its session: operations with loaded keys, MACs, randomness.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cryptoki::object::ObjectHandle;
+use cryptoki::session::Session;
+
+use crate::error::HsmError;
+use crate::hsm::{CryptoOp, CryptoOutput, Finished, HsmKey, Timing};
+use crate::pkcs11::canary::{Tried, settle};
+use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::gate::Live;
+use crate::pkcs11::iv::IvPool;
+use crate::pkcs11::job::{Answer, Work};
+use crate::pkcs11::key::KeyState;
+use crate::pkcs11::seat::Seat;
+use crate::pkcs11::shared::Shared;
+use crate::pkcs11::token;
+
+/// What stays the same during one job.
+pub(crate) struct Bench<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) seat: &'a Seat,
+    pub(crate) queued: Duration,
+    /// Whether the keeper has tried to mend what it could.
+    pub(crate) retried: bool,
+}
+
+/// Does the work, or what is left of it.
+pub(crate) fn perform(
+    bench: &Bench<'_>,
+    session: &Session,
+    live: &Live,
+    ivs: &mut IvPool,
+    work: &mut Work,
+) -> Result<Answer, Failure> {
+    let mut desk = Desk { bench, session, live, ivs };
+    match work {
+        Work::Crypt(operation) => desk.finished(operation).map(Answer::Crypt),
+        Work::Batch { operations, done } => {
+            desk.batch(operations, done)?;
+            Ok(Answer::Batch(std::mem::take(done)))
+        }
+        Work::Mac { generation, inputs } => {
+            let Some(root) = live.roots.get(generation) else {
+                let detail = format!("root generation {generation} is not open");
+                return Err(Failure::Answer(bench.shared.unavailable(&detail)));
+            };
+            let macs = inputs.iter().map(|input| token::mac(session, root.mac, input));
+            macs.collect::<Result<_, _>>().map(Answer::Macs)
+        }
+        Work::Random(length) => token::random(session, *length).map(Answer::Random),
+    }
+}
+
+struct Desk<'a> {
+    bench: &'a Bench<'a>,
+    session: &'a Session,
+    live: &'a Live,
+    ivs: &'a mut IvPool,
+}
+
+impl Desk<'_> {
+    /// Does the operations that are not yet done. Stops at what is not an answer, with the ones before kept.
+    fn batch(
+        &mut self,
+        operations: &mut [CryptoOp],
+        done: &mut Vec<Result<Finished, HsmError>>,
+    ) -> Result<(), Failure> {
+        // Stale keys first, so that the keeper mends them all in one go.
+        if !self.bench.retried {
+            for key in operations.iter().flat_map(keys_of) {
+                self.resolve(key)?;
+            }
+        }
+        while let Some(operation) = operations.get_mut(done.len()) {
+            if self.bench.seat.abandoned() {
+                return Err(Failure::Answer(HsmError::CallDeadline));
+            }
+            match self.finished(operation) {
+                Ok(finished) => done.push(Ok(finished)),
+                Err(Failure::Answer(error)) => done.push(Err(error)),
+                Err(Failure::Stale | Failure::Object(_)) if self.bench.retried => {
+                    let detail = "the key could not be loaded again";
+                    done.push(Err(self.bench.shared.unavailable(detail)));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    fn finished(&mut self, operation: &mut CryptoOp) -> Result<Finished, Failure> {
+        let started = self.bench.shared.now();
+        let output = self.crypt(operation)?;
+        let in_hsm = self.bench.shared.now().saturating_duration_since(started);
+        Ok(Finished { output, timing: Timing { queued: self.bench.queued, in_hsm } })
+    }
+
+    fn crypt(&mut self, operation: &mut CryptoOp) -> Result<CryptoOutput, Failure> {
+        match operation {
+            CryptoOp::Encrypt { key, aad, plaintext } => {
+                let (iv, ciphertext_and_tag) = self.encrypt(key, aad, plaintext.expose())?;
+                Ok(CryptoOutput::Encrypted { iv, ciphertext_and_tag })
+            }
+            CryptoOp::Decrypt { key, aad, iv, ciphertext_and_tag } => {
+                self.decrypt(key, aad, iv, ciphertext_and_tag).map(CryptoOutput::Decrypted)
+            }
+            CryptoOp::Reencrypt { from, from_aad, iv, ciphertext_and_tag, to, to_aad } => {
+                self.resolve(to)?;
+                let plaintext = self.decrypt(from, from_aad, iv, ciphertext_and_tag)?;
+                let (iv, ciphertext_and_tag) = self.encrypt(to, to_aad, plaintext.expose())?;
+                Ok(CryptoOutput::Encrypted { iv, ciphertext_and_tag })
+            }
+            CryptoOp::GenerateDataKey { key, aad, length_bytes, with_plaintext } => {
+                let data_key = token::random(self.session, *length_bytes)?;
+                let (iv, ciphertext_and_tag) = self.encrypt(key, aad, data_key.expose())?;
+                let plaintext = with_plaintext.then_some(data_key);
+                Ok(CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag })
+            }
+        }
+    }
+
+    fn encrypt(
+        &mut self,
+        key: &HsmKey,
+        aad: &mut kms_core::envelope::Aad,
+        plaintext: &[u8],
+    ) -> Result<(kms_core::envelope::Iv, Vec<u8>), Failure> {
+        let (key, object) = self.resolve(key)?;
+        token::encrypt(self.session, self.ivs, object, aad, plaintext).map_err(|failure| {
+            settle(self.bench.shared, self.session, &key, object, Tried::Encrypt, failure)
+        })
+    }
+
+    fn decrypt(
+        &self,
+        key: &HsmKey,
+        aad: &mut kms_core::envelope::Aad,
+        iv: &kms_core::envelope::Iv,
+        ciphertext_and_tag: &[u8],
+    ) -> Result<kms_core::secret::Plaintext, Failure> {
+        let (key, object) = self.resolve(key)?;
+        token::decrypt(self.session, object, aad, iv, ciphertext_and_tag).map_err(|failure| {
+            settle(self.bench.shared, self.session, &key, object, Tried::Decrypt, failure)
+        })
+    }
+
+    fn resolve(&self, key: &HsmKey) -> Result<(Arc<KeyState>, ObjectHandle), Failure> {
+        let Some(key) = key.state::<KeyState>() else {
+            return Err(Failure::Answer(HsmError::Bug { reason: "a key of another provider" }));
+        };
+        match key.object(self.live.epoch) {
+            Some(object) => Ok((key, object)),
+            None if self.bench.retried => Err(key.lost().map_or(Failure::Stale, Failure::Answer)),
+            None => Err(Failure::Stale),
+        }
+    }
+}
+
+/// Returns the keys of an operation.
+pub(crate) fn keys_of(operation: &CryptoOp) -> impl Iterator<Item = &HsmKey> {
+    let (first, second) = match operation {
+        CryptoOp::Encrypt { key, .. }
+        | CryptoOp::Decrypt { key, .. }
+        | CryptoOp::GenerateDataKey { key, .. } => (key, None),
+        CryptoOp::Reencrypt { from, to, .. } => (from, Some(to)),
+    };
+    std::iter::once(first).chain(second)
+}

@@ -1,0 +1,26 @@
+//! The end of the process, when a call into the module hangs where nothing but a new process helps.
+//!
+//! It must never be reached by what a client sends, and never call C_Finalize: a live call would meet freed memory.
+
+/// Exit status of the process after a fatal HSM condition (EX_TEMPFAIL: start me again).
+pub const EXIT_HSM_HUNG: i32 = 75;
+
+/// Why only a new process helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FatalReason {
+    /// A call hung past the drain budget, so that C_Finalize would run under it.
+    #[error("a call into the HSM module hangs and blocks its re-initialisation")]
+    FinalizeBlocked,
+    /// More workers hang than may be written off.
+    #[error("more HSM workers hang than may be written off")]
+    WorkersHung,
+    /// The keeper, which no one can replace, hangs.
+    #[error("the HSM keeper hangs")]
+    KeeperHung,
+}
+
+/// Logs the reason and ends the process with [`EXIT_HSM_HUNG`]; the service manager starts it again.
+pub fn exit_process(reason: FatalReason) {
+    tracing::error!(%reason, status = EXIT_HSM_HUNG, "exiting: only a new process can use the HSM again");
+    std::process::exit(EXIT_HSM_HUNG);
+}

@@ -1,0 +1,155 @@
+//! The gate between calls and C_Finalize: calls pass for reading, re-initialisation for writing.
+//!
+//! Invariant: C_Finalize never runs while a call is inside (test `exclusive_waits_for_those_inside`). Handle numbers
+//! restart after it, so everything that holds a handle holds the epoch it is of, too.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cryptoki::context::Pkcs11;
+use cryptoki::object::ObjectHandle;
+use cryptoki::session::Session;
+use cryptoki::slot::Slot;
+use kms_core::clock::Clock;
+use kms_core::id::RootGeneration;
+
+/// The handles of a root set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Root {
+    pub(crate) wrap: ObjectHandle,
+    pub(crate) mac: ObjectHandle,
+}
+
+/// Everything that is valid until the next change of epoch.
+pub(crate) struct Live {
+    /// Counts C_Initialize: sessions of another module epoch must not even be closed.
+    pub(crate) module_epoch: u64,
+    /// Counts losses of objects too: key handles of another epoch name nothing, or something else.
+    pub(crate) epoch: u64,
+    pub(crate) context: Pkcs11,
+    pub(crate) slot: Slot,
+    pub(crate) roots: HashMap<RootGeneration, Root>,
+    /// Sessions opened for the workers by the keeper, so that no request opens one.
+    pub(crate) sessions: Arc<Mutex<Vec<Session>>>,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// The gate. See the module's description.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    live: Option<Arc<Live>>,
+    inside: usize,
+    exclusive: bool,
+}
+
+/// Why one may not go in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There is no live module.
+    NotLive,
+    /// The deadline passed while the keeper had the gate.
+    Deadline,
+}
+
+impl Gate {
+    /// Goes in for one job; waits while the keeper has the gate, until `deadline` at most.
+    pub(crate) fn enter(
+        &self,
+        deadline: Instant,
+        clock: &dyn Clock,
+    ) -> Result<Inside<'_>, Refused> {
+        let mut state = self.lock();
+        while state.exclusive {
+            let left = deadline.saturating_duration_since(clock.monotonic());
+            if left.is_zero() {
+                return Err(Refused::Deadline);
+            }
+            state =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let Some(live) = state.live.clone() else { return Err(Refused::NotLive) };
+        state.inside += 1;
+        Ok(Inside { gate: self, live })
+    }
+
+    /// Keeps everyone out and waits until those inside are out. `None` when one of them is not within `budget`.
+    pub(crate) fn exclusive(&self, budget: Duration) -> Option<Exclusive<'_>> {
+        let mut state = self.lock();
+        state.exclusive = true;
+        let (mut state, _) = self
+            .changed
+            .wait_timeout_while(state, budget, |state| state.inside > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.inside > 0 {
+            state.exclusive = false;
+            self.changed.notify_all();
+            return None;
+        }
+        drop(state);
+        Some(Exclusive { gate: self })
+    }
+
+    /// Puts something newer of the same module epoch in place, beside those inside.
+    pub(crate) fn swap(&self, live: Arc<Live>) {
+        self.lock().live = Some(live);
+    }
+
+    /// Returns what is live now, without going in.
+    pub(crate) fn live(&self) -> Option<Arc<Live>> {
+        self.lock().live.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One call's stay inside.
+#[derive(Debug)]
+pub(crate) struct Inside<'a> {
+    gate: &'a Gate,
+    pub(crate) live: Arc<Live>,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.lock();
+        state.inside -= 1;
+        if state.exclusive && state.inside == 0 {
+            self.gate.changed.notify_all();
+        }
+    }
+}
+
+/// The keeper's time alone.
+#[derive(Debug)]
+pub(crate) struct Exclusive<'a> {
+    gate: &'a Gate,
+}
+
+impl Exclusive<'_> {
+    /// Takes what is live away, or puts something in its place.
+    pub(crate) fn set(&self, live: Option<Arc<Live>>) {
+        self.gate.lock().live = live;
+    }
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        self.gate.lock().exclusive = false;
+        self.gate.changed.notify_all();
+    }
+}

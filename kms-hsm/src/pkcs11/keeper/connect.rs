@@ -1,0 +1,161 @@
+//! Connecting: C_Initialize, token, login, roots; and the way back.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags};
+use cryptoki::error::{Error, RvError};
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::Slot;
+use cryptoki::types::RawAuthPin;
+
+use super::Keeper;
+use crate::error::LatchReason;
+use crate::pkcs11::ckr::{Class, Failure, classify};
+use crate::pkcs11::config::TokenSelector;
+use crate::pkcs11::fatal::FatalReason;
+use crate::pkcs11::gate::Live;
+use crate::pkcs11::mechanism;
+
+impl Keeper {
+    /// Initialises the module anew and puts everything in place: login, roots, index, the workers' sessions.
+    ///
+    /// Everything of the epoch before is void afterwards; nobody is inside while this runs.
+    pub(super) fn connect(&mut self) -> Result<(), Failure> {
+        let shared = Arc::clone(&self.shared);
+        let Some(exclusive) = shared.gate.exclusive(shared.config.budgets.drain) else {
+            (shared.config.on_fatal)(FatalReason::FinalizeBlocked);
+            return Err(Failure::Device("a call hangs in the module".into()));
+        };
+        exclusive.set(None);
+        self.finalize();
+        if self.module_epoch > 0 {
+            shared.reconnects.fetch_add(1, Ordering::AcqRel);
+        }
+        self.module_epoch += 1;
+        self.epoch += 1;
+        match self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.initialized = true;
+        let slot = self.find_token()?;
+        mechanism::check(&self.context, slot)?;
+        let session = self.context.open_rw_session_no_drop(slot)?;
+        self.log_in(&session)?;
+        self.session = Some(session);
+        let mut sessions = Vec::with_capacity(shared.config.workers);
+        for _ in 0..shared.config.workers {
+            sessions.push(self.context.open_rw_session_no_drop(slot)?);
+        }
+        let live = Live {
+            module_epoch: self.module_epoch,
+            epoch: self.epoch,
+            context: self.context.clone(),
+            slot,
+            roots: HashMap::new(),
+            sessions: Arc::new(Mutex::new(sessions)),
+        };
+        exclusive.set(Some(Arc::new(live)));
+        self.resolve_objects()
+    }
+
+    /// Logs in again and resolves every object again, as a lost login takes the objects with it.
+    pub(super) fn log_in_again(&mut self) -> Result<(), Failure> {
+        let live = self.live()?;
+        self.log_in(self.session()?)?;
+        self.epoch += 1;
+        self.shared.gate.swap(Arc::new(Live {
+            module_epoch: live.module_epoch,
+            epoch: self.epoch,
+            context: live.context.clone(),
+            slot: live.slot,
+            roots: HashMap::new(),
+            sessions: Arc::clone(&live.sessions),
+        }));
+        self.resolve_objects()
+    }
+
+    /// Finds the pinned roots again, verifies them, and indexes the resident keys.
+    fn resolve_objects(&mut self) -> Result<(), Failure> {
+        self.index_residents()?;
+        let pins = self.pins.clone();
+        self.resolve_roots(&pins)
+    }
+
+    /// One login a connect; a refusal ends the use of this PIN.
+    fn log_in(&self, session: &Session) -> Result<(), Failure> {
+        let Some(pin) = &self.pin else { return Err(Failure::Latch(LatchReason::PinRefused)) };
+        let pin = RawAuthPin::new(Box::new(pin.expose().as_bytes().to_vec()));
+        match session.login_with_raw(UserType::User, &pin) {
+            Ok(()) => Ok(()),
+            Err(error) if classify(&error) == Class::LoggedIn => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Finds the configured token and compares its serial with the pinned one.
+    fn find_token(&self) -> Result<Slot, Failure> {
+        let selector = &self.shared.config.token;
+        let mut found = None;
+        for slot in self.context.get_slots_with_token()? {
+            let token = self.context.get_token_info(slot)?;
+            let matches = match selector {
+                TokenSelector::Serial(serial) => token.serial_number() == serial,
+                TokenSelector::Label(label) => token.label() == label,
+            };
+            if !matches || !token.token_initialized() {
+                continue;
+            }
+            if found.is_some() {
+                return Err(Failure::Device("two tokens have that label; use the serial".into()));
+            }
+            found = Some((slot, token.serial_number().trim().to_owned()));
+        }
+        let Some((slot, serial)) = found else {
+            return Err(Failure::Device(format!("no token with {selector:?} is present")));
+        };
+        self.check_serial(&serial)?;
+        *self.shared.serial.lock().unwrap_or_else(PoisonError::into_inner) = serial;
+        Ok(slot)
+    }
+
+    fn check_serial(&self, found: &str) -> Result<(), Failure> {
+        match self.pins.iter().find(|pin| pin.token_serial != found) {
+            None => Ok(()),
+            Some(pin) => Err(Failure::Latch(LatchReason::OtherToken {
+                found: found.to_owned(),
+                pinned: pin.token_serial.clone(),
+            })),
+        }
+    }
+
+    /// Ends the use of the module; errors do not matter, as everything of it is void afterwards.
+    ///
+    /// Invariant: the caller holds the gate alone.
+    fn finalize(&mut self) {
+        // Not closed one by one: C_Finalize does it, and the numbers may be live again after it.
+        self.session = None;
+        self.residents.clear();
+        if self.initialized
+            && let Err(error) = self.context.clone().finalize()
+        {
+            tracing::warn!(%error, "C_Finalize");
+        }
+        self.initialized = false;
+    }
+
+    /// Closes for good, unless a call hangs in the module: then the end of the process does it.
+    pub(super) fn disconnect_for_good(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        self.pin = None;
+        match shared.gate.exclusive(shared.config.budgets.drain) {
+            Some(exclusive) => {
+                exclusive.set(None);
+                self.finalize();
+            }
+            None => tracing::error!("closing without C_Finalize: a call hangs in the module"),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Keys: generation, loading, self-test.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::ObjectHandle;
+use kms_core::key::{CheckBlob, Material, Protection, WrappedKey};
+
+use super::Keeper;
+use crate::error::HsmError;
+use crate::hsm::{GeneratedKey, HsmKey, KeySource, KeySpec};
+use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::durable::sync_tree;
+use crate::pkcs11::gate::Root;
+use crate::pkcs11::key::{Handle, KeyState};
+use crate::pkcs11::mechanism::{KWP, WRAPPED_KEY_BYTES};
+use crate::pkcs11::template::{self, Role};
+use crate::pkcs11::token;
+
+impl Keeper {
+    /// Generates the key of a version, tests it, and returns it loaded.
+    pub(super) fn generate(&mut self, spec: &KeySpec) -> Result<GeneratedKey, Failure> {
+        self.room_for_key()?;
+        let root = self.root(spec.generation)?;
+        let (wrapped, object) = match spec.protection {
+            Protection::HsmWrapped => {
+                let (blob, object) = self.generate_wrapped(root)?;
+                (Some(blob), object)
+            }
+            Protection::HsmResident => (None, self.generate_resident(spec)?),
+        };
+        let token_object = wrapped.is_none();
+        let tested = self.test_new_key(spec, root, object, token_object);
+        let check = tested.map_err(|failure| self.undo(&[object], failure))?;
+        let material = match &wrapped {
+            Some(blob) => Material::Wrapped(blob.clone()),
+            None => {
+                self.residents.insert(spec.resident_id, vec![object]);
+                Material::Resident(spec.resident_id)
+            }
+        };
+        let KeySpec { key_uid, version, generation, .. } = *spec;
+        let source = KeySource { key_uid, version, generation, material, check: check.clone() };
+        let key = self.loaded(source, Handle { epoch: self.epoch, object });
+        Ok(GeneratedKey { wrapped, check, key })
+    }
+
+    /// Makes an extractable session object, wraps it, destroys it, and unwraps it not extractable.
+    fn generate_wrapped(&self, root: Root) -> Result<(WrappedKey, ObjectHandle), Failure> {
+        let session = self.session()?;
+        let nascent = session.generate_key(&Mechanism::AesKeyGen, &template::nascent());
+        let nascent = nascent.map_err(Failure::from)?;
+        let blob = session.wrap_key(&KWP, root.wrap, nascent);
+        // Invariant: the extractable object does not outlive this function.
+        session.destroy_object(nascent)?;
+        let blob = blob?;
+        if blob.len() != WRAPPED_KEY_BYTES {
+            return Err(Failure::lie("C_WrapKey gave another length"));
+        }
+        let object = session.unwrap_key(&KWP, root.wrap, &blob, &template::unwrapped())?;
+        Ok((WrappedKey(blob), object))
+    }
+
+    fn generate_resident(&self, spec: &KeySpec) -> Result<ObjectHandle, Failure> {
+        self.room_for_resident(spec.resident_id)?;
+        let template = template::resident(spec.resident_id);
+        Ok(self.session()?.generate_key(&Mechanism::AesKeyGen, &template)?)
+    }
+
+    /// Reads back, probes, makes durable, and makes the check blob, which is decrypted again.
+    fn test_new_key(
+        &mut self,
+        spec: &KeySpec,
+        root: Root,
+        object: ObjectHandle,
+        token_object: bool,
+    ) -> Result<CheckBlob, Failure> {
+        self.read_back(object, Role::Key, token_object)?;
+        self.probe_key(root, object)?;
+        let mut aad = CheckBlob::aad(spec.key_uid, spec.version);
+        let session =
+            self.session.as_ref().ok_or_else(|| Failure::Device("not connected".into()))?;
+        let (iv, ciphertext_and_tag) =
+            token::encrypt(session, &mut self.ivs, object, &mut aad, CheckBlob::PATTERN)?;
+        let check = CheckBlob { iv, ciphertext_and_tag };
+        let KeySpec { key_uid, version, generation, resident_id, .. } = *spec;
+        let material = Material::Resident(resident_id);
+        let source = KeySource { key_uid, version, generation, material, check };
+        if !token::check_fits(session, object, &source)? {
+            return Err(Failure::lie("a new key does not decrypt what it encrypted"));
+        }
+        if token_object && let Some(directory) = &self.shared.config.token_dir {
+            sync_tree(directory).map_err(Failure::Answer)?;
+        }
+        Ok(source.check)
+    }
+
+    /// Loads a key and verifies its check value.
+    pub(super) fn load(&mut self, source: &KeySource) -> Result<HsmKey, Failure> {
+        self.room_for_key()?;
+        let handle = self.resolve_key(source)?;
+        Ok(self.loaded(source.clone(), handle))
+    }
+
+    /// Returns a verified object for a key, in the present epoch.
+    pub(super) fn resolve_key(&self, source: &KeySource) -> Result<Handle, Failure> {
+        let root = self.root(source.generation)?;
+        let (object, own) = match &source.material {
+            Material::Wrapped(blob) => (self.unwrap(root, blob)?, true),
+            Material::Resident(id) => (self.resident(*id)?, false),
+        };
+        let fits = match token::check_fits(self.session()?, object, source) {
+            // SoftHSM says CKR_GENERAL_ERROR for a tag that does not fit: the root decides.
+            Err(Failure::Ambiguous(detail)) => self.root_sings(root, detail).map(|()| false),
+            other => other,
+        };
+        match fits {
+            Ok(true) => Ok(Handle { epoch: self.epoch, object }),
+            Ok(false) => {
+                let detail = "the check value does not fit the key".into();
+                let failure = Failure::Answer(HsmError::KeyIntegrity { detail });
+                Err(if own { self.undo(&[object], failure) } else { failure })
+            }
+            Err(failure) => Err(if own { self.undo(&[object], failure) } else { failure }),
+        }
+    }
+
+    fn unwrap(&self, root: Root, blob: &WrappedKey) -> Result<ObjectHandle, Failure> {
+        let broken =
+            |detail: &str| Failure::Answer(HsmError::KeyIntegrity { detail: detail.into() });
+        if blob.0.len() != WRAPPED_KEY_BYTES {
+            return Err(broken("the wrapped key has another length"));
+        }
+        let template = template::unwrapped();
+        match self.session()?.unwrap_key(&KWP, root.wrap, &blob.0, &template) {
+            Ok(object) => Ok(object),
+            Err(error) => match Failure::from(error) {
+                // SoftHSM says CKR_GENERAL_ERROR for a blob that does not unwrap: the root decides.
+                Failure::Ambiguous(detail) => {
+                    self.root_sings(root, detail)?;
+                    Err(broken("the wrapped key does not unwrap"))
+                }
+                other => Err(other),
+            },
+        }
+    }
+
+    /// The canary of the keeper: a root that still wraps means that the input was at fault.
+    fn root_sings(&self, root: Root, detail: String) -> Result<(), Failure> {
+        match self.wrap_check(root.wrap) {
+            Ok(_) => Ok(()),
+            Err(Failure::Ambiguous(_)) => Err(Failure::Device(detail)),
+            Err(other) => Err(other),
+        }
+    }
+
+    fn loaded(&self, source: KeySource, handle: Handle) -> HsmKey {
+        let keeper = self.shared.keeper.clone();
+        let loaded = Arc::clone(&self.shared.loaded);
+        HsmKey::new(Arc::new(KeyState::new(source, handle, keeper, loaded)))
+    }
+
+    fn room_for_key(&self) -> Result<(), Failure> {
+        let most = self.shared.config.max_loaded_keys;
+        if self.shared.loaded.load(Ordering::Acquire) < most {
+            return Ok(());
+        }
+        let detail = format!("{most} keys are loaded, which is the most");
+        Err(Failure::Answer(HsmError::TokenFull { detail }))
+    }
+}

@@ -1,0 +1,204 @@
+//! The keeper: the thread that owns the login, the session that owns the key objects, and all recovery.
+//!
+//! It logs in once and never calls C_Logout. Creation, loading and destruction of keys run here only, so that an object
+//! is never destroyed under a job and C_FindObjects never runs beside C_GenerateKey (softhsm.md). It must never try a
+//! PIN twice that was refused, and never create a root because one was not found.
+
+mod connect;
+mod keys;
+mod probe;
+mod prober;
+mod rescue;
+mod residents;
+mod roots;
+
+pub use residents::MAX_RESIDENTS;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use cryptoki::context::Pkcs11;
+use cryptoki::object::ObjectHandle;
+use cryptoki::session::Session;
+use kms_core::key::CkaId;
+use kms_core::root::RootPin;
+use kms_core::secret::Pin;
+
+use crate::error::HsmError;
+use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::gate::{Live, Root};
+use crate::pkcs11::iv::IvPool;
+use crate::pkcs11::job::{Answer, KeeperMessage, KeeperWork, Reply};
+use crate::pkcs11::shared::Shared;
+
+/// See the module's description.
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    inbox: Receiver<KeeperMessage>,
+    context: Pkcs11,
+    /// Kept for re-login; given up when it is refused.
+    pin: Option<Pin>,
+    session: Option<Session>,
+    initialized: bool,
+    module_epoch: u64,
+    epoch: u64,
+    pins: Vec<RootPin>,
+    residents: HashMap<CkaId, Vec<ObjectHandle>>,
+    ivs: IvPool,
+    probe_at: Option<Instant>,
+    pause: Duration,
+    last_soft: Option<Instant>,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        inbox: Receiver<KeeperMessage>,
+        context: Pkcs11,
+        pin: Pin,
+    ) -> Self {
+        let pause = shared.config.budgets.probe_first;
+        Self {
+            shared,
+            inbox,
+            context,
+            pin: Some(pin),
+            session: None,
+            initialized: false,
+            module_epoch: 0,
+            epoch: 0,
+            pins: Vec::new(),
+            residents: HashMap::new(),
+            ivs: IvPool::default(),
+            probe_at: None,
+            pause,
+            last_soft: None,
+        }
+    }
+
+    /// Connects, says that it tried, and serves until it is told to close.
+    pub(crate) fn run(mut self, tried: &Sender<()>) {
+        self.first_connect();
+        // The one who starts us may have given up waiting.
+        let _ = tried.send(());
+        loop {
+            if self.probe_at.is_some_and(|at| self.shared.now() >= at) {
+                self.probe();
+            }
+            let message = match self.probe_at {
+                Some(at) => {
+                    self.inbox.recv_timeout(at.saturating_duration_since(self.shared.now()))
+                }
+                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(KeeperMessage::Job { work, reply, deadline }) => {
+                    self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+                    self.serve(&work, reply, deadline);
+                }
+                Ok(KeeperMessage::Rescue { job, cause, epoch }) => self.rescue(*job, cause, epoch),
+                Ok(KeeperMessage::Release { epoch, object }) => self.release(epoch, object),
+                Ok(KeeperMessage::Trouble) => self.probe_at = Some(self.shared.now()),
+                Ok(KeeperMessage::Close(done)) => {
+                    self.disconnect_for_good();
+                    let _ = done.send(());
+                    return;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn serve(&mut self, work: &KeeperWork, reply: Reply, deadline: Instant) {
+        let now = self.shared.now();
+        if now >= deadline {
+            return reply.fail(HsmError::QueueDeadline);
+        }
+        if let Err(error) = self.shared.health.check_taken(|| now) {
+            return reply.fail(error);
+        }
+        self.shared.keeper_seat.begin(Some(reply), deadline, now);
+        let mut result = self.perform(work);
+        if let Err(failure) = &result
+            && self.mend(failure)
+        {
+            result = self.perform(work);
+        }
+        let result = result.map_err(|failure| self.give_up(failure));
+        if let Some(reply) = self.shared.keeper_seat.finish() {
+            reply.send(result);
+        }
+    }
+
+    fn perform(&mut self, work: &KeeperWork) -> Result<Answer, Failure> {
+        match work {
+            KeeperWork::CreateRoot(generation) => self.create_root(*generation).map(Answer::Pin),
+            KeeperWork::OpenRoots(pins) => self.open_roots(pins).map(|()| Answer::Done),
+            KeeperWork::Generate(spec) => {
+                self.generate(spec).map(|key| Answer::Generated(Box::new(key)))
+            }
+            KeeperWork::Load(source) => self.load(source).map(Answer::Key),
+            KeeperWork::DestroyResident(id) => self.destroy_resident(*id).map(|()| Answer::Done),
+            KeeperWork::ListResidents => self.list_residents().map(Answer::Ids),
+        }
+    }
+
+    /// Destroys a session object whose last user is gone.
+    fn release(&self, epoch: u64, object: ObjectHandle) {
+        if epoch != self.epoch {
+            return;
+        }
+        if let Some(session) = &self.session
+            && let Err(error) = session.destroy_object(object)
+        {
+            tracing::warn!(%error, "destroying a session object");
+        }
+    }
+
+    /// Turns a failure that could not be mended into the answer, and opens the breaker or latches where it must.
+    fn give_up(&mut self, failure: Failure) -> HsmError {
+        match failure {
+            Failure::Answer(error) => error,
+            Failure::Latch(reason) => {
+                self.pin = None;
+                self.shared.health.latch(&reason);
+                HsmError::Latched { reason }
+            }
+            other => {
+                let detail = other.detail();
+                if self.shared.health.trip(&detail) {
+                    self.probe_at = Some(self.shared.now());
+                }
+                self.shared.unavailable(&detail)
+            }
+        }
+    }
+
+    fn session(&self) -> Result<&Session, Failure> {
+        self.session.as_ref().ok_or_else(|| Failure::Device("not connected".into()))
+    }
+
+    fn live(&self) -> Result<Arc<Live>, Failure> {
+        self.shared.gate.live().ok_or_else(|| Failure::Device("not connected".into()))
+    }
+
+    fn root(&self, generation: kms_core::id::RootGeneration) -> Result<Root, Failure> {
+        self.live()?.roots.get(&generation).copied().ok_or_else(|| {
+            let detail = format!("root generation {generation} is not open");
+            Failure::Answer(self.shared.unavailable(&detail))
+        })
+    }
+
+    /// Returns an error when the token itself is gone: SoftHSM finds 0 objects, with CKR_OK, when its directory is.
+    fn token_is_there(&self) -> Result<(), Failure> {
+        let live = self.live()?;
+        match live.context.get_token_info(live.slot) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::Module(crate::pkcs11::ckr::describe(&error))),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The prober: one at a time, with a growing pause, until the device is back.
+
+use std::time::Duration;
+
+use super::Keeper;
+use crate::pkcs11::ckr::Failure;
+
+/// A token that answered a soft probe and fails again within this time is initialised anew.
+const SOFT_PROBE_HOLDS: Duration = Duration::from_secs(10);
+
+impl Keeper {
+    /// Connects for the first time.
+    pub(super) fn first_connect(&mut self) {
+        self.probe_with(Self::connect);
+    }
+
+    /// Looks whether the device is back.
+    pub(super) fn probe(&mut self) {
+        self.probe_at = None;
+        if !self.shared.health.is_down() {
+            return;
+        }
+        let now = self.shared.now();
+        let soft = !self.last_soft.is_some_and(|at| now < at + SOFT_PROBE_HOLDS);
+        if soft && self.session.is_some() {
+            self.last_soft = Some(now);
+            if self.soft_probe().is_ok() {
+                return self.came_up();
+            }
+        }
+        self.probe_with(Self::connect);
+    }
+
+    fn probe_with(&mut self, probe: fn(&mut Self) -> Result<(), Failure>) {
+        let now = self.shared.now();
+        self.shared.keeper_seat.begin(None, now, now);
+        let result = probe(self);
+        self.shared.keeper_seat.finish();
+        match result {
+            Ok(()) => self.came_up(),
+            Err(Failure::Latch(reason)) => {
+                self.pin = None;
+                self.shared.health.latch(&reason);
+            }
+            Err(failure) => {
+                let detail = failure.detail();
+                let at = self.shared.now() + self.pause;
+                tracing::warn!(detail, pause = ?self.pause, "the HSM is not back");
+                self.shared.health.next_probe(&detail, at);
+                self.probe_at = Some(at);
+                self.pause = (self.pause * 2).min(self.shared.config.budgets.probe_max);
+            }
+        }
+    }
+
+    /// Asks whether everything is as it was, without giving anything up.
+    fn soft_probe(&mut self) -> Result<(), Failure> {
+        let now = self.shared.now();
+        self.shared.keeper_seat.begin(None, now, now);
+        let result = self.token_is_there().and_then(|()| {
+            let mut bytes = [0; 16];
+            self.session()?.generate_random_slice(&mut bytes)?;
+            self.verify_open_roots()
+        });
+        self.shared.keeper_seat.finish();
+        result
+    }
+
+    fn came_up(&mut self) {
+        self.probe_at = None;
+        self.pause = self.shared.config.budgets.probe_first;
+        self.shared.health.up(!self.pins.is_empty());
+        tracing::info!(epoch = self.epoch, "the HSM is connected");
+    }
+}

@@ -1,0 +1,123 @@
+//! Rescue: what a worker cannot mend. Each job comes here once at most.
+
+use std::sync::Arc;
+
+use crossbeam_channel::TrySendError;
+
+use super::Keeper;
+use crate::error::HsmError;
+use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::crypt::keys_of;
+use crate::pkcs11::job::{Cause, Job, SATURATED_RETRY, Ticket, Work};
+use crate::pkcs11::key::KeyState;
+use crate::pkcs11::token;
+
+impl Keeper {
+    /// Mends what the job needs and queues it again, or answers it.
+    pub(super) fn rescue(&mut self, mut job: Job, cause: Cause, epoch: u64) {
+        let now = self.shared.now();
+        if now >= job.deadline {
+            return job.reply.fail(HsmError::QueueDeadline);
+        }
+        if let Err(error) = self.shared.health.check_taken(|| now) {
+            return job.reply.fail(error);
+        }
+        self.shared.keeper_seat.begin(Some(job.reply), job.deadline, now);
+        let result = self.prepare(&job.work, cause, epoch);
+        let result = result.map_err(|failure| self.give_up(failure));
+        let Some(reply) = self.shared.keeper_seat.finish() else { return };
+        job.reply = reply;
+        if let Err(error) = result {
+            return job.reply.fail(error);
+        }
+        job.retried = true;
+        match self.shared.queue_in.try_send(Ticket::Job(Box::new(job))) {
+            Err(
+                TrySendError::Full(Ticket::Job(job)) | TrySendError::Disconnected(Ticket::Job(job)),
+            ) => {
+                job.reply.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    fn prepare(&mut self, work: &Work, cause: Cause, epoch: u64) -> Result<(), Failure> {
+        // Many jobs may report one lost login: only the first of its epoch logs in.
+        if cause == Cause::LoginLost && epoch == self.epoch {
+            self.log_in_again()?;
+        }
+        let operations = match work {
+            Work::Crypt(operation) => std::slice::from_ref(operation),
+            Work::Batch { operations, .. } => operations,
+            Work::Mac { .. } if cause == Cause::ObjectGone => return self.roots_are_there(),
+            Work::Mac { .. } | Work::Random(_) => return Ok(()),
+        };
+        for key in operations.iter().flat_map(keys_of) {
+            if let Some(key) = key.state::<KeyState>() {
+                match self.reload(&key, cause) {
+                    // The fault of this key alone: its operations are answered so, others of the batch go on.
+                    Err(Failure::Answer(error)) => key.lose(error),
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads a key again when its handle is stale or names nothing any more.
+    fn reload(&mut self, key: &Arc<KeyState>, cause: Cause) -> Result<(), Failure> {
+        if let Some(object) = key.object(self.epoch) {
+            if cause != Cause::ObjectGone {
+                return Ok(());
+            }
+            // A job before this one may have loaded it again already.
+            if matches!(token::check_fits(self.session()?, object, &key.source), Ok(true)) {
+                return Ok(());
+            }
+            self.token_is_there().or_else(|failure| self.mended(failure))?;
+        }
+        let handle = match self.resolve_key(&key.source) {
+            Err(failure @ Failure::Object(_)) => {
+                self.mended(failure)?;
+                self.resolve_key(&key.source)
+            }
+            other => other,
+        }?;
+        key.replace(handle);
+        Ok(())
+    }
+
+    /// Mends what a failure of the keeper's own job says, when it can. Returns whether to try again.
+    pub(super) fn mend(&mut self, failure: &Failure) -> bool {
+        match self.mended(failure.clone()) {
+            Ok(()) => true,
+            Err(
+                Failure::Answer(_) | Failure::Ambiguous(_) | Failure::Device(_) | Failure::Stale,
+            ) => false,
+            Err(other) => {
+                self.give_up(other);
+                false
+            }
+        }
+    }
+
+    fn mended(&mut self, failure: Failure) -> Result<(), Failure> {
+        match failure {
+            // The objects of the keeper's session went with it: begin anew.
+            Failure::Session(_) | Failure::Module(_) => self.connect(),
+            Failure::Login(_) => self.log_in_again(),
+            Failure::Object(_) => self.roots_are_there(),
+            other => Err(other),
+        }
+    }
+
+    /// Finds the roots again after a handle named nothing; begins anew when the token itself is gone.
+    fn roots_are_there(&mut self) -> Result<(), Failure> {
+        if self.token_is_there().is_err() {
+            return self.connect();
+        }
+        let pins = self.pins.clone();
+        self.index_residents()?;
+        self.resolve_roots(&pins)
+    }
+}

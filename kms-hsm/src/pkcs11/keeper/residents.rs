@@ -1,0 +1,103 @@
+//! The index of `HSM_RESIDENT` keys: one pass over the token a connect, never a search for one key.
+
+use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
+use kms_core::key::CkaId;
+
+use super::Keeper;
+use crate::error::HsmError;
+use crate::pkcs11::ckr::{Class, Failure, classify};
+use crate::pkcs11::durable::sync_tree;
+use crate::pkcs11::template;
+
+/// The most resident keys: SoftHSM reads each object's file on every pass.
+pub const MAX_RESIDENTS: usize = 1000;
+
+impl Keeper {
+    /// Reads the index anew.
+    pub(super) fn index_residents(&mut self) -> Result<(), Failure> {
+        let session = self.session()?;
+        let mut objects: Vec<ObjectHandle> = Vec::new();
+        for object in session.iter_objects(&template::find_residents())? {
+            objects.push(object?);
+            if objects.len() > MAX_RESIDENTS {
+                tracing::error!(MAX_RESIDENTS, "more resident keys on the token than are used");
+                objects.pop();
+                break;
+            }
+        }
+        let mut index = std::collections::HashMap::new();
+        for object in objects {
+            match session.get_attributes(object, &[AttributeType::Id]) {
+                Ok(attributes) => {
+                    if let [Attribute::Id(id)] = attributes.as_slice()
+                        && let Ok(id) = id.as_slice().try_into()
+                    {
+                        index.entry(CkaId(id)).or_insert_with(Vec::new).push(object);
+                    }
+                }
+                // Destroyed by another process since it was found, or torn by a crash.
+                Err(error) if classify(&error) == Class::ObjectGone => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.residents = index;
+        Ok(())
+    }
+
+    /// Returns the object of a resident key.
+    pub(super) fn resident(&self, id: CkaId) -> Result<ObjectHandle, Failure> {
+        match self.residents.get(&id).map(Vec::as_slice) {
+            Some([object]) => Ok(*object),
+            None | Some([]) => {
+                self.token_is_there()?;
+                Err(Failure::Answer(HsmError::ResidentMissing))
+            }
+            Some(_) => Err(Failure::Answer(HsmError::KeyIntegrity {
+                detail: "two token objects have the key's CKA_ID".into(),
+            })),
+        }
+    }
+
+    /// Refuses a CKA_ID that is taken, and a token that is full.
+    pub(super) fn room_for_resident(&self, id: CkaId) -> Result<(), Failure> {
+        if self.residents.contains_key(&id) {
+            let detail = "a token object with the key's CKA_ID is there already".into();
+            return Err(Failure::Answer(HsmError::KeyIntegrity { detail }));
+        }
+        if self.residents.len() >= MAX_RESIDENTS {
+            let detail = format!("{MAX_RESIDENTS} resident keys are the most");
+            return Err(Failure::Answer(HsmError::TokenFull { detail }));
+        }
+        Ok(())
+    }
+
+    /// Destroys every object with this id; none is fine, when the token itself answers.
+    pub(super) fn destroy_resident(&mut self, id: CkaId) -> Result<(), Failure> {
+        self.token_is_there()?;
+        let objects = self.residents.get(&id).cloned().unwrap_or_default();
+        for object in objects {
+            match self.session()?.destroy_object(object) {
+                Ok(()) => {}
+                Err(error) if classify(&error) == Class::ObjectGone => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.residents.remove(&id).is_some()
+            && let Some(directory) = &self.shared.config.token_dir
+        {
+            sync_tree(directory).map_err(Failure::Answer)?;
+        }
+        Ok(())
+    }
+
+    /// Lists the ids after a new pass.
+    pub(super) fn list_residents(&mut self) -> Result<Vec<CkaId>, Failure> {
+        self.index_residents()?;
+        if self.residents.is_empty() {
+            self.token_is_there()?;
+        }
+        let mut ids: Vec<CkaId> = self.residents.keys().copied().collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}

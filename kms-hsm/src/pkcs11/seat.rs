@@ -1,0 +1,123 @@
+//! A thread's seat: what it has in hand, so that the watchdog can answer for it when the module hangs.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::HsmError;
+use crate::pkcs11::job::Reply;
+
+/// The seat of a worker or of the keeper.
+#[derive(Debug, Default)]
+pub(crate) struct Seat(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    running: Option<Running>,
+    written_off: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    reply: Option<Reply>,
+    deadline: Instant,
+    started: Instant,
+}
+
+/// What the watchdog found on a seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// Idle, or at work within its budget.
+    Fine,
+    /// In one call for longer than the budget; reported once.
+    Hangs,
+}
+
+impl Seat {
+    /// Begins a job whose answer is due at `deadline`.
+    pub(crate) fn begin(&self, reply: Option<Reply>, deadline: Instant, now: Instant) {
+        self.lock().running = Some(Running { reply, deadline, started: now });
+    }
+
+    /// Ends the job and returns where its answer goes; `None` when the watchdog has answered.
+    pub(crate) fn finish(&self) -> Option<Reply> {
+        self.lock().running.take().and_then(|running| running.reply)
+    }
+
+    /// Returns whether no one waits for the job any more.
+    pub(crate) fn abandoned(&self) -> bool {
+        self.lock().running.as_ref().is_some_and(|running| running.reply.is_none())
+    }
+
+    /// Returns whether another thread has taken over.
+    pub(crate) fn written_off(&self) -> bool {
+        self.lock().written_off
+    }
+
+    /// Answers a job whose deadline has passed, and says whether the thread hangs.
+    pub(crate) fn inspect(&self, now: Instant, budget: Duration) -> Finding {
+        let mut state = self.lock();
+        if state.written_off {
+            return Finding::Fine;
+        }
+        let Some(running) = state.running.as_mut() else { return Finding::Fine };
+        if now >= running.deadline {
+            if let Some(reply) = running.reply.take() {
+                reply.fail(HsmError::CallDeadline);
+            }
+        }
+        if now.saturating_duration_since(running.started) < budget {
+            return Finding::Fine;
+        }
+        if let Some(reply) = running.reply.take() {
+            reply.fail(HsmError::CallDeadline);
+        }
+        state.written_off = true;
+        Finding::Hangs
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_core::clock::{Clock as _, SystemClock};
+
+    use super::*;
+    use crate::hsm::Pending;
+
+    const BUDGET: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn the_watchdog_answers_at_the_deadline_and_not_before() {
+        let (seat, now) = (Seat::default(), SystemClock.monotonic());
+        let (sender, pending) = Pending::channel();
+        seat.begin(Some(Reply::Done(sender)), now + Duration::from_secs(1), now);
+        assert_eq!(seat.inspect(now + Duration::from_millis(999), BUDGET), Finding::Fine);
+        assert!(!seat.abandoned());
+        assert_eq!(seat.inspect(now + Duration::from_secs(1), BUDGET), Finding::Fine);
+        assert!(seat.abandoned());
+        assert_eq!(pending.wait(), Err(HsmError::CallDeadline));
+        assert!(seat.finish().is_none(), "the answer is given once");
+    }
+
+    #[test]
+    fn a_thread_hangs_from_its_budget_on_and_is_reported_once() {
+        let (seat, now) = (Seat::default(), SystemClock.monotonic());
+        seat.begin(None, now, now);
+        assert_eq!(seat.inspect(now + BUDGET - Duration::from_millis(1), BUDGET), Finding::Fine);
+        assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Hangs);
+        assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Fine);
+        assert!(seat.written_off());
+    }
+
+    #[test]
+    fn an_idle_thread_is_never_written_off() {
+        let (seat, now) = (Seat::default(), SystemClock.monotonic());
+        seat.begin(None, now, now);
+        assert!(seat.finish().is_none());
+        assert_eq!(seat.inspect(now + BUDGET * 2, BUDGET), Finding::Fine);
+        assert!(!seat.written_off());
+    }
+}

@@ -1,0 +1,227 @@
+//! The attributes of every object we make: design section 2.
+//!
+//! Invariant: no template sets TRUSTED or WRAP_WITH_TRUSTED, and MODIFIABLE=false stands last: SoftHSM 2.6.1 applies
+//! attributes in order and refuses what comes after it in C_UnwrapKey. Templates of C_UnwrapKey hold no CKA_VALUE_LEN
+//! (CKR_ATTRIBUTE_READ_ONLY there).
+
+use cryptoki::mechanism::MechanismType;
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
+use kms_core::id::RootGeneration;
+use kms_core::key::CkaId;
+
+use crate::pkcs11::mechanism::KWP_TYPE;
+
+/// Length of every AES key and of root `mac`.
+pub(crate) const KEY_BYTES: u64 = 32;
+/// The longest CKA_LABEL: labels are for people and never parsed.
+pub(crate) const MAX_LABEL_BYTES: usize = 32;
+
+/// What an object is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Root `wrap`.
+    Wrap,
+    /// Root `mac`.
+    Mac,
+    /// A tenant's key-wrapping key.
+    Key,
+}
+
+impl Role {
+    fn key_type(self) -> KeyType {
+        match self {
+            Self::Wrap | Self::Key => KeyType::AES,
+            Self::Mac => KeyType::GENERIC_SECRET,
+        }
+    }
+
+    fn mechanism(self) -> MechanismType {
+        match self {
+            Self::Wrap => KWP_TYPE,
+            Self::Mac => MechanismType::SHA256_HMAC,
+            Self::Key => MechanismType::AES_GCM,
+        }
+    }
+
+    /// Returns what the object may and may not do, as it is set and as it must read back.
+    pub(crate) fn uses(self) -> [Attribute; 7] {
+        [
+            Attribute::Encrypt(self == Self::Key),
+            Attribute::Decrypt(self == Self::Key),
+            Attribute::Wrap(self == Self::Wrap),
+            Attribute::Unwrap(self == Self::Wrap),
+            Attribute::Sign(self == Self::Mac),
+            Attribute::Verify(self == Self::Mac),
+            Attribute::Derive(false),
+        ]
+    }
+}
+
+/// A root object: token object, sealed from birth in dev mode.
+pub(crate) fn root(role: Role, id: CkaId, generation: RootGeneration) -> Vec<Attribute> {
+    let word = if role == Role::Mac { "mac" } else { "wrap" };
+    let label = label(&format!("holdfast-{word}-{generation}"));
+    let mut template = sealed(role, true);
+    template.extend([Attribute::Id(id.0.to_vec()), label, length(), Attribute::Copyable(false)]);
+    last(template)
+}
+
+/// An `HSM_RESIDENT` key.
+pub(crate) fn resident(id: CkaId) -> Vec<Attribute> {
+    let mut template = sealed(Role::Key, true);
+    template.extend([Attribute::Id(id.0.to_vec()), label("holdfast-key"), length()]);
+    template.push(Attribute::Copyable(false));
+    last(template)
+}
+
+/// An `HSM_WRAPPED` key in use: a session object that C_UnwrapKey makes.
+pub(crate) fn unwrapped() -> Vec<Attribute> {
+    last(sealed(Role::Key, false))
+}
+
+/// The object that exists only inside the job that generates an `HSM_WRAPPED` key: extractable, and good for nothing.
+pub(crate) fn nascent() -> Vec<Attribute> {
+    let mut template = base(Role::Key, false);
+    template.extend([
+        Attribute::Extractable(true),
+        Attribute::Encrypt(false),
+        Attribute::Decrypt(false),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(false),
+        Attribute::Sign(false),
+        Attribute::Verify(false),
+        Attribute::Derive(false),
+        length(),
+    ]);
+    template
+}
+
+/// A session object that holds a public value, to be wrapped for a check value.
+pub(crate) fn public_value(value: &[u8]) -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::Token(false),
+        Attribute::Private(true),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+        Attribute::Value(value.to_vec()),
+    ]
+}
+
+/// Finds a root object.
+pub(crate) fn find_root(role: Role, id: CkaId) -> Vec<Attribute> {
+    vec![
+        Attribute::Token(true),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(role.key_type()),
+        Attribute::Id(id.0.to_vec()),
+    ]
+}
+
+/// Finds all `HSM_RESIDENT` keys.
+pub(crate) fn find_residents() -> Vec<Attribute> {
+    vec![
+        Attribute::Token(true),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+    ]
+}
+
+/// Returns what to read back of an object, and what it must say.
+pub(crate) fn expected(role: Role, token: bool) -> (Vec<AttributeType>, Vec<Attribute>) {
+    let mut expected = sealed(role, token);
+    expected.push(Attribute::Modifiable(false));
+    (expected.iter().map(Attribute::attribute_type).collect(), expected)
+}
+
+fn base(role: Role, token: bool) -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(role.key_type()),
+        Attribute::Token(token),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+    ]
+}
+
+fn sealed(role: Role, token: bool) -> Vec<Attribute> {
+    let mut template = base(role, token);
+    template.push(Attribute::Extractable(false));
+    template.extend(role.uses());
+    template.push(Attribute::AllowedMechanisms(vec![role.mechanism()]));
+    template
+}
+
+fn last(mut template: Vec<Attribute>) -> Vec<Attribute> {
+    template.push(Attribute::Modifiable(false));
+    template
+}
+
+fn length() -> Attribute {
+    Attribute::ValueLen(KEY_BYTES.into())
+}
+
+fn label(text: &str) -> Attribute {
+    debug_assert!(text.len() <= MAX_LABEL_BYTES, "labels are made here, of bounded parts");
+    Attribute::Label(text.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<Vec<Attribute>> {
+        let id = CkaId([1; 16]);
+        let last = RootGeneration::new(u32::MAX).unwrap();
+        vec![root(Role::Wrap, id, last), root(Role::Mac, id, last), resident(id), unwrapped()]
+    }
+
+    #[test]
+    fn every_lasting_object_is_sealed_and_modifiable_stands_last() {
+        for template in all() {
+            assert!(template.contains(&Attribute::Extractable(false)));
+            assert!(template.contains(&Attribute::Sensitive(true)));
+            assert!(template.contains(&Attribute::Private(true)));
+            assert_eq!(template.last(), Some(&Attribute::Modifiable(false)));
+        }
+    }
+
+    #[test]
+    fn labels_fit_in_32_bytes_for_every_generation() {
+        for template in all() {
+            for attribute in template {
+                if let Attribute::Label(label) = attribute {
+                    assert!(label.len() <= MAX_LABEL_BYTES, "{label:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_role_has_one_mechanism_and_only_its_own_uses() {
+        let uses = |role: Role| {
+            role.uses().into_iter().filter(|a| format!("{a:?}").contains("true")).count()
+        };
+        for role in [Role::Wrap, Role::Mac, Role::Key] {
+            assert_eq!(uses(role), 2, "{role:?}");
+            let (_, expected) = expected(role, true);
+            assert!(expected.contains(&Attribute::AllowedMechanisms(vec![role.mechanism()])));
+        }
+    }
+
+    #[test]
+    fn the_unwrap_template_has_no_value_length() {
+        assert!(unwrapped().iter().all(|a| a.attribute_type() != AttributeType::ValueLen));
+    }
+
+    #[test]
+    fn the_nascent_key_is_extractable_and_good_for_nothing() {
+        let template = nascent();
+        assert!(template.contains(&Attribute::Extractable(true)));
+        assert!(template.contains(&Attribute::Encrypt(false)));
+        assert!(template.contains(&Attribute::Token(false)));
+    }
+}

@@ -1,0 +1,52 @@
+//! The watchdog: answers for threads that hang in the module, and replaces workers.
+//!
+//! It never calls the module itself.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use crate::pkcs11::fatal::FatalReason;
+use crate::pkcs11::seat::Finding;
+use crate::pkcs11::shared::Shared;
+
+/// How late an answer to a hung call may be; one wake-up costs a few microseconds.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Looks at every seat once a tick, until `stop` is closed.
+pub(crate) fn run(shared: &Arc<Shared>, stop: &Receiver<()>) {
+    while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        let now = shared.now();
+        let budgets = shared.config.budgets;
+        if shared.keeper_seat.inspect(now, budgets.keeper_hang) == Finding::Hangs {
+            shared.health.trip("the keeper hangs in the module");
+            (shared.config.on_fatal)(FatalReason::KeeperHung);
+        }
+        let mut lost = 0;
+        shared.seats.lock().unwrap_or_else(PoisonError::into_inner).retain(|seat| {
+            let hangs = seat.inspect(now, budgets.worker_hang) == Finding::Hangs;
+            lost += usize::from(hangs);
+            !hangs
+        });
+        for _ in 0..lost {
+            replace_worker(shared);
+        }
+    }
+}
+
+fn replace_worker(shared: &Arc<Shared>) {
+    shared.workers.fetch_sub(1, Ordering::AcqRel);
+    let written_off = shared.written_off.fetch_add(1, Ordering::AcqRel) + 1;
+    tracing::error!(written_off, "a worker hangs in the module and is written off");
+    if written_off > shared.config.budgets.max_written_off {
+        shared.health.trip("too many workers hang in the module");
+        shared.refuse_waiting();
+        return (shared.config.on_fatal)(FatalReason::WorkersHung);
+    }
+    if let Err(error) = shared.spawn_worker() {
+        tracing::error!(%error, "a hung worker could not be replaced");
+        shared.refuse_waiting();
+    }
+}

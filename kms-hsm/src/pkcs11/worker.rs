@@ -1,0 +1,165 @@
+//! A worker: one thread that owns one session and takes jobs from the shared queue.
+//!
+//! It never creates or destroys objects, never finds, never logs in: what needs that goes to the keeper.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use cryptoki::session::Session;
+
+use crate::error::HsmError;
+use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::crypt::{self, Bench};
+use crate::pkcs11::gate::{Inside, Live, Refused};
+use crate::pkcs11::iv::IvPool;
+use crate::pkcs11::job::{Answer, Cause, Job, KeeperMessage, Ticket, Work};
+use crate::pkcs11::seat::Seat;
+use crate::pkcs11::shared::Shared;
+
+/// Serves jobs until told to stop, or until another worker has taken over.
+pub(crate) fn run(shared: &Arc<Shared>, seat: &Arc<Seat>) {
+    let mut worker =
+        Worker { shared, seat, session: None, module_epoch: 0, ivs: IvPool::default() };
+    while let Ok(Ticket::Job(job)) = shared.queue_out.recv() {
+        worker.serve(*job);
+        if seat.written_off() {
+            worker.close();
+            shared.written_off.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+    }
+    worker.close();
+    shared.workers.fetch_sub(1, Ordering::AcqRel);
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    seat: &'a Seat,
+    session: Option<Session>,
+    /// The module epoch `session` is of.
+    module_epoch: u64,
+    ivs: IvPool,
+}
+
+impl Worker<'_> {
+    fn serve(&mut self, job: Job) {
+        let Job { mut work, reply, deadline, queued_at, retried } = job;
+        let shared = self.shared;
+        if shared.now() >= deadline {
+            return reply.fail(HsmError::QueueDeadline);
+        }
+        if let Err(error) = shared.health.check_taken(|| shared.now()) {
+            return reply.fail(error);
+        }
+        let inside = match shared.gate.enter(deadline, &*shared.clock) {
+            Ok(inside) => inside,
+            Err(Refused::Deadline) => return reply.fail(HsmError::QueueDeadline),
+            Err(Refused::NotLive) => return reply.fail(shared.unavailable("not connected")),
+        };
+        let started = shared.now();
+        self.seat.begin(Some(reply), deadline, started);
+        let bench = Bench {
+            shared,
+            seat: self.seat,
+            queued: started.saturating_duration_since(queued_at),
+            retried,
+        };
+        let mut result = self.attempt(&inside, &bench, &mut work);
+        if matches!(result, Err(Failure::Session(_))) {
+            self.discard_session(&inside.live);
+            result = self.attempt(&inside, &bench, &mut work);
+        }
+        let epoch = inside.live.epoch;
+        drop(inside);
+        let Some(reply) = self.seat.finish() else { return };
+        let cause = match result {
+            Ok(answer) => return reply.send(Ok(answer)),
+            Err(Failure::Stale) if !retried => Cause::StaleKey,
+            Err(Failure::Object(_)) if !retried => Cause::ObjectGone,
+            Err(Failure::Login(_)) if !retried => Cause::LoginLost,
+            Err(failure) => return reply.send(self.give_up(failure, work)),
+        };
+        let job = Box::new(Job { work, reply, deadline, queued_at, retried });
+        if let Err(error) = shared.keeper.send(KeeperMessage::Rescue { job, cause, epoch })
+            && let KeeperMessage::Rescue { job, .. } = error.into_inner()
+        {
+            job.reply.fail(shared.unavailable("the keeper has ended"));
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        inside: &Inside<'_>,
+        bench: &Bench<'_>,
+        work: &mut Work,
+    ) -> Result<Answer, Failure> {
+        let session = self.session(&inside.live)?;
+        let result = crypt::perform(bench, &session, &inside.live, &mut self.ivs, work);
+        self.session = Some(session);
+        result
+    }
+
+    /// Turns a failure that no one can mend for this job into its answer.
+    fn give_up(&mut self, failure: Failure, work: Work) -> Result<Answer, HsmError> {
+        let error = match failure {
+            Failure::Answer(error) => error,
+            Failure::Latch(reason) => {
+                self.shared.health.latch(&reason);
+                HsmError::Latched { reason }
+            }
+            // The keeper has mended what it could: this key is not usable, others may be.
+            Failure::Object(detail) => self.shared.unavailable(&detail),
+            Failure::Stale => self.shared.unavailable("the key could not be loaded again"),
+            Failure::Session(detail)
+            | Failure::Login(detail)
+            | Failure::Module(detail)
+            | Failure::Ambiguous(detail)
+            | Failure::Device(detail) => {
+                self.shared.trouble(&detail);
+                self.shared.unavailable(&detail)
+            }
+        };
+        match work {
+            // What is done is done; the rest has the same answer.
+            Work::Batch { operations, mut done } if !done.is_empty() => {
+                done.resize_with(operations.len(), || Err(error.clone()));
+                Ok(Answer::Batch(done))
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Takes this worker's session, or one of those the keeper opened; opens one only after a loss.
+    fn session(&mut self, live: &Live) -> Result<Session, Failure> {
+        if let Some(session) = self.session.take()
+            && self.module_epoch == live.module_epoch
+        {
+            return Ok(session);
+        }
+        // A session of another module epoch is dropped, not closed: its number may be a live one's by now.
+        self.module_epoch = live.module_epoch;
+        let spare = live.sessions.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match spare {
+            Some(session) => Ok(session),
+            None => Ok(live.context.open_rw_session_no_drop(live.slot)?),
+        }
+    }
+
+    fn discard_session(&mut self, live: &Live) {
+        if let Some(session) = self.session.take()
+            && self.module_epoch == live.module_epoch
+            && let Err(error) = session.close()
+        {
+            tracing::warn!(%error, "closing a lost session");
+        }
+    }
+
+    /// Closes the session within its epoch, if that is still the present one.
+    fn close(&mut self) {
+        let deadline = self.shared.now() + self.shared.config.budgets.close;
+        if let Ok(inside) = self.shared.gate.enter(deadline, &*self.shared.clock) {
+            self.discard_session(&inside.live);
+        }
+    }
+}

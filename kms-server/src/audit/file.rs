@@ -1,0 +1,206 @@
+//! The file sink: a thread that writes all records that wait, syncs once, and then answers them all.
+//!
+//! Invariant: an answer is given only after the fdatasync that covers its lines; `kms-server/tests/power_loss.rs`
+//! reads it off the system calls.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use kms_core::audit::AuditRecord;
+use tokio::sync::oneshot;
+
+use super::chain::append_line;
+use super::files::ROTATE_BYTES;
+use super::log::{AuditStartError, Log};
+use super::{Appended, AuditError, AuditSink};
+
+/// Calls of `append` that may wait; more are refused with `Saturated`.
+pub const QUEUE: usize = 8192;
+/// Records that may wait, over all calls: about 64 MiB of memory.
+pub const MAX_WAITING_RECORDS: usize = 65_536;
+/// A group is closed when its lines have grown to this: bounds the latency of one write.
+const MAX_GROUP_BYTES: usize = 1 << 20;
+/// The buffer is given back after a group that was larger than this.
+const KEPT_BUFFER_BYTES: usize = 4 << 20;
+/// How often an idle writer looks whether its file is still there, and a failed one whether writing works again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+type Answer = oneshot::Sender<Result<(), AuditError>>;
+
+struct Waiting {
+    records: Vec<AuditRecord>,
+    answer: Answer,
+}
+
+/// A sink that appends to a directory of files.
+pub struct FileSink {
+    directory: PathBuf,
+    queue: RwLock<Option<Sender<Waiting>>>,
+    state: Arc<State>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct State {
+    healthy: AtomicBool,
+    waiting_records: AtomicUsize,
+}
+
+impl FileSink {
+    /// Opens the log in `directory`, making it when there is none. Blocks: call it before serving.
+    ///
+    /// # Errors
+    /// [`AuditStartError::Damaged`] and [`AuditStartError::Gap`] when the chain is broken: the server must not start.
+    pub fn open(directory: &Path) -> Result<Self, AuditStartError> {
+        Self::open_with(directory, ROTATE_BYTES)
+    }
+
+    /// Like [`FileSink::open`], beginning a new file at another size.
+    pub fn open_with(directory: &Path, rotate_bytes: u64) -> Result<Self, AuditStartError> {
+        let log = Log::open(directory, rotate_bytes)?;
+        let (sender, receiver) = bounded(QUEUE);
+        let state = Arc::new(State {
+            healthy: AtomicBool::new(true),
+            waiting_records: AtomicUsize::new(0),
+        });
+        let mut writer = Writer { log, state: Arc::clone(&state), lines: Vec::new() };
+        let thread = thread::Builder::new()
+            .name("audit-write".into())
+            .spawn(move || writer.serve(&receiver))
+            .map_err(|error| AuditStartError::Io { what: "start the writer thread", error })?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            queue: RwLock::new(Some(sender)),
+            state,
+            writer: Mutex::new(Some(thread)),
+        })
+    }
+}
+
+impl AuditSink for FileSink {
+    fn append(&self, records: Vec<AuditRecord>) -> Appended {
+        let count = records.len();
+        let before = self.state.waiting_records.fetch_add(count, Ordering::AcqRel);
+        let (answer, appended) = Appended::channel();
+        let refusal = if before.saturating_add(count) > MAX_WAITING_RECORDS {
+            Some(AuditError::Saturated)
+        } else {
+            let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
+            match queue.as_ref().map(|queue| queue.try_send(Waiting { records, answer })) {
+                Some(Ok(())) => None,
+                Some(Err(TrySendError::Full(_))) => Some(AuditError::Saturated),
+                Some(Err(TrySendError::Disconnected(_))) | None => Some(AuditError::Closed),
+            }
+        };
+        match refusal {
+            None => appended,
+            Some(error) => {
+                self.state.waiting_records.fetch_sub(count, Ordering::AcqRel);
+                Appended::ready(Err(error))
+            }
+        }
+    }
+
+    fn healthy(&self) -> bool {
+        self.state.healthy.load(Ordering::Acquire)
+    }
+
+    /// Blocks until the last group is durable or refused.
+    fn close(&self) {
+        drop(self.queue.write().unwrap_or_else(PoisonError::into_inner).take());
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            // A writer that panicked has answered nobody: its callers see `Closed`.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl fmt::Debug for FileSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileSink")
+            .field("directory", &self.directory)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Writer {
+    log: Log,
+    state: Arc<State>,
+    lines: Vec<u8>,
+}
+
+impl Writer {
+    /// Serves until all senders are gone and the queue is empty.
+    fn serve(&mut self, queue: &Receiver<Waiting>) {
+        loop {
+            match queue.recv_timeout(LOOK_EVERY) {
+                Ok(first) => self.write_group(first, queue),
+                Err(RecvTimeoutError::Timeout) => {
+                    let looked = self.log.mend();
+                    self.note(looked.as_ref().err());
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn write_group(&mut self, first: Waiting, queue: &Receiver<Waiting>) {
+        self.lines.clear();
+        let mut head = self.log.head();
+        let group = head.seq.saturating_add(1);
+        let mut answers = Vec::new();
+        let mut next = Some(first);
+        while let Some(Waiting { records, answer }) = next {
+            self.state.waiting_records.fetch_sub(records.len(), Ordering::AcqRel);
+            let (call_start, call_head) = (self.lines.len(), head);
+            let appended = records.iter().try_for_each(|record| {
+                head = append_line(&mut self.lines, head, group, record)?;
+                Ok(())
+            });
+            match appended {
+                Ok(()) => answers.push(answer),
+                Err(error @ super::chain::EntryTooLong) => {
+                    self.lines.truncate(call_start);
+                    head = call_head;
+                    give(answer, Err(AuditError::Unwritable { detail: error.to_string() }));
+                }
+            }
+            let has_room = self.lines.len() < MAX_GROUP_BYTES;
+            next = has_room.then(|| queue.try_recv().ok()).flatten();
+        }
+        let written = match self.lines.as_slice() {
+            [] => Ok(()),
+            lines => self.log.append(lines, head),
+        };
+        self.note(written.as_ref().err());
+        let outcome = written.map_err(|error| AuditError::Unwritable { detail: error.to_string() });
+        for answer in answers {
+            give(answer, outcome.clone());
+        }
+        self.lines.shrink_to(KEPT_BUFFER_BYTES);
+    }
+
+    /// Keeps `healthy` and says once when it changes.
+    fn note(&self, error: Option<&std::io::Error>) {
+        let was_healthy = self.state.healthy.swap(error.is_none(), Ordering::AcqRel);
+        match error {
+            Some(error) if was_healthy => {
+                tracing::error!(%error, "the audit log cannot be written; operations are refused");
+            }
+            None if !was_healthy => tracing::info!("the audit log can be written again"),
+            _ => {}
+        }
+    }
+}
+
+fn give(answer: Answer, outcome: Result<(), AuditError>) {
+    // A caller that no longer waits does not want its answer.
+    let _ = answer.send(outcome);
+}

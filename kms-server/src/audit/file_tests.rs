@@ -1,0 +1,273 @@
+//! Tests of the file sink: durable groups, restarts, torn ends, rotation, and files that go away.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::sample::record;
+use super::verify::verify;
+use super::{
+    AuditError, AuditSink, AuditStartError, FileSink, Head, LineFault, MAX_ENTRY_BYTES,
+    MAX_WAITING_RECORDS,
+};
+
+fn directory() -> (tempfile::TempDir, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("audit");
+    (root, path)
+}
+
+fn first_file(directory: &Path) -> PathBuf {
+    directory.join("audit-00000001.jsonl")
+}
+
+/// Writes `count` records, each in a group of its own.
+async fn write(directory: &Path, count: u64) -> Head {
+    let sink = FileSink::open(directory).unwrap();
+    for number in 0..count {
+        sink.append(vec![record(number)]).await.unwrap();
+    }
+    sink.close();
+    verify(directory, None).unwrap().head
+}
+
+fn damaged(refused: AuditStartError) -> (u64, LineFault) {
+    match refused {
+        AuditStartError::Damaged { line, fault, .. } => (line, fault),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn records_are_chained_in_order_and_the_chain_goes_on_after_a_restart() {
+    let (_root, path) = directory();
+    write(&path, 3).await;
+    write(&path, 2).await;
+    let report = verify(&path, None).unwrap();
+    assert_eq!((report.files, report.entries, report.first_seq), (1, 5, Some(1)));
+    assert_eq!(report.head.seq, 5);
+}
+
+#[tokio::test]
+async fn directory_and_files_are_for_the_owner_alone() {
+    let (_root, path) = directory();
+    write(&path, 1).await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o700);
+    assert_eq!(mode(&first_file(&path)), 0o600);
+    assert_eq!(mode(&path.join("audit.lock")), 0o600);
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_until_the_first_closes() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    assert!(matches!(FileSink::open(&path), Err(AuditStartError::Held)));
+    sink.close();
+    FileSink::open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_torn_last_line_is_cut_off_at_every_length() {
+    let (_root, path) = directory();
+    let head = write(&path, 2).await;
+    let whole = fs::read(first_file(&path)).unwrap();
+    let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    for torn in 1..whole.len() - second {
+        let mut bytes = whole.clone();
+        bytes.extend_from_slice(&whole[second..second + torn]);
+        fs::write(first_file(&path), &bytes).unwrap();
+        FileSink::open(&path).unwrap().close();
+        assert_eq!(fs::read(first_file(&path)).unwrap(), whole, "{torn}");
+    }
+    assert_eq!(verify(&path, Some(head)).unwrap().entries, 2);
+}
+
+#[tokio::test]
+async fn lost_sectors_of_the_last_group_are_cut_off() {
+    let (_root, path) = directory();
+    let head = write(&path, 2).await;
+    let durable = fs::metadata(first_file(&path)).unwrap().len();
+    let sink = FileSink::open(&path).unwrap();
+    sink.append((0..20).map(record).collect()).await.unwrap();
+    sink.close();
+    let whole = fs::read(first_file(&path)).unwrap();
+    let first_sector = usize::try_from(durable).unwrap().div_ceil(512);
+    for sector in first_sector..whole.len() / 512 {
+        let mut bytes = whole.clone();
+        bytes[sector * 512..(sector + 1) * 512].fill(0);
+        fs::write(first_file(&path), &bytes).unwrap();
+        FileSink::open(&path).unwrap().close();
+        let report = verify(&path, None).unwrap();
+        assert!(report.head.seq >= head.seq && report.head.seq < 22, "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_sector_before_a_later_group_is_damage_and_nothing_is_cut() {
+    let (_root, path) = directory();
+    write(&path, 12).await;
+    let mut bytes = fs::read(first_file(&path)).unwrap();
+    bytes[1024..1536].fill(0);
+    fs::write(first_file(&path), &bytes).unwrap();
+    assert!(matches!(FileSink::open(&path), Err(AuditStartError::Damaged { .. })));
+    assert_eq!(fs::read(first_file(&path)).unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn an_edited_line_refuses_the_start_and_says_where() {
+    let (_root, path) = directory();
+    write(&path, 5).await;
+    let text = fs::read_to_string(first_file(&path)).unwrap();
+    for number in 1..=5 {
+        let edited: String = text
+            .lines()
+            .enumerate()
+            .map(|(index, line)| {
+                let line = if index + 1 == number { line.replace("OK", "NO") } else { line.into() };
+                line + "\n"
+            })
+            .collect();
+        fs::write(first_file(&path), edited).unwrap();
+        let found = damaged(FileSink::open(&path).unwrap_err());
+        assert_eq!(found, (number as u64, LineFault::Hash));
+    }
+}
+
+#[tokio::test]
+async fn foreign_bytes_after_the_last_line_refuse_the_start() {
+    let (_root, path) = directory();
+    write(&path, 1).await;
+    let mut file = fs::OpenOptions::new().append(true).open(first_file(&path)).unwrap();
+    file.write_all(b"{\"note\":\"hello\"}\n").unwrap();
+    assert_eq!(damaged(FileSink::open(&path).unwrap_err()), (2, LineFault::Shape));
+}
+
+#[tokio::test]
+async fn the_chain_goes_on_in_the_next_file() {
+    let (_root, path) = directory();
+    let sink = FileSink::open_with(&path, 1000).unwrap();
+    for number in 0..10 {
+        sink.append(vec![record(number)]).await.unwrap();
+    }
+    sink.close();
+    let report = verify(&path, None).unwrap();
+    assert_eq!(report.entries, 10);
+    assert!(report.files >= 3, "{report:?}");
+    write(&path, 1).await;
+    assert_eq!(verify(&path, None).unwrap().entries, 11);
+}
+
+#[tokio::test]
+async fn a_new_file_without_lines_continues_the_one_before() {
+    let (_root, path) = directory();
+    write(&path, 2).await;
+    fs::write(path.join("audit-00000002.jsonl"), b"").unwrap();
+    let head = write(&path, 1).await;
+    assert_eq!(head.seq, 3);
+    assert_eq!(verify(&path, None).unwrap().files, 2);
+}
+
+#[tokio::test]
+async fn a_missing_file_in_the_middle_refuses_the_start() {
+    let (_root, path) = directory();
+    let sink = FileSink::open_with(&path, 500).unwrap();
+    for number in 0..6 {
+        sink.append(vec![record(number)]).await.unwrap();
+    }
+    sink.close();
+    fs::remove_file(path.join("audit-00000002.jsonl")).unwrap();
+    assert!(matches!(
+        FileSink::open(&path),
+        Err(AuditStartError::Gap { file }) if file == "audit-00000002.jsonl"
+    ));
+}
+
+#[tokio::test]
+async fn oldest_files_can_be_moved_away() {
+    let (_root, path) = directory();
+    let sink = FileSink::open_with(&path, 500).unwrap();
+    for number in 0..6 {
+        sink.append(vec![record(number)]).await.unwrap();
+    }
+    sink.close();
+    fs::remove_file(first_file(&path)).unwrap();
+    write(&path, 1).await;
+    let report = verify(&path, None).unwrap();
+    assert!(report.first_seq > Some(1) && report.head.seq == 7, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_deleted_file_refuses_and_a_file_put_back_recovers() {
+    let (root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    sink.append(vec![record(1)]).await.unwrap();
+    let aside = root.path().join("aside");
+    fs::rename(first_file(&path), &aside).unwrap();
+    let refused = sink.append(vec![record(2)]).await;
+    assert!(matches!(refused, Err(AuditError::Unwritable { .. })));
+    assert!(!sink.healthy());
+    fs::rename(&aside, first_file(&path)).unwrap();
+    sink.append(vec![record(3)]).await.unwrap();
+    assert!(sink.healthy());
+    sink.close();
+    assert_eq!(verify(&path, None).unwrap().entries, 2);
+}
+
+#[tokio::test]
+async fn a_file_cut_or_replaced_by_someone_else_is_refused() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    sink.append(vec![record(1)]).await.unwrap();
+    let bytes = fs::read(first_file(&path)).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(first_file(&path)).unwrap();
+    file.set_len(10).unwrap();
+    assert!(sink.append(vec![record(2)]).await.is_err());
+    file.write_all_at(&bytes[10..], 10).unwrap();
+    sink.append(vec![record(3)]).await.unwrap();
+    fs::remove_file(first_file(&path)).unwrap();
+    fs::write(first_file(&path), &bytes).unwrap();
+    assert!(sink.append(vec![record(4)]).await.is_err());
+}
+
+#[tokio::test]
+async fn an_entry_just_under_64_kib_is_written_and_a_longer_one_refused_alone() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    let mut large = record(1);
+    large.operation = String::new();
+    let base =
+        serde_json::to_vec(&large).unwrap().len() + "{\"seq\":1,\"group\":1,\"record\":}".len();
+    large.operation = "x".repeat(MAX_ENTRY_BYTES - 1 - base);
+    sink.append(vec![large.clone()]).await.unwrap();
+    large.operation.push('x');
+    let (refused, accepted) = (sink.append(vec![record(2), large]), sink.append(vec![record(3)]));
+    assert!(matches!(refused.await, Err(AuditError::Unwritable { .. })));
+    accepted.await.unwrap();
+    sink.close();
+    assert_eq!(verify(&path, None).unwrap().entries, 2);
+}
+
+#[tokio::test]
+async fn as_many_records_as_may_wait_are_taken_and_one_more_is_refused() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    let many = vec![record(1); MAX_WAITING_RECORDS + 1];
+    assert_eq!(sink.append(many).await, Err(AuditError::Saturated));
+    sink.append(vec![record(1); MAX_WAITING_RECORDS]).await.unwrap();
+    sink.append(vec![record(1)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn closed_it_refuses_and_what_was_queued_is_written() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    let queued: Vec<_> = (0..100).map(|number| sink.append(vec![record(number)])).collect();
+    sink.close();
+    for appended in queued {
+        appended.await.unwrap();
+    }
+    assert_eq!(sink.append(vec![record(1)]).await, Err(AuditError::Closed));
+    assert_eq!(verify(&path, None).unwrap().entries, 100);
+}

@@ -1,0 +1,55 @@
+//! What the keyring counts, for /metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// Counters since the start of the process.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter),+
+        }
+
+        impl Counters {
+            /// Lists all counters by name.
+            pub fn all(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.read())),+]
+            }
+        }
+    };
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn increment(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number.
+    pub fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+counters! {
+    /// Rows or keys that failed their integrity check. Any is an alert.
+    integrity_failures,
+    /// Uses of a COMPROMISED version that were permitted. Any is an alert.
+    compromised_uses,
+    /// Uses of a version that is scheduled for destruction, refused. Any is an alert.
+    destroy_scheduled_uses,
+    /// Key rows read from the store.
+    key_loads,
+    /// Versions loaded into the HSM.
+    version_loads,
+    /// Versions dropped to make room.
+    evictions,
+    /// Leases taken.
+    leases,
+    /// Writes of counters, each for any number of leases.
+    lease_writes,
+}

@@ -1,0 +1,215 @@
+//! Loading: rows from the store, verified, and keys into the HSM.
+
+use std::sync::Arc;
+
+use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
+use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::name::{KeyName, VersionName};
+use kms_core::secret::equal_in_constant_time;
+use kms_core::state::VersionState;
+use kms_hsm::{HsmError, HsmKey, KeySource};
+
+use super::lease::Lease;
+use super::{KeyringError, Shared};
+use crate::store::{KeyRef, VersionChoice};
+
+/// Label and value that ask for the encryption context to be logged as a keyed hash.
+pub const CONTEXT_AUDIT_LABEL: (&str, &str) = ("context-audit", "HASHED");
+
+/// A key row that was verified.
+#[derive(Debug)]
+pub struct CachedKey {
+    /// The row.
+    pub row: KeyRow,
+    /// Full name, for records.
+    pub name_text: Arc<str>,
+    /// Whether encryption contexts are logged as a keyed hash only.
+    pub context_hashed: bool,
+    /// As it was stored, for changes that build on it.
+    pub(super) mac: RowMac,
+}
+
+impl CachedKey {
+    fn new(sealed: Sealed<KeyRow>) -> Self {
+        let Sealed { row, mac, generation: _ } = sealed;
+        let (label, value) = CONTEXT_AUDIT_LABEL;
+        let context_hashed = row.labels.get(label).is_some_and(|text| text == value);
+        Self { name_text: row.name.to_string().into(), context_hashed, mac, row }
+    }
+
+    /// Returns the MAC of the row.
+    pub const fn mac(&self) -> RowMac {
+        self.mac
+    }
+}
+
+/// A version row that was verified, with its key loaded when its state can use it.
+#[derive(Debug)]
+pub(super) struct LoadedVersion {
+    pub(super) row: VersionRow,
+    pub(super) name_text: Arc<str>,
+    pub(super) key: Option<HsmKey>,
+    pub(super) lease: Arc<Lease>,
+}
+
+/// A row to verify: what its MAC covers, the MAC, whose it is, and what to call it in an alert.
+pub(super) struct Check {
+    pub(super) input: Vec<u8>,
+    pub(super) mac: RowMac,
+    pub(super) generation: RootGeneration,
+    pub(super) what: String,
+}
+
+impl Check {
+    pub(super) fn key(sealed: &Sealed<KeyRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("row of key {}", row.uid);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
+    pub(super) fn version(sealed: &Sealed<VersionRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("row of key {} version {}", row.key_uid, row.version);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
+    pub(super) fn counter(sealed: &Sealed<CounterRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("counter of key {} version {}", row.key_uid, row.version);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+}
+
+impl Shared {
+    /// Verifies row MACs, with one HSM call a root generation.
+    pub(super) async fn verify(&self, mut checks: Vec<Check>) -> Result<(), KeyringError> {
+        checks.sort_by_key(|check| check.generation);
+        for group in checks.chunk_by_mut(|a, b| a.generation == b.generation) {
+            let Some(generation) = group.first().map(|check| check.generation) else { continue };
+            if generation > self.config.generation {
+                return Err(self.integrity(format!("root generation {generation} is not open")));
+            }
+            let inputs = group.iter_mut().map(|check| std::mem::take(&mut check.input)).collect();
+            let macs = self.hsm.mac(generation, inputs, self.load_deadline()).await?;
+            if macs.len() != group.len() {
+                return Err(KeyringError::Bug { reason: "the hsm gave another number of MACs" });
+            }
+            for (check, mac) in group.iter().zip(macs) {
+                if !equal_in_constant_time(&check.mac.0, &mac.0) {
+                    return Err(self.integrity(format!("{} has another MAC", check.what)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises the alert and makes the error.
+    pub(super) fn integrity(&self, detail: String) -> KeyringError {
+        tracing::error!(alert = "key_integrity", detail, "a row or key failed its integrity check");
+        self.counters.integrity_failures.increment();
+        KeyringError::Integrity { detail }
+    }
+
+    pub(super) async fn load_key(&self, name: KeyName) -> Result<Arc<CachedKey>, KeyringError> {
+        self.counters.key_loads.increment();
+        let seen = self.cache.epoch();
+        let stored = self.store.key(KeyRef::Name(name.clone()), VersionChoice::Primary).await;
+        let stored = match self.damaged(stored)? {
+            Some(stored) => stored.key,
+            None => return Err(KeyringError::KeyNotFound(name)),
+        };
+        if stored.row.name != name {
+            return Err(self.integrity(format!("`{name}` reads as `{}`", stored.row.name)));
+        }
+        self.verify(vec![Check::key(&stored)]).await?;
+        let key = Arc::new(CachedKey::new(stored));
+        self.cache.admit_key(seen, &key);
+        Ok(key)
+    }
+
+    /// Reads and verifies one version row.
+    pub(super) async fn read_version(
+        &self,
+        key: &KeyName,
+        id: (KeyUid, KeyVersion),
+    ) -> Result<Sealed<VersionRow>, KeyringError> {
+        let (uid, number) = id;
+        let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await;
+        let stored = self.damaged(stored)?.ok_or_else(|| {
+            // The key row was there a moment ago, and keys are never deleted.
+            self.integrity(format!("key {uid} has vanished"))
+        })?;
+        let Some(version) = stored.version else {
+            return Err(KeyringError::VersionNotFound(VersionName::new(key.clone(), number)));
+        };
+        if (version.row.key_uid, version.row.version) != id {
+            return Err(self.integrity(format!("key {uid} version {number} reads as another")));
+        }
+        self.verify(vec![Check::version(&version)]).await?;
+        Ok(version)
+    }
+
+    pub(super) async fn load_version(
+        self: Arc<Self>,
+        key: Arc<CachedKey>,
+        number: KeyVersion,
+    ) -> Result<Arc<LoadedVersion>, KeyringError> {
+        let seen = self.cache.epoch();
+        let uid = key.row.uid;
+        let stored = self.read_version(&key.row.name, (uid, number)).await;
+        let Sealed { row, generation, mac: _ } = match stored {
+            // The primary always exists: a row that is gone was taken away.
+            Err(KeyringError::VersionNotFound(_)) if number <= key.row.latest => {
+                return Err(self.integrity(format!("key {uid} version {number} has vanished")));
+            }
+            other => other?,
+        };
+        let hsm_key = match row.state {
+            VersionState::Active | VersionState::Deactivated | VersionState::Compromised => {
+                Some(self.load_material(&row, generation).await?)
+            }
+            VersionState::PreActivation
+            | VersionState::Suspended
+            | VersionState::DestroyScheduled
+            | VersionState::Destroyed => None,
+        };
+        let name = VersionName::new(key.row.name.clone(), number);
+        let loaded = Arc::new(LoadedVersion {
+            lease: Arc::new(Lease::new(uid, &name)),
+            name_text: name.to_string().into(),
+            key: hsm_key,
+            row,
+        });
+        if let Some(out) = self.cache.admit_version(seen, &loaded)
+            && !Arc::ptr_eq(&out, &loaded)
+        {
+            self.counters.evictions.increment();
+            self.ledger.give_back(&out.lease);
+        }
+        Ok(loaded)
+    }
+
+    async fn load_material(
+        &self,
+        row: &VersionRow,
+        generation: RootGeneration,
+    ) -> Result<HsmKey, KeyringError> {
+        self.counters.version_loads.increment();
+        let source = KeySource {
+            key_uid: row.key_uid,
+            version: row.version,
+            generation,
+            material: row.material.clone(),
+            check: row.check.clone(),
+        };
+        let loaded = self.hsm.load_key(source, self.load_deadline()).await;
+        loaded.map_err(|error| match error {
+            HsmError::KeyIntegrity { detail } => self.integrity(detail),
+            HsmError::ResidentMissing => self.integrity(format!(
+                "the token object of key {} version {} is missing",
+                row.key_uid, row.version
+            )),
+            other => KeyringError::Hsm(other),
+        })
+    }
+}

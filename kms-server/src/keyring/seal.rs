@@ -1,0 +1,110 @@
+//! Sealing: MACs for rows that are about to be written, and checks of rows that were read in bulk.
+
+use std::time::Instant;
+
+use kms_core::id::RootGeneration;
+use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::manifest::Manifest;
+use kms_core::name::TenantName;
+
+use super::load::Check;
+use super::{Keyring, KeyringError};
+
+/// A row that can be sealed.
+pub trait MacInput {
+    /// Returns the bytes to MAC.
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8>;
+}
+
+impl MacInput for KeyRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for VersionRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for CounterRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for Manifest {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl Keyring {
+    /// Seals a row under the root of `generation`. A version row must keep the generation that wraps its material.
+    ///
+    /// # Errors
+    /// [`KeyringError::Hsm`] when the HSM cannot MAC.
+    pub async fn seal<R: MacInput>(
+        &self,
+        row: R,
+        generation: RootGeneration,
+        deadline: Instant,
+    ) -> Result<Sealed<R>, KeyringError> {
+        let mac = self.mac(row.mac_input(generation), generation, deadline).await?;
+        Ok(Sealed { row, mac, generation })
+    }
+
+    /// Returns the HMAC under root `mac` of bytes that start with a domain of their own.
+    ///
+    /// # Errors
+    /// [`KeyringError::Hsm`] when the HSM cannot MAC.
+    pub async fn mac(
+        &self,
+        input: Vec<u8>,
+        generation: RootGeneration,
+        deadline: Instant,
+    ) -> Result<RowMac, KeyringError> {
+        let macs = self.shared.hsm.mac(generation, vec![input], deadline).await?;
+        macs.first().copied().ok_or(KeyringError::Bug { reason: "the hsm gave no MAC" })
+    }
+
+    /// Reads the manifest of a tenant and verifies it; a tenant without keys has an empty one.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`] when it was edited.
+    pub async fn manifest(&self, tenant: &TenantName) -> Result<Manifest, KeyringError> {
+        let stored = self.shared.store.manifest(tenant.clone()).await;
+        let Some(Sealed { row, mac, generation }) = self.shared.damaged(stored)? else {
+            return Ok(Manifest::empty(tenant.clone()));
+        };
+        if row.tenant != *tenant {
+            return Err(self.shared.integrity(format!("the manifest of `{tenant}` is another's")));
+        }
+        let what = format!("manifest of `{tenant}`");
+        let check = Check { input: row.mac_input(generation), mac, generation, what };
+        self.shared.verify(vec![check]).await?;
+        Ok(row)
+    }
+
+    /// Verifies rows that were read in bulk.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`] when one was edited.
+    pub async fn verify_rows(
+        &self,
+        keys: &[Sealed<KeyRow>],
+        versions: &[Sealed<VersionRow>],
+        counters: &[Sealed<CounterRow>],
+    ) -> Result<(), KeyringError> {
+        let keys = keys.iter().map(Check::key);
+        let versions = versions.iter().map(Check::version);
+        let counters = counters.iter().map(Check::counter);
+        self.shared.verify(keys.chain(versions).chain(counters).collect()).await
+    }
+
+    /// Raises the integrity alert and makes its error.
+    pub fn integrity(&self, detail: String) -> KeyringError {
+        self.shared.integrity(detail)
+    }
+}

@@ -1,0 +1,253 @@
+//! Using keys: state check, version choice, AAD, envelope. Each use wants its permit.
+
+use std::sync::Arc;
+
+use kms_core::context::EncryptionContext;
+use kms_core::envelope::{Envelope, Header, Iv, Suite};
+use kms_core::id::KeyVersion;
+use kms_core::name::KeyName;
+use kms_core::secret::Plaintext;
+use kms_core::state::{Use, Verdict, VersionState};
+use kms_hsm::{CryptoOp, HsmKey};
+
+use super::load::LoadedVersion;
+use super::{CachedKey, Keyring, KeyringError};
+use crate::authz::{
+    Action, Permit, Protects, Rewrap, RewrapCompromised, Unwrap, UnwrapCompromised, WrapPinned,
+};
+
+/// A version that may protect, with one invocation counted.
+#[derive(Debug)]
+pub struct Protecting {
+    version: Arc<LoadedVersion>,
+    key: HsmKey,
+    header: Header,
+}
+
+impl Protecting {
+    /// Returns the name of the version.
+    pub fn name(&self) -> &Arc<str> {
+        &self.version.name_text
+    }
+
+    /// Returns the number of the version.
+    pub fn version(&self) -> KeyVersion {
+        self.header.version
+    }
+
+    /// Returns the operation that encrypts; it uses up the invocation.
+    pub fn encrypt(&self, context: &EncryptionContext, plaintext: Plaintext) -> CryptoOp {
+        CryptoOp::Encrypt { key: self.key.clone(), aad: self.header.aad(context), plaintext }
+    }
+
+    /// Returns the operation that makes a data key; it uses up the invocation.
+    pub fn generate_data_key(
+        &self,
+        context: &EncryptionContext,
+        length_bytes: usize,
+        with_plaintext: bool,
+    ) -> CryptoOp {
+        let aad = self.header.aad(context);
+        CryptoOp::GenerateDataKey { key: self.key.clone(), aad, length_bytes, with_plaintext }
+    }
+
+    /// Writes the envelope.
+    pub fn seal(&self, iv: &Iv, ciphertext_and_tag: &[u8]) -> Vec<u8> {
+        self.header.seal(iv, ciphertext_and_tag)
+    }
+}
+
+/// A version that may process.
+#[derive(Debug)]
+pub struct Processing {
+    version: Arc<LoadedVersion>,
+    key: HsmKey,
+}
+
+impl Processing {
+    /// Returns the name of the version.
+    pub fn name(&self) -> &Arc<str> {
+        &self.version.name_text
+    }
+
+    /// Returns the number of the version.
+    pub fn version(&self) -> KeyVersion {
+        self.version.row.version
+    }
+
+    /// Returns the operation that decrypts.
+    pub fn decrypt(&self, envelope: &Envelope<'_>, context: &EncryptionContext) -> CryptoOp {
+        CryptoOp::Decrypt {
+            key: self.key.clone(),
+            aad: envelope.header.aad(context),
+            iv: envelope.iv,
+            ciphertext_and_tag: envelope.ciphertext_and_tag.to_vec(),
+        }
+    }
+}
+
+/// What a rewrap comes to.
+#[derive(Debug)]
+pub enum Rewrapping {
+    /// The envelope is under the primary already.
+    Current(Processing),
+    /// It has to be encrypted anew.
+    Needed {
+        /// The version it is under.
+        from: Processing,
+        /// The primary.
+        to: Protecting,
+    },
+}
+
+impl Rewrapping {
+    /// Returns the version that the envelope is under.
+    pub const fn from(&self) -> &Processing {
+        match self {
+            Self::Current(from) | Self::Needed { from, .. } => from,
+        }
+    }
+}
+
+impl Protecting {
+    /// Returns the operation that moves an envelope from `from` to this version; it uses up the invocation, and the
+    /// plaintext stays in the HSM worker.
+    pub fn reencrypt(
+        &self,
+        from: &Processing,
+        envelope: &Envelope<'_>,
+        context: &EncryptionContext,
+    ) -> CryptoOp {
+        CryptoOp::Reencrypt {
+            from: from.key.clone(),
+            from_aad: envelope.header.aad(context),
+            iv: envelope.iv,
+            ciphertext_and_tag: envelope.ciphertext_and_tag.to_vec(),
+            to: self.key.clone(),
+            to_aad: self.header.aad(context),
+        }
+    }
+}
+
+impl Keyring {
+    /// Makes the primary, or a pinned version, ready to protect, and counts one invocation.
+    ///
+    /// # Errors
+    /// [`KeyringError::NotPermittedByState`] unless the version is ACTIVE; [`KeyringError::Exhausted`] at 2^32.
+    pub async fn protect<A: Protects>(
+        &self,
+        permit: &Permit<'_, A>,
+        key: &Arc<CachedKey>,
+        pinned: Option<(KeyVersion, &Permit<'_, WrapPinned>)>,
+    ) -> Result<Protecting, KeyringError> {
+        fits(permit, &key.row.name)?;
+        if let Some((_, permit)) = pinned {
+            fits(permit, &key.row.name)?;
+        }
+        let number = pinned.map_or(key.row.primary, |(number, _)| number);
+        let version = self.version(key, number).await?;
+        let state = self.state(&version);
+        match state.permits(Use::Protect) {
+            Verdict::Yes | Verdict::PrimaryOrPinned => {}
+            Verdict::WithPermission | Verdict::No | Verdict::NoWithAlert | Verdict::Metadata => {
+                return Err(KeyringError::NotPermittedByState(state));
+            }
+        }
+        let hsm_key = loaded(&version)?;
+        self.shared.ledger.take(&version.lease).await?;
+        let header = Header { suite: Suite::Aes256Gcm, key_uid: key.row.uid, version: number };
+        Ok(Protecting { key: hsm_key, header, version })
+    }
+
+    /// Makes the version that an envelope names ready to process. `compromised` is asked only when it matters.
+    ///
+    /// # Errors
+    /// [`KeyringError::CiphertextInvalid`] when the envelope is another key's, or names a version that never was;
+    /// [`KeyringError::NotPermittedByState`] when the state does not permit it.
+    pub async fn process<'p>(
+        &self,
+        permit: &Permit<'_, Unwrap>,
+        key: &Arc<CachedKey>,
+        header: &Header,
+        compromised: impl FnOnce() -> Option<Permit<'p, UnwrapCompromised>>,
+    ) -> Result<Processing, KeyringError> {
+        fits(permit, &key.row.name)?;
+        let allowed = || compromised().is_some_and(|permit| fits(&permit, &key.row.name).is_ok());
+        self.source(key, header, Use::Process, allowed).await
+    }
+
+    /// Makes ready what a rewrap needs, and counts one invocation when it changes something.
+    ///
+    /// An envelope under the primary is not opened: nothing is said about whether it could be.
+    ///
+    /// # Errors
+    /// As for [`Keyring::process`] on the source, and [`Keyring::protect`] on the primary.
+    pub async fn rewrap<'p>(
+        &self,
+        permit: &Permit<'_, Rewrap>,
+        key: &Arc<CachedKey>,
+        header: &Header,
+        compromised: impl FnOnce() -> Option<Permit<'p, RewrapCompromised>>,
+    ) -> Result<Rewrapping, KeyringError> {
+        fits(permit, &key.row.name)?;
+        let allowed = || compromised().is_some_and(|permit| fits(&permit, &key.row.name).is_ok());
+        let from = self.source(key, header, Use::RewrapFrom, allowed).await?;
+        if from.version() == key.row.primary && self.state(&from.version) == VersionState::Active {
+            return Ok(Rewrapping::Current(from));
+        }
+        let to = self.protect(permit, key, None).await?;
+        Ok(Rewrapping::Needed { from, to })
+    }
+
+    async fn source(
+        &self,
+        key: &Arc<CachedKey>,
+        header: &Header,
+        purpose: Use,
+        compromised: impl FnOnce() -> bool,
+    ) -> Result<Processing, KeyringError> {
+        if header.key_uid != key.row.uid {
+            return Err(KeyringError::CiphertextInvalid);
+        }
+        let version = self.version(key, header.version).await.map_err(|error| match error {
+            KeyringError::VersionNotFound(_) => KeyringError::CiphertextInvalid,
+            other => other,
+        })?;
+        let state = self.state(&version);
+        let name = &*version.name_text;
+        match state.permits(purpose) {
+            Verdict::Yes => {}
+            Verdict::WithPermission if compromised() => {
+                self.shared.counters.compromised_uses.increment();
+                tracing::warn!(alert = "compromised_use", key_version = name, "permitted");
+            }
+            Verdict::NoWithAlert => {
+                self.shared.counters.destroy_scheduled_uses.increment();
+                tracing::warn!(alert = "destroy_scheduled_use", key_version = name, "refused");
+                return Err(KeyringError::NotPermittedByState(state));
+            }
+            Verdict::WithPermission
+            | Verdict::PrimaryOrPinned
+            | Verdict::No
+            | Verdict::Metadata => return Err(KeyringError::NotPermittedByState(state)),
+        }
+        Ok(Processing { key: loaded(&version)?, version })
+    }
+
+    fn state(&self, version: &LoadedVersion) -> VersionState {
+        version.row.state_at(self.shared.clock.now())
+    }
+}
+
+/// Invariant: every state that permits a use has its key loaded; see `load_version`.
+fn loaded(version: &LoadedVersion) -> Result<HsmKey, KeyringError> {
+    version.key.clone().ok_or(KeyringError::Bug { reason: "a usable version is not loaded" })
+}
+
+/// A permit for another key is no permit.
+fn fits<A: Action>(permit: &Permit<'_, A>, name: &KeyName) -> Result<(), KeyringError> {
+    match permit.key() {
+        Some(key) if key == name => Ok(()),
+        Some(_) | None => Err(KeyringError::Bug { reason: "the permit is for another key" }),
+    }
+}

@@ -1,0 +1,111 @@
+//! Bounds of the fields of keys.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kms_core::canonical::CanonicalWriter;
+use kms_core::key::{
+    MAX_CRYPTOPERIOD, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS, MAX_OWNER_BYTES,
+    MAX_REASON_BYTES, MAX_USAGE_BYTES, MIN_CRYPTOPERIOD,
+};
+
+use super::ServiceError;
+
+pub(super) fn check_owner(text: &str) -> Result<(), ServiceError> {
+    check_text("owner", text, 1, MAX_OWNER_BYTES)
+}
+
+pub(super) fn check_usage(text: &str) -> Result<(), ServiceError> {
+    check_text("usage", text, 1, MAX_USAGE_BYTES)
+}
+
+/// `least` is 0 where a reason may be left out.
+pub(super) fn check_reason(text: &str, least: usize) -> Result<(), ServiceError> {
+    check_text("reason", text, least, MAX_REASON_BYTES)
+}
+
+pub(super) fn check_cryptoperiod(period: Duration) -> Result<(), ServiceError> {
+    // Whole seconds: rows and their MACs hold no less.
+    if (MIN_CRYPTOPERIOD..=MAX_CRYPTOPERIOD).contains(&period) && period.subsec_nanos() == 0 {
+        return Ok(());
+    }
+    Err(ServiceError::field("cryptoperiod", "must be 1 hour to 10 years, in whole seconds"))
+}
+
+pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ServiceError> {
+    if labels.len() > MAX_LABELS {
+        return Err(ServiceError::field("labels", format!("must be at most {MAX_LABELS}")));
+    }
+    for (key, value) in labels {
+        check_text("labels", key, 1, MAX_LABEL_KEY_BYTES)?;
+        check_text("labels", value, 0, MAX_LABEL_VALUE_BYTES)?;
+    }
+    Ok(())
+}
+
+fn check_text(
+    field: &'static str,
+    text: &str,
+    least: usize,
+    most: usize,
+) -> Result<(), ServiceError> {
+    if !(least..=most).contains(&text.len()) {
+        return Err(ServiceError::field(field, format!("must be {least} to {most} bytes")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(ServiceError::field(field, "must not contain control characters"));
+    }
+    Ok(())
+}
+
+/// Writes labels, for request hashes.
+pub(super) fn write_labels(
+    out: CanonicalWriter,
+    labels: &BTreeMap<String, String>,
+) -> CanonicalWriter {
+    let out = out.number(labels.len() as u64);
+    labels.iter().fold(out, |out, (key, value)| out.text(key).text(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_taken_at_their_bounds_and_refused_one_past() {
+        assert!(check_owner(&"o".repeat(256)).is_ok());
+        assert!(check_owner(&"o".repeat(257)).is_err());
+        assert!(check_owner("").is_err());
+        assert!(check_usage(&"u".repeat(1024)).is_ok());
+        assert!(check_usage(&"u".repeat(1025)).is_err());
+        assert!(check_reason(&"r".repeat(256), 1).is_ok());
+        assert!(check_reason(&"r".repeat(257), 1).is_err());
+        assert!(check_reason("", 0).is_ok());
+        assert!(check_reason("", 1).is_err());
+        assert!(check_owner("two\nlines").is_err());
+    }
+
+    #[test]
+    fn cryptoperiods_are_taken_at_their_bounds_and_refused_one_past() {
+        let second = Duration::from_secs(1);
+        assert!(check_cryptoperiod(MIN_CRYPTOPERIOD).is_ok());
+        assert!(check_cryptoperiod(MIN_CRYPTOPERIOD - second).is_err());
+        assert!(check_cryptoperiod(MAX_CRYPTOPERIOD).is_ok());
+        assert!(check_cryptoperiod(MAX_CRYPTOPERIOD + second).is_err());
+        assert!(check_cryptoperiod(MIN_CRYPTOPERIOD + Duration::from_millis(1)).is_err());
+    }
+
+    #[test]
+    fn labels_are_taken_at_their_bounds_and_refused_one_past() {
+        let labels = |n: usize| (0..n).map(|i| (format!("k{i}"), String::new())).collect();
+        assert!(check_labels(&labels(32)).is_ok());
+        assert!(check_labels(&labels(33)).is_err());
+        let one = |key: usize, value: usize| {
+            check_labels(&BTreeMap::from([("k".repeat(key), "v".repeat(value))]))
+        };
+        assert!(one(63, 255).is_ok());
+        assert!(one(64, 0).is_err());
+        assert!(one(1, 256).is_err());
+        assert!(one(0, 0).is_err());
+    }
+}

@@ -1,0 +1,263 @@
+//! What all use-cases share: the parts, permits, and the audit of what was decided.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kms_core::clock::Clock;
+use kms_core::context::EncryptionContext;
+use kms_core::envelope::{Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES};
+use kms_core::id::{IntentId, RequestId};
+use kms_core::name::{KeyName, TenantName};
+use kms_hsm::{Hsm, HsmError};
+
+use super::trail::Trail;
+use super::{RequestContext, ServiceError};
+use crate::audit::SharedAuditSink;
+use crate::authn::{AuthnMethod, Principal};
+use crate::authz::{Action, ActionKind, AuthzRequest, Decision, Permit, Policy, Target, authorize};
+use crate::keyring::{CachedKey, Counters, Keyring, KeyringConfig};
+use crate::store::Store;
+
+/// Where internal requests come from.
+pub(super) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+/// How long something that the server does by itself may take.
+pub(super) const INTERNAL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How many locks the tenants share: two tenants on one lock only wait for each other.
+const TENANT_LOCKS: usize = 64;
+
+/// A source of randomness for ids. Keys and IVs come from the HSM, never from here.
+pub trait Randomness: Send + Sync + fmt::Debug + 'static {
+    /// Draws 16 bytes; `None` when the source fails.
+    fn draw(&self) -> Option<[u8; 16]>;
+}
+
+/// The generator of aws-lc-rs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemRandomness;
+
+impl Randomness for SystemRandomness {
+    fn draw(&self) -> Option<[u8; 16]> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes).ok().map(|()| bytes)
+    }
+}
+
+/// What a [`Kms`] is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The HSM, with its roots open.
+    pub hsm: Arc<dyn Hsm>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Where records go.
+    pub audit: SharedAuditSink,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Who may do what.
+    pub policy: Arc<dyn Policy>,
+    /// Randomness for ids.
+    pub randomness: Arc<dyn Randomness>,
+    /// Bounds of the keyring.
+    pub keyring: KeyringConfig,
+}
+
+/// The service; clones share it.
+#[derive(Clone, Debug)]
+pub struct Kms {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) hsm: Arc<dyn Hsm>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) audit: SharedAuditSink,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) randomness: Arc<dyn Randomness>,
+    pub(super) keyring: Keyring,
+    /// Requests that change something and are being worked on.
+    pub(super) requests: Mutex<HashSet<(Arc<str>, RequestId)>>,
+    /// Intents of this process, which the reconciler leaves alone.
+    pub(super) intents: Mutex<HashSet<IntentId>>,
+    /// Orphans that were reported already, and how many there are now.
+    pub(super) orphans: Mutex<HashSet<kms_core::key::CkaId>>,
+    /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
+    tenant_locks: Vec<tokio::sync::Mutex<()>>,
+}
+
+impl Kms {
+    /// Puts the parts together. Nothing is loaded before it is used.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { hsm, store, audit, clock, policy, randomness, keyring } = parts;
+        let keyring =
+            Keyring::new(Arc::clone(&hsm), Arc::clone(&store), Arc::clone(&clock), keyring);
+        let inner = Inner {
+            hsm,
+            store,
+            audit,
+            clock,
+            policy,
+            randomness,
+            keyring,
+            requests: Mutex::default(),
+            intents: Mutex::default(),
+            orphans: Mutex::default(),
+            tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Audits a request that was refused before it came here (decoding, limits), and returns what to answer.
+    pub async fn refuse(&self, request: &RequestContext, error: ServiceError) -> ServiceError {
+        match self.inner.record(request, Trail::unknown(), Err::<(), _>(error)).await {
+            Err(error) => error,
+            Ok(()) => ServiceError::Bug { reason: "a refusal became a success" },
+        }
+    }
+
+    /// Returns the counters of the keyring.
+    pub fn counters(&self) -> &Arc<Counters> {
+        self.inner.keyring.counters()
+    }
+
+    /// Returns how many key rows and versions are loaded.
+    pub fn loaded(&self) -> (usize, usize) {
+        self.inner.keyring.loaded()
+    }
+
+    /// Drops all keys and returns the unused rests of leases. Call it when no request runs any more.
+    ///
+    /// # Errors
+    /// When a rest could not be returned; it counts as used then, and nothing else is lost.
+    pub async fn drain(&self) -> Result<(), ServiceError> {
+        Ok(self.inner.keyring.drain().await?)
+    }
+}
+
+impl Inner {
+    /// Asks policy, and notes the decision.
+    pub(super) fn permit<'r, A: Action>(
+        &self,
+        request: &RequestContext,
+        target: Target<'r>,
+        trail: &mut Trail,
+    ) -> Result<Permit<'r, A>, ServiceError> {
+        match authorize::<A>(&*self.policy, &request.principal, request.source, target) {
+            Ok(permit) => {
+                trail.allow(permit.policies(), permit.revision());
+                Ok(permit)
+            }
+            Err(denied) => {
+                trail.deny(&denied.policies, &denied.revision);
+                Err(ServiceError::AccessDenied)
+            }
+        }
+    }
+
+    /// Returns the key of a permitted request, and notes key and context.
+    pub(super) async fn key(
+        &self,
+        request: &RequestContext,
+        name: &KeyName,
+        context: Option<&EncryptionContext>,
+        trail: &mut Trail,
+    ) -> Result<Arc<CachedKey>, ServiceError> {
+        let key = self.keyring.key(name).await?;
+        if let Some(context) = context.filter(|context| !context.is_empty()) {
+            trail.context = Some(self.logged(request, &key, context).await?);
+        }
+        trail.key = Some(Arc::clone(&key));
+        Ok(key)
+    }
+
+    /// Says "denied" instead of "not found" to those who may neither describe nor list keys of the tenant.
+    pub(super) fn hide(&self, request: &RequestContext, error: ServiceError) -> ServiceError {
+        let tenant = match &error {
+            ServiceError::KeyNotFound { name } => name.tenant(),
+            ServiceError::VersionNotFound { name } => name.key().tenant(),
+            _ => return error,
+        };
+        let seen = [ActionKind::DescribeKey, ActionKind::ListKeys]
+            .into_iter()
+            .any(|action| self.may(request, action, Some(tenant)));
+        if seen { error } else { ServiceError::AccessDenied }
+    }
+
+    /// Asks policy without a permit in mind.
+    pub(super) fn may(
+        &self,
+        request: &RequestContext,
+        action: ActionKind,
+        tenant: Option<&TenantName>,
+    ) -> bool {
+        let RequestContext { principal, source, .. } = request;
+        let question =
+            AuthzRequest { principal, source: *source, action, tenant, key: None, context: None };
+        matches!(self.policy.decide(&question), Decision::Allow(_))
+    }
+
+    /// Turns an error of the HSM into ours, and raises the alert when a key is not the one recorded.
+    pub(super) fn device(&self, error: HsmError) -> ServiceError {
+        match error {
+            HsmError::KeyIntegrity { detail } => self.keyring.integrity(detail).into(),
+            other => other.into(),
+        }
+    }
+
+    pub(super) fn draw(&self) -> Result<[u8; 16], ServiceError> {
+        self.randomness.draw().ok_or(ServiceError::Bug { reason: "no randomness for ids" })
+    }
+
+    /// Waits for the turn to change rows of a tenant.
+    pub(super) async fn lock_tenant(
+        &self,
+        tenant: &TenantName,
+    ) -> Result<tokio::sync::MutexGuard<'_, ()>, ServiceError> {
+        let bytes = tenant.id().bytes();
+        let slot = bytes
+            .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)))
+            % TENANT_LOCKS;
+        let lock = self.tenant_locks.get(slot).ok_or(ServiceError::Bug { reason: "no lock" })?;
+        Ok(lock.lock().await)
+    }
+}
+
+/// Reads an envelope.
+pub(super) fn decode(ciphertext: &[u8]) -> Result<Envelope<'_>, ServiceError> {
+    if ciphertext.is_empty() || ciphertext.len() > MAX_ENVELOPE_BYTES {
+        let text = format!("must be 1 to {MAX_ENVELOPE_BYTES} bytes");
+        return Err(ServiceError::field("ciphertext", text));
+    }
+    Envelope::decode(ciphertext).map_err(|error| match error {
+        InvalidEnvelope::Malformed => ServiceError::CiphertextInvalid,
+        InvalidEnvelope::UnsupportedFormat(_) | InvalidEnvelope::UnsupportedSuite(_) => {
+            ServiceError::EnvelopeUnsupported { detail: error.to_string() }
+        }
+    })
+}
+
+/// Refuses batches that are empty or too long.
+pub(super) fn check_batch(length: usize) -> Result<(), ServiceError> {
+    if (1..=super::MAX_BATCH_ITEMS).contains(&length) {
+        return Ok(());
+    }
+    Err(ServiceError::field("items", format!("must be 1 to {} items", super::MAX_BATCH_ITEMS)))
+}
+
+/// Who does what the server does by itself.
+pub(super) fn internal_principal() -> Principal {
+    Principal { id: Arc::from("internal"), method: AuthnMethod::Internal }
+}
+
+/// Runs a mutation as a task of its own: a caller who goes away must not leave it half done.
+pub(super) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+) -> Result<T, ServiceError> {
+    let died = ServiceError::Bug { reason: "a mutation died" };
+    tokio::spawn(work).await.unwrap_or(Err(died))
+}

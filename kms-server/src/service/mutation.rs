@@ -1,0 +1,332 @@
+//! The protocol of every mutation (design section 3 and 7):
+//!
+//! intent rows -> intent record durable -> effect in the HSM -> rows, manifest, request id and the end of the intent in
+//! one transaction -> outcome record durable -> answer.
+//!
+//! Each mutation opens two rows: its intent, which the transaction closes, and its *echo*, which stays until the outcome
+//! is in the log. After a crash the reconciler reads from them what happened: intent there, nothing was committed;
+//! only the echo there, it was committed and only the outcome is missing. The intent is opened first and closed last,
+//! so a lone echo never stands for something that was not committed.
+
+use std::sync::{Arc, PoisonError};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use kms_core::audit::{ManifestStamp, Phase};
+use kms_core::canonical::CanonicalWriter;
+use kms_core::domain;
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
+use kms_core::key::{CkaId, Protection, RowMac};
+use kms_core::name::{KeyName, TenantName};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::kms::Inner;
+use super::trail::{OK, PENDING, Trail};
+use super::{RequestContext, ServiceError};
+use crate::store::{Closing, Intent, IntentKind, ManifestChange, RequestRecord, StoreError};
+
+/// The identity of a request, for idempotency (AIP-155).
+pub(super) struct Claim {
+    inner: Arc<Inner>,
+    key: (Arc<str>, RequestId),
+    method: &'static str,
+    hash: [u8; 32],
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.inner.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+impl Claim {
+    /// Makes the record that remembers the result.
+    fn remember(&self, result: &impl Serialize) -> Result<RequestRecord, ServiceError> {
+        let result = serde_json::to_vec(result)
+            .map_err(|_| ServiceError::Bug { reason: "a result does not serialize" })?;
+        Ok(RequestRecord {
+            principal: (&*self.key.0).into(),
+            request_id: self.key.1,
+            method: self.method.into(),
+            request_hash: self.hash,
+            result,
+            time: self.inner.clock.now(),
+        })
+    }
+}
+
+/// Whether a request is new.
+pub(super) enum Claimed<T> {
+    /// It is; nobody else works on it as long as the claim lives.
+    Fresh(Claim),
+    /// It was done before, with this result.
+    Repeat(T),
+}
+
+/// An open intent of this process. The reconciler leaves it alone as long as this lives.
+pub(super) struct OpenIntent {
+    inner: Arc<Inner>,
+    pub(super) intent: Intent,
+}
+
+impl Drop for OpenIntent {
+    fn drop(&mut self) {
+        let mut intents = self.inner.intents.lock().unwrap_or_else(PoisonError::into_inner);
+        intents.remove(&self.intent.id);
+        intents.remove(&echo(self.intent.id));
+    }
+}
+
+/// What a mutation is about.
+pub(super) struct Subject {
+    pub(super) kind: IntentKind,
+    pub(super) key_name: KeyName,
+    pub(super) key_uid: KeyUid,
+    pub(super) version: KeyVersion,
+    pub(super) protection: Protection,
+}
+
+/// Returns the id of the echo of an intent, and the other way round.
+pub(super) fn echo(id: IntentId) -> IntentId {
+    let mut bytes = *id.as_bytes();
+    if let Some(last) = bytes.last_mut() {
+        *last ^= 1;
+    }
+    IntentId::from_bytes(bytes)
+}
+
+/// Intents end in an even byte, echoes in an odd one.
+pub(super) fn is_echo(id: IntentId) -> bool {
+    id.as_bytes().last().is_some_and(|last| last & 1 == 1)
+}
+
+/// Returns the hash of a request whose fields are written canonically.
+pub(super) fn request_hash(method: &str, fields: CanonicalWriter) -> [u8; 32] {
+    let canonical = CanonicalWriter::new(domain::REQUEST_HASH).text(method).bytes(&fields.finish());
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, &canonical.finish()).as_ref());
+    hash
+}
+
+impl Inner {
+    /// Claims a request id, or returns the first result.
+    pub(super) async fn claim<T: DeserializeOwned>(
+        self: &Arc<Self>,
+        request: &RequestContext,
+        request_id: RequestId,
+        hash: [u8; 32],
+    ) -> Result<Claimed<T>, ServiceError> {
+        let key = (Arc::clone(&request.principal.id), request_id);
+        {
+            let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            if !requests.insert(key.clone()) {
+                return Err(ServiceError::OperationInProgress);
+            }
+        }
+        let claim = Claim { inner: Arc::clone(self), key, method: request.operation, hash };
+        match self.first_result(&claim).await? {
+            Some(result) => Ok(Claimed::Repeat(result)),
+            None => Ok(Claimed::Fresh(claim)),
+        }
+    }
+
+    async fn first_result<T: DeserializeOwned>(
+        &self,
+        claim: &Claim,
+    ) -> Result<Option<T>, ServiceError> {
+        let (principal, request_id) = (String::from(&*claim.key.0), claim.key.1);
+        let Some(first) = self.store.request(principal, request_id).await? else {
+            return Ok(None);
+        };
+        let forgotten = first.time.after(crate::store::REQUEST_MEMORY) <= self.clock.now();
+        if forgotten {
+            return Ok(None);
+        }
+        if first.method != claim.method || first.request_hash != claim.hash {
+            return Err(ServiceError::RequestIdReused);
+        }
+        let result = serde_json::from_slice(&first.result).map_err(|_| {
+            let detail = format!("the remembered result of request {request_id} is damaged");
+            ServiceError::from(self.keyring.integrity(detail))
+        })?;
+        Ok(Some(result))
+    }
+
+    /// Opens an intent and its echo, and makes the intent record durable.
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        request: &RequestContext,
+        subject: Subject,
+        trail: &mut Trail,
+    ) -> Result<OpenIntent, ServiceError> {
+        let mut bytes = self.draw()?;
+        if let Some(last) = bytes.last_mut() {
+            *last &= !1;
+        }
+        let id = IntentId::from_bytes(bytes);
+        let Subject { kind, key_name, key_uid, version, protection } = subject;
+        trail.key_uid = Some(key_uid);
+        trail.version = Some(version);
+        let intent = Intent {
+            id,
+            kind,
+            principal: (&*request.principal.id).into(),
+            key_name,
+            key_uid,
+            version,
+            protection,
+            // Random, recorded before the object is made, and as unique as the intent.
+            resident_id: CkaId(bytes),
+            time: self.clock.now(),
+        };
+        self.intents.lock().unwrap_or_else(PoisonError::into_inner).extend([id, echo(id)]);
+        let open = OpenIntent { inner: Arc::clone(self), intent };
+        self.store.open_intent(open.intent.clone()).await?;
+        trail.intent = Some(id);
+        let begun = async {
+            self.store.open_intent(Intent { id: echo(id), ..open.intent.clone() }).await?;
+            self.record_phase(request, trail, Phase::Intent, PENDING).await
+        };
+        if let Err(error) = begun.await {
+            self.forget_intent(id).await;
+            trail.intent = None;
+            return Err(error);
+        }
+        Ok(open)
+    }
+
+    /// Closes echo and intent of a mutation that did not happen. When the store fails, the reconciler does it.
+    pub(super) async fn forget_intent(&self, id: IntentId) {
+        for id in [echo(id), id] {
+            if let Err(error) = self.store.abandon_intent(id).await {
+                tracing::warn!(%error, intent = %id, "left to the reconciler");
+                return;
+            }
+        }
+    }
+
+    /// Makes what ends with a mutation: the tenant's manifest with rows added and removed, and the result to remember.
+    ///
+    /// The caller holds the tenant's lock.
+    pub(super) async fn closing<T: Serialize>(
+        &self,
+        request: &RequestContext,
+        tenant: &TenantName,
+        rows: RowChanges<'_>,
+        ending: (&OpenIntent, Option<&Claim>, &T),
+        trail: &mut Trail,
+    ) -> Result<Closing, ServiceError> {
+        let (open, claim, result) = ending;
+        let mut manifest = self.keyring.manifest(tenant).await?;
+        let expected = manifest.revision;
+        manifest.revision = expected.next();
+        rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
+        rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
+        let digest = data_encoding::HEXLOWER.encode(&manifest.rows.digest());
+        trail.manifest = Some(ManifestStamp { revision: manifest.revision, digest });
+        let generation = self.keyring.config().generation;
+        let manifest = self.keyring.seal(manifest, generation, request.deadline).await?;
+        Ok(Closing {
+            intent: open.intent.id,
+            manifest: ManifestChange { expected, manifest },
+            request: claim.map(|claim| claim.remember(result)).transpose()?,
+        })
+    }
+
+    /// Finds out what became of a transaction: an error may hide that it was committed.
+    pub(super) async fn settle(
+        &self,
+        open: &OpenIntent,
+        committed: Result<(), StoreError>,
+    ) -> Result<(), Unsettled> {
+        let error = match committed {
+            Ok(()) => return Ok(()),
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
+            Err(error) => return Err(Unsettled::NotCommitted(error)),
+        };
+        match self.store.intents().await {
+            Ok(open_now) if open_now.iter().any(|intent| intent.id == open.intent.id) => {
+                Err(Unsettled::NotCommitted(error))
+            }
+            Ok(_) => Ok(()),
+            Err(_) => Err(Unsettled::Unknown(error)),
+        }
+    }
+
+    /// Ends a mutation: outcome record durable, intents gone, then the answer.
+    pub(super) async fn conclude<T>(
+        &self,
+        request: &RequestContext,
+        open: OpenIntent,
+        trail: &mut Trail,
+        result: Result<T, Failure>,
+    ) -> Result<T, ServiceError> {
+        let id = open.intent.id;
+        match result {
+            Ok(value) => {
+                // Without the outcome the echo stays, and the reconciler writes it later.
+                self.record_phase(request, trail, Phase::Outcome, OK).await?;
+                if let Err(error) = self.store.abandon_intent(echo(id)).await {
+                    tracing::warn!(%error, intent = %id, "left to the reconciler");
+                }
+                Ok(value)
+            }
+            Err(Failure::Unknown(error)) => Err(error),
+            Err(Failure::Undo(error)) => {
+                trail.manifest = None;
+                if open.intent.protection == Protection::HsmResident {
+                    let destroyed =
+                        self.hsm.destroy_resident(open.intent.resident_id, request.deadline).await;
+                    if let Err(cause) = destroyed {
+                        tracing::warn!(%cause, intent = %id, "left to the reconciler");
+                        return Err(error);
+                    }
+                }
+                self.record_phase(request, trail, Phase::Outcome, error.reason()).await?;
+                self.forget_intent(id).await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Row MACs that a mutation adds to and removes from the manifest.
+pub(super) struct RowChanges<'m> {
+    pub(super) added: &'m [RowMac],
+    pub(super) removed: &'m [RowMac],
+}
+
+/// A transaction that was not acknowledged.
+pub(super) enum Unsettled {
+    /// Nothing was changed.
+    NotCommitted(StoreError),
+    /// The store cannot say; the reconciler will find out.
+    Unknown(StoreError),
+}
+
+/// A mutation that failed after its intent.
+pub(super) enum Failure {
+    /// Nothing was committed: undo what was done.
+    Undo(ServiceError),
+    /// Perhaps committed: leave everything to the reconciler.
+    Unknown(ServiceError),
+}
+
+impl From<ServiceError> for Failure {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            // The job may still be running: its object must not appear after we looked.
+            ServiceError::HsmDeadline => Self::Unknown(error),
+            other => Self::Undo(other),
+        }
+    }
+}
+
+impl From<Unsettled> for Failure {
+    fn from(unsettled: Unsettled) -> Self {
+        match unsettled {
+            Unsettled::NotCommitted(error) => Self::Undo(error.into()),
+            Unsettled::Unknown(error) => Self::Unknown(error.into()),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The reconciler: finishes or undoes what a crash left, finds orphans, writes down what is due.
+//!
+//! It runs at start, before requests are taken, and then periodically. It must never destroy an HSM object that is not
+//! named by an intent known to be abandoned, and never touch an intent of a mutation that is being worked on.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use kms_core::audit::{ManifestStamp, Phase};
+use kms_core::id::IntentId;
+use kms_core::key::{CkaId, Protection};
+use kms_core::name::VersionName;
+use tokio::sync::watch;
+
+use super::kms::{Inner, Kms};
+use super::mutation::{echo, is_echo};
+use super::trail::{OK, Trail};
+use super::{RequestContext, ServiceError};
+use crate::store::{Intent, KeyRef, REQUEST_MEMORY, VersionChoice};
+
+/// How old an intent must be before the periodic run takes it for abandoned: longer than any mutation may take.
+pub const INTENT_GRACE: Duration = Duration::from_mins(5);
+/// The most deactivations written down in one run; the next run goes on.
+pub const MAX_DUE: u32 = 100;
+/// `result` of the outcome record of a mutation that was undone.
+pub const ABANDONED: &str = "ABANDONED";
+/// `result` of the record of an HSM object that nobody knows.
+pub const ORPHAN_OBJECT: &str = "ORPHAN_OBJECT";
+const OPERATION: &str = "internal/Reconcile";
+
+/// What one run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Mutations that had been committed, whose outcome was missing in the log.
+    pub finished: usize,
+    /// Mutations that had not been committed, and were undone.
+    pub undone: usize,
+    /// Deactivations that were due and are written down now.
+    pub deactivated: usize,
+    /// HSM objects that no row and no intent names.
+    pub orphans: usize,
+    /// Request ids forgotten.
+    pub forgotten: u64,
+    /// What could not be done this time; the next run tries again.
+    pub failed: usize,
+}
+
+impl Kms {
+    /// Runs once at start, before any request is taken: every intent there is was left by an earlier process.
+    ///
+    /// # Errors
+    /// When the store cannot be read. What fails one by one is counted instead.
+    pub async fn recover(&self) -> Result<Reconciled, ServiceError> {
+        self.inner.reconcile(None).await
+    }
+
+    /// Runs once while requests are served: takes only intents older than [`INTENT_GRACE`].
+    ///
+    /// # Errors
+    /// When the store cannot be read. What fails one by one is counted instead.
+    pub async fn reconcile(&self) -> Result<Reconciled, ServiceError> {
+        self.inner.reconcile(Some(INTENT_GRACE)).await
+    }
+
+    /// Returns how many HSM objects the last run found that nobody knows.
+    pub fn orphans(&self) -> usize {
+        self.inner.orphans.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Reconciles every `interval`, and rolls over what is due, until `stop` says true or its sender is gone.
+    pub async fn run(&self, interval: Duration, mut stop: watch::Receiver<bool>) {
+        let mut ticks = tokio::time::interval(interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                stopped = stop.wait_for(|stop| *stop) => {
+                    drop(stopped);
+                    return;
+                }
+                () = self.inner.keyring.wait_due_rollover() => {
+                    self.rotate_due().await;
+                }
+                _ = ticks.tick() => {
+                    if let Err(error) = self.reconcile().await {
+                        tracing::warn!(%error, "reconciling failed, tried again later");
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn reconcile(
+        self: &Arc<Self>,
+        grace: Option<Duration>,
+    ) -> Result<Reconciled, ServiceError> {
+        let mut done = Reconciled::default();
+        let own = self.intents.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let request = self.internal_request(OPERATION)?;
+        // The order matters: an object listed here has its intent, or its row, in what is read after.
+        let residents = self.hsm.list_residents(request.deadline).await;
+        let intents = self.store.intents().await?;
+        let known: HashSet<CkaId> = self.store.resident_ids().await?.into_iter().collect();
+        let now = self.clock.now();
+        let abandoned = |intent: &Intent| {
+            !own.contains(&intent.id) && grace.is_none_or(|grace| intent.time.after(grace) <= now)
+        };
+        let ids: HashSet<IntentId> = intents.iter().map(|intent| intent.id).collect();
+        for intent in intents.iter().filter(|intent| abandoned(intent)) {
+            let result = match (is_echo(intent.id), ids.contains(&echo(intent.id))) {
+                // Closed together with its intent.
+                (true, true) => continue,
+                (true, false) => self.finish(intent).await.map(|()| done.finished += 1),
+                (false, _) => self.undo(intent, &known).await.map(|()| done.undone += 1),
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, intent = %intent.id, "an intent stays open");
+                done.failed += 1;
+            }
+        }
+        match residents {
+            Ok(residents) => {
+                let named = intents.iter().map(|intent| intent.resident_id);
+                let known = known.into_iter().chain(named).collect();
+                done.orphans = self.report_orphans(&residents, &known).await?;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "orphans could not be looked for");
+                done.failed += 1;
+            }
+        }
+        self.deactivate_due(&mut done).await?;
+        let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
+        let before = now.as_unix_ms().saturating_sub(memory_ms);
+        let before = kms_core::clock::Timestamp::from_unix_ms(before);
+        done.forgotten = self.store.forget_requests(before).await?;
+        Ok(done)
+    }
+
+    /// Writes the outcome of a mutation that was committed.
+    async fn finish(&self, echo_of: &Intent) -> Result<(), ServiceError> {
+        let (request, mut trail) = self.trail_of(echo_of)?;
+        trail.intent = Some(echo(echo_of.id));
+        let manifest = self.keyring.manifest(echo_of.key_name.tenant()).await?;
+        let digest = data_encoding::HEXLOWER.encode(&manifest.rows.digest());
+        trail.manifest = Some(ManifestStamp { revision: manifest.revision, digest });
+        self.record_phase(&request, &trail, Phase::Outcome, OK).await?;
+        Ok(self.store.abandon_intent(echo_of.id).await?)
+    }
+
+    /// Undoes a mutation that was not committed: its object goes, the outcome says so, the intent is closed.
+    async fn undo(&self, intent: &Intent, known: &HashSet<CkaId>) -> Result<(), ServiceError> {
+        let (request, trail) = self.trail_of(intent)?;
+        if intent.protection == Protection::HsmResident {
+            if known.contains(&intent.resident_id) {
+                return Err(ServiceError::Bug { reason: "an open intent names a key in use" });
+            }
+            let destroyed = self.hsm.destroy_resident(intent.resident_id, request.deadline).await;
+            destroyed.map_err(|error| self.device(error))?;
+        }
+        self.record_phase(&request, &trail, Phase::Outcome, ABANDONED).await?;
+        self.forget_intent(intent.id).await;
+        Ok(())
+    }
+
+    fn trail_of(&self, intent: &Intent) -> Result<(RequestContext, Trail), ServiceError> {
+        let mut trail = Trail::key(&intent.key_name);
+        trail.intent = Some(intent.id);
+        trail.key_uid = Some(intent.key_uid);
+        trail.version = Some(intent.version);
+        Ok((self.internal_request(OPERATION)?, trail))
+    }
+
+    /// Reports objects that nobody knows, each once; destroys none: they may be another system's.
+    async fn report_orphans(
+        &self,
+        residents: &[CkaId],
+        known: &HashSet<CkaId>,
+    ) -> Result<usize, ServiceError> {
+        let found: HashSet<CkaId> =
+            residents.iter().copied().filter(|id| !known.contains(id)).collect();
+        let reported = self.orphans.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for id in found.difference(&reported) {
+            let cka_id = data_encoding::HEXLOWER.encode(&id.0);
+            tracing::error!(
+                alert = "orphan_object",
+                cka_id,
+                "the token has a key that no row names"
+            );
+            let mut trail = Trail::unknown();
+            trail.resource = Some(format!("cka-id:{cka_id}"));
+            let request = self.internal_request(OPERATION)?;
+            self.record_phase(&request, &trail, Phase::Complete, ORPHAN_OBJECT).await?;
+        }
+        let count = found.len();
+        *self.orphans.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(count)
+    }
+
+    async fn deactivate_due(self: &Arc<Self>, done: &mut Reconciled) -> Result<(), ServiceError> {
+        for due in self.store.due_deactivations(self.clock.now(), MAX_DUE).await? {
+            let (uid, number) = (due.row.key_uid, due.row.version);
+            let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await?;
+            let Some(stored) = stored else { continue };
+            let name = VersionName::new(stored.key.row.name, number);
+            let request = self.internal_request("internal/DeactivateKeyVersion")?;
+            let mut trail = Trail::key(name.key());
+            let result = self.deactivate(&request, &name, &mut trail).await;
+            match result {
+                Ok(()) => done.deactivated += 1,
+                Err(error) => {
+                    tracing::warn!(%error, key_version = %name, "a deactivation is still due");
+                    done.failed += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}

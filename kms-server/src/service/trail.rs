@@ -1,0 +1,221 @@
+//! The trail of one item: what its audit record will say. Nothing is answered before the record is durable.
+
+use std::sync::Arc;
+
+use kms_core::audit::{AuditRecord, Decision, LoggedContext, ManifestStamp, Phase};
+use kms_core::canonical::CanonicalWriter;
+use kms_core::context::EncryptionContext;
+use kms_core::domain;
+use kms_core::id::{IntentId, KeyUid, KeyVersion};
+use kms_core::name::{KeyName, TenantName};
+use kms_hsm::Timing;
+
+use super::kms::Inner;
+use super::{RequestContext, ServiceError};
+use crate::authz::PolicyIds;
+use crate::keyring::CachedKey;
+
+/// `result` of the record of an operation that went well.
+pub(super) const OK: &str = "OK";
+/// `result` of the record of a mutation that is about to happen.
+pub(super) const PENDING: &str = "PENDING";
+
+/// What is known so far.
+#[derive(Debug)]
+pub(super) struct Trail {
+    pub(super) tenant: String,
+    pub(super) resource: Option<String>,
+    pub(super) key: Option<Arc<CachedKey>>,
+    pub(super) key_uid: Option<KeyUid>,
+    pub(super) version: Option<KeyVersion>,
+    pub(super) context: Option<LoggedContext>,
+    pub(super) timing: Timing,
+    pub(super) manifest: Option<ManifestStamp>,
+    pub(super) intent: Option<IntentId>,
+    decision: Decision,
+    revision: Option<Arc<str>>,
+}
+
+impl Trail {
+    /// Starts a trail that knows nothing.
+    pub(super) fn unknown() -> Self {
+        Self {
+            tenant: String::new(),
+            resource: None,
+            key: None,
+            key_uid: None,
+            version: None,
+            context: None,
+            timing: Timing::default(),
+            manifest: None,
+            intent: None,
+            decision: Decision::NotReached,
+            revision: None,
+        }
+    }
+
+    /// Starts a trail at a tenant.
+    pub(super) fn tenant(tenant: &TenantName) -> Self {
+        Self { tenant: tenant.id().into(), ..Self::unknown() }
+    }
+
+    /// Starts a trail at a key.
+    pub(super) fn key(name: &KeyName) -> Self {
+        Self { resource: Some(name.to_string()), ..Self::tenant(name.tenant()) }
+    }
+
+    pub(super) fn allow(&mut self, ids: &PolicyIds, revision: &Arc<str>) {
+        let ids = ids.iter().map(ToString::to_string);
+        match &mut self.decision {
+            Decision::Allow { policies } => policies.extend(ids),
+            Decision::Deny { .. } | Decision::NotReached => {
+                self.decision = Decision::Allow { policies: ids.collect() };
+            }
+        }
+        self.revision = Some(Arc::clone(revision));
+    }
+
+    pub(super) fn deny(&mut self, ids: &PolicyIds, revision: &Arc<str>) {
+        let policies = ids.iter().map(ToString::to_string).collect();
+        self.decision = Decision::Deny { policies };
+        self.revision = Some(Arc::clone(revision));
+    }
+
+    /// Makes a copy for a record that is not the last of this trail.
+    fn snapshot(&self) -> Self {
+        Self {
+            tenant: self.tenant.clone(),
+            resource: self.resource.clone(),
+            key: self.key.clone(),
+            context: self.context.clone(),
+            manifest: self.manifest.clone(),
+            decision: self.decision.clone(),
+            revision: self.revision.clone(),
+            ..*self
+        }
+    }
+}
+
+impl Inner {
+    /// Returns how a context stands in records: in clear, or as a keyed hash when the key says so.
+    pub(super) async fn logged(
+        &self,
+        request: &RequestContext,
+        key: &CachedKey,
+        context: &EncryptionContext,
+    ) -> Result<LoggedContext, ServiceError> {
+        if !key.context_hashed {
+            let pairs = context.iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+            return Ok(LoggedContext::Clear(pairs.collect()));
+        }
+        let mut canonical = Vec::with_capacity(context.canonical_len());
+        context.write_canonical(&mut canonical);
+        let input = CanonicalWriter::new(domain::CONTEXT_HASH)
+            .bytes(key.row.uid.as_bytes())
+            .bytes(&canonical)
+            .finish();
+        let generation = self.keyring.config().generation;
+        let mac = self.keyring.mac(input, generation, request.deadline).await?;
+        Ok(LoggedContext::Hashed(data_encoding::HEXLOWER.encode(&mac.0)))
+    }
+
+    fn entry(
+        &self,
+        request: &RequestContext,
+        trail: Trail,
+        phase: Phase,
+        result: &'static str,
+    ) -> AuditRecord {
+        let known = trail.key.as_ref().map(|key| key.row.uid);
+        let revision = trail.revision.unwrap_or_else(|| self.policy.revision());
+        AuditRecord {
+            time: self.clock.now(),
+            event_id: request.event_id,
+            item: None,
+            phase,
+            intent_id: trail.intent,
+            operation: request.operation.into(),
+            principal: (&*request.principal.id).into(),
+            authn_method: request.principal.method.as_str().into(),
+            source: request.source.to_string(),
+            tenant: trail.tenant,
+            resource: trail.resource,
+            key_uid: trail.key_uid.or(known),
+            key_version: trail.version,
+            context: trail.context,
+            decision: trail.decision,
+            policy_revision: (&*revision).into(),
+            result: result.into(),
+            queue_us: micros(trail.timing.queued),
+            hsm_us: micros(trail.timing.in_hsm),
+            manifest: trail.manifest,
+            count: None,
+        }
+    }
+
+    /// Writes the one record of an operation, waits until it is durable, and only then lets the result go.
+    pub(super) async fn record<T>(
+        &self,
+        request: &RequestContext,
+        trail: Trail,
+        result: Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        let entry = self.entry(request, trail, Phase::Complete, text(&result));
+        self.audit.append(vec![entry]).await?;
+        result.map_err(|error| self.hide(request, error))
+    }
+
+    /// Writes the record of a mutation that came to no intent: refusals and repeats. One with an intent has its own.
+    pub(super) async fn record_unless_begun<T>(
+        &self,
+        request: &RequestContext,
+        trail: Trail,
+        result: Result<T, ServiceError>,
+    ) -> Result<T, ServiceError> {
+        if trail.intent.is_some() {
+            return result.map_err(|error| self.hide(request, error));
+        }
+        self.record(request, trail, result).await
+    }
+
+    /// Writes one record an item, all in one append.
+    pub(super) async fn record_batch<T>(
+        &self,
+        request: &RequestContext,
+        items: Vec<(Trail, Result<T, ServiceError>)>,
+    ) -> Result<Vec<Result<T, ServiceError>>, ServiceError> {
+        let mut entries = Vec::with_capacity(items.len());
+        let mut results = Vec::with_capacity(items.len());
+        for (number, (trail, result)) in (0_u32..).zip(items) {
+            let entry = self.entry(request, trail, Phase::Complete, text(&result));
+            entries.push(AuditRecord { item: Some(number), ..entry });
+            results.push(result.map_err(|error| self.hide(request, error)));
+        }
+        self.audit.append(entries).await?;
+        Ok(results)
+    }
+
+    /// Writes a record of a mutation that goes on.
+    pub(super) async fn record_phase(
+        &self,
+        request: &RequestContext,
+        trail: &Trail,
+        phase: Phase,
+        result: &'static str,
+    ) -> Result<(), ServiceError> {
+        let entry = self.entry(request, trail.snapshot(), phase, result);
+        Ok(self.audit.append(vec![entry]).await?)
+    }
+}
+
+/// Returns what a record says of a result.
+pub(super) fn text<T>(result: &Result<T, ServiceError>) -> &'static str {
+    match result {
+        Ok(_) => OK,
+        Err(error) => error.reason(),
+    }
+}
+
+fn micros(span: std::time::Duration) -> u32 {
+    u32::try_from(span.as_micros()).unwrap_or(u32::MAX)
+}

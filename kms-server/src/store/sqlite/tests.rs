@@ -1,0 +1,263 @@
+//! The suite on SQLite, and what is true of files only: modes, locks, damage, disks that are full.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kms_core::clock::Timestamp;
+use rusqlite::Connection;
+
+use super::SqliteStore;
+use crate::store::suite::{closing, intent, new_key, store_suite};
+use crate::store::{KeyRef, Store, StoreError, VersionChoice};
+
+fn fresh() -> (SqliteStore, tempfile::TempDir) {
+    let root = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&file(&root)).unwrap();
+    (store, root)
+}
+
+fn file(root: &tempfile::TempDir) -> PathBuf {
+    root.path().join("store").join("kms.db")
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_unix_ms(1)
+}
+
+fn is_unwritable(result: &Result<(), StoreError>) {
+    assert!(matches!(result, Err(StoreError::Unwritable { .. })), "{result:?}");
+}
+
+store_suite!(fresh());
+
+#[tokio::test]
+async fn files_are_for_the_owner_alone() {
+    let (store, root) = fresh();
+    store.probe(now()).await.unwrap();
+    let path = file(&root);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(path.parent().unwrap()), 0o700);
+    for name in ["kms.db", "kms.db-wal", "kms.db-shm", "kms.db.lock"] {
+        assert_eq!(mode(&path.with_file_name(name)), 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_others_can_read_is_refused() {
+    let (store, root) = fresh();
+    store.close().await;
+    fs::set_permissions(file(&root), fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(matches!(SqliteStore::open(&file(&root)), Err(StoreError::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn a_second_opening_is_refused_until_the_first_closes() {
+    let (store, root) = fresh();
+    let refused = SqliteStore::open(&file(&root)).unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Unavailable { detail } if detail.contains("another process")),
+        "{refused}"
+    );
+    store.close().await;
+    SqliteStore::open(&file(&root)).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_reopening() {
+    let (store, root) = fresh();
+    store.open_intent(intent(1)).await.unwrap();
+    store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    store.close().await;
+    let store = SqliteStore::open(&file(&root)).unwrap();
+    let name = KeyRef::Name(new_key(1).key.row.name);
+    let found = store.key(name, VersionChoice::Primary).await.unwrap().unwrap();
+    assert_eq!((found.key, found.version), (new_key(1).key, Some(new_key(1).version)));
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_refused_at_the_start() {
+    let (store, root) = fresh();
+    store.open_intent(intent(1)).await.unwrap();
+    store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    store.close().await;
+    let mut bytes = fs::read(file(&root)).unwrap();
+    let pages = bytes.len() / 4096;
+    for page in 1..pages {
+        bytes[page * 4096..page * 4096 + 64].fill(0x5a);
+    }
+    fs::write(file(&root), bytes).unwrap();
+    let refused = SqliteStore::open(&file(&root));
+    assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("kms.db");
+    fs::write(&path, vec![b'x'; 8192]).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(matches!(SqliteStore::open(&path), Err(StoreError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn an_edited_value_outside_its_type_is_damage() {
+    let (store, root) = fresh();
+    store.open_intent(intent(1)).await.unwrap();
+    store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    store.close().await;
+    let edit = Connection::open(file(&root)).unwrap();
+    edit.execute_batch(
+        "PRAGMA ignore_check_constraints = ON; DROP TRIGGER keys_guard;
+         UPDATE keys SET key_id = 'Not A Name';",
+    )
+    .unwrap();
+    drop(edit);
+    let store = SqliteStore::open(&file(&root)).unwrap();
+    let reference = KeyRef::Uid(new_key(1).key.row.uid);
+    let refused = store.key(reference, VersionChoice::Primary).await;
+    assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn the_writer_runs_with_the_safe_settings() {
+    let root = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open_with(&file(&root), super::QUEUE, |connection| {
+        let read = |name: &str| -> i64 {
+            connection.pragma_query_value(None, name, |row| row.get(0)).unwrap()
+        };
+        assert_eq!(read("synchronous"), 2);
+        assert_eq!(read("foreign_keys"), 1);
+        assert_eq!(read("secure_delete"), 1);
+        assert_eq!(read("trusted_schema"), 0);
+        assert_eq!(read("application_id"), i64::from(super::migrate::APPLICATION_ID));
+        Ok(())
+    });
+    store.unwrap().close().await;
+}
+
+/// Opens a store whose file may not grow, as on a full disk.
+fn full(root: &tempfile::TempDir) -> SqliteStore {
+    SqliteStore::open_with(&file(root), super::QUEUE, |connection| {
+        let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+        connection.pragma_update(None, "max_page_count", pages)?;
+        Ok(())
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_full_database_refuses_with_nothing_half_done_and_still_reads() {
+    let (store, root) = fresh();
+    store.close().await;
+    let store = full(&root);
+    let mut stored = 0;
+    let refused = loop {
+        let number = stored + 1;
+        if let Err(error) = store.open_intent(intent(number)).await {
+            break error;
+        }
+        match store.create_key(new_key(number), closing(number, u64::from(stored))).await {
+            Ok(()) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    is_unwritable(&Err(refused));
+    let tenant = new_key(1).key.row.name.tenant().clone();
+    let keys = store.list_keys(tenant.clone(), None, 100).await.unwrap();
+    assert_eq!(keys.len(), usize::from(stored));
+    let manifest = store.manifest(tenant).await.unwrap();
+    assert_eq!(manifest.map_or(0, |sealed| sealed.row.revision.get()), u64::from(stored));
+    store.close().await;
+    let store = SqliteStore::open(&file(&root)).unwrap();
+    store.abandon_intent(intent(stored + 1).id).await.unwrap();
+    store.open_intent(intent(stored + 1)).await.unwrap();
+    let end = closing(stored + 1, u64::from(stored));
+    store.create_key(new_key(stored + 1), end).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_read_only_database_refuses_writes_and_still_reads() {
+    let root = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open_with(&file(&root), super::QUEUE, |connection| {
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(())
+    })
+    .unwrap();
+    is_unwritable(&store.probe(now()).await);
+    assert_eq!(store.intents().await, Ok(vec![]));
+}
+
+/// Keeps the writer busy until the sender is used or dropped.
+async fn hold_writer(store: &Arc<SqliteStore>) -> crossbeam_channel::Sender<()> {
+    let (release, held) = crossbeam_channel::bounded::<()>(0);
+    let (entered_sender, entered) = tokio::sync::oneshot::channel();
+    let store = Arc::clone(store);
+    tokio::spawn(async move {
+        let body = move |_: &Connection| {
+            let _ = entered_sender.send(());
+            let _ = held.recv();
+            Ok(())
+        };
+        store.write(body).await
+    });
+    entered.await.unwrap();
+    release
+}
+
+#[tokio::test]
+async fn a_failed_commit_fails_the_whole_group() {
+    let (store, _root) = fresh();
+    let store = Arc::new(store);
+    store.open_intent(intent(1)).await.unwrap();
+    store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    let release = hold_writer(&store).await;
+    let good = store.open_intent(intent(2));
+    let poison = store.write(|db| {
+        // The primary does not exist: the deferred reference is found broken at the commit.
+        let sql = "UPDATE keys SET primary_version = 5, latest_version = 5, revision = 9";
+        Ok(db.execute(sql, [])?)
+    });
+    let refused = store.create_key(new_key(3), closing(3, 1));
+    let (good, poison, refused, ()) = tokio::join!(good, poison, refused, async {
+        drop(release);
+    });
+    for outcome in [good, poison.map(|_| ()), refused] {
+        assert!(matches!(outcome, Err(StoreError::Damaged { .. })), "{outcome:?}");
+    }
+    assert_eq!(store.intents().await, Ok(vec![]));
+    store.open_intent(intent(2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_method_does_not_disturb_the_others_of_its_group() {
+    let (store, _root) = fresh();
+    let store = Arc::new(store);
+    let release = hold_writer(&store).await;
+    let (first, refused, last, ()) = tokio::join!(
+        store.open_intent(intent(1)),
+        store.create_key(new_key(9), closing(9, 0)),
+        store.create_key(new_key(1), closing(1, 0)),
+        async { drop(release) }
+    );
+    assert_eq!((first, refused, last), (Ok(()), Err(StoreError::NotFound), Ok(())));
+}
+
+#[tokio::test]
+async fn a_full_queue_is_saturated_and_empties_again() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Arc::new(SqliteStore::open_with(&file(&root), 1, |_| Ok(())).unwrap());
+    let release = hold_writer(&store).await;
+    // The writer is busy: the queue takes one method, and refuses the next.
+    let (taken, receiver) = super::Task::new(|_: &Connection| Ok(()));
+    store
+        .enqueue(|queues| {
+            queues.writes.try_send(Box::new(taken)).map_err(|refused| super::refusal(&refused))
+        })
+        .unwrap();
+    assert_eq!(store.probe(now()).await, Err(StoreError::Saturated));
+    drop(release);
+    assert_eq!(receiver.await.unwrap(), Ok(()));
+    store.probe(now()).await.unwrap();
+}

@@ -1,0 +1,219 @@
+//! The conformance suite: everything that is true of every [`Store`](super::Store).
+//!
+//! `store_suite!(open)` makes one test of each public function of the files below; `open` is an expression that gives a fresh, empty
+//! store and whatever keeps it alive. A new function needs its name in the macro's list.
+
+pub(crate) mod counters;
+pub(crate) mod keys;
+pub(crate) mod lists;
+pub(crate) mod requests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kms_core::clock::Timestamp;
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::key::{
+    CheckBlob, CkaId, CounterRow, KeyRow, MAX_INVOCATIONS, Material, Protection, Purpose, RowMac,
+    Sealed, Sensitivity, VersionRow, WrappedKey,
+};
+use kms_core::manifest::{Manifest, RowSet};
+use kms_core::name::{KeyName, TenantName};
+use kms_core::root::RootPin;
+use kms_core::state::VersionState;
+
+use super::{
+    Closing, Intent, IntentKind, KeyRef, ListPosition, MAX_LIST_ROWS, ManifestChange, NewKey,
+    REQUEST_MEMORY, RequestRecord, Rollover, Store, StoreError, VersionChoice,
+};
+
+/// Makes a test of each case for one engine.
+macro_rules! store_suite {
+    ($open:expr) => {
+        store_suite!(@cases $open;
+            counters::a_counter_gives_back_one_lease_and_no_more,
+            counters::a_counter_reaches_its_limit_and_not_one_more,
+            counters::counters_are_updated_each_by_its_own_revision,
+            counters::of_parallel_leases_exactly_one_wins,
+            keys::a_destroyed_version_stays_destroyed,
+            keys::a_key_is_updated_only_at_its_revision,
+            keys::a_key_reads_back_by_name_and_by_uid,
+            keys::a_key_without_its_primary_version_is_refused,
+            keys::a_revision_that_does_not_grow_is_refused,
+            keys::a_rollover_moves_the_primary,
+            keys::a_stale_rollover_changes_nothing,
+            keys::a_taken_name_is_refused_and_changes_nothing,
+            keys::a_version_is_updated_only_at_its_revision,
+            keys::of_parallel_updates_exactly_one_wins,
+            keys::texts_at_their_bounds_are_stored_and_longer_ones_refused,
+            lists::a_closed_store_refuses,
+            lists::a_new_store_is_empty,
+            lists::a_root_is_pinned_once,
+            lists::due_deactivations_are_those_of_active_versions,
+            lists::keys_are_paged_by_create_time_and_uid,
+            lists::lists_are_bounded,
+            lists::resident_ids_leave_out_destroyed_ones,
+            lists::the_probe_writes,
+            lists::versions_are_listed_by_number,
+            requests::a_manifest_is_replaced_only_at_its_revision,
+            requests::a_mutation_needs_its_intent,
+            requests::a_repeated_request_id_is_told_apart_and_changes_nothing,
+            requests::a_request_id_can_be_used_again_after_its_memory,
+            requests::an_intent_is_opened_once,
+            requests::intents_are_listed_oldest_first_until_closed,
+            requests::of_parallel_repeats_exactly_one_wins,
+            requests::requests_before_a_time_are_forgotten,
+        );
+    };
+    (@cases $open:expr; $($group:ident::$name:ident),+ $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let (store, _alive) = $open;
+                $crate::store::suite::$group::$name(std::sync::Arc::new(store)).await;
+            }
+        )+
+    };
+}
+pub(crate) use store_suite;
+
+const GENERATION: RootGeneration = RootGeneration::FIRST;
+
+fn time(ms: i64) -> Timestamp {
+    Timestamp::from_unix_ms(ms)
+}
+
+fn version_number(number: u32) -> KeyVersion {
+    KeyVersion::new(number).unwrap()
+}
+
+fn tenant() -> TenantName {
+    TenantName::from_id("t1").unwrap()
+}
+
+fn uid(number: u8) -> KeyUid {
+    KeyUid::from_random([number; 16])
+}
+
+fn sealed<R>(row: R) -> Sealed<R> {
+    Sealed { row, mac: RowMac([7; 32]), generation: GENERATION }
+}
+
+/// A key told apart by `number`.
+pub(crate) fn key_row(number: u8) -> KeyRow {
+    KeyRow {
+        uid: uid(number),
+        name: KeyName::new(tenant(), &format!("k{number}")).unwrap(),
+        purpose: Purpose::Wrap,
+        protection: Protection::HsmWrapped,
+        owner: "team".into(),
+        sensitivity: Sensitivity::High,
+        usage: "backups".into(),
+        cryptoperiod: Duration::from_hours(24 * 365),
+        labels: [("env".to_owned(), "prod \"1\" \u{e4}".to_owned())].into(),
+        create_time: time(1000),
+        update_time: time(1001),
+        revision: Revision::FIRST,
+        primary: KeyVersion::FIRST,
+        latest: KeyVersion::FIRST,
+    }
+}
+
+fn version_row(number: u8, version: u32) -> VersionRow {
+    VersionRow {
+        key_uid: uid(number),
+        version: version_number(version),
+        state: VersionState::Active,
+        material: Material::Wrapped(WrappedKey(vec![number; 40])),
+        check: CheckBlob { iv: [3; 12], ciphertext_and_tag: vec![4; 32] },
+        create_time: time(1000),
+        state_time: time(1002),
+        state_reason: "created".into(),
+        state_actor: "spiffe://holdfast.test/officer".into(),
+        deactivate_time: None,
+        revision: Revision::FIRST,
+    }
+}
+
+fn counter_row(number: u8, version: u32) -> CounterRow {
+    CounterRow {
+        key_uid: uid(number),
+        version: version_number(version),
+        leased: 1,
+        revision: Revision::FIRST,
+    }
+}
+
+/// A new key told apart by `number`.
+pub(crate) fn new_key(number: u8) -> NewKey {
+    NewKey {
+        key: sealed(key_row(number)),
+        version: sealed(version_row(number, 1)),
+        counter: sealed(counter_row(number, 1)),
+    }
+}
+
+fn intent_id(number: u8) -> IntentId {
+    IntentId::from_bytes([number; 16])
+}
+
+/// The intent of the key told apart by `number`.
+pub(crate) fn intent(number: u8) -> Intent {
+    Intent {
+        id: intent_id(number),
+        kind: IntentKind::CreateKey,
+        principal: "spiffe://holdfast.test/officer".into(),
+        key_name: key_row(number).name,
+        key_uid: uid(number),
+        version: KeyVersion::FIRST,
+        protection: Protection::HsmWrapped,
+        resident_id: CkaId([number; 16]),
+        time: time(i64::from(number)),
+    }
+}
+
+/// Closes an intent, taking the manifest from one revision to the next.
+pub(crate) fn closing(intent: u8, manifest_revision: u64) -> Closing {
+    let mut rows = RowSet::empty();
+    rows.insert(&RowMac([intent; 32]));
+    Closing {
+        intent: intent_id(intent),
+        manifest: ManifestChange {
+            expected: Revision::new(manifest_revision),
+            manifest: sealed(Manifest {
+                tenant: tenant(),
+                revision: Revision::new(manifest_revision + 1),
+                rows,
+            }),
+        },
+        request: None,
+    }
+}
+
+fn request(number: u8, ms: i64) -> RequestRecord {
+    RequestRecord {
+        principal: "spiffe://holdfast.test/officer".into(),
+        request_id: RequestId::from_bytes([number; 16]),
+        method: "kms.v1.KeyService/CreateKey".into(),
+        request_hash: [number; 32],
+        result: vec![1, 2, 3],
+        time: time(ms),
+    }
+}
+
+/// Creates the key `number` when the manifest is at `manifest_revision`.
+async fn create(store: &Arc<impl Store>, number: u8, manifest_revision: u64) {
+    store.open_intent(intent(number)).await.unwrap();
+    store.create_key(new_key(number), closing(number, manifest_revision)).await.unwrap();
+}
+
+async fn stored_key(store: &Arc<impl Store>, number: u8) -> Sealed<KeyRow> {
+    let found = store.key(KeyRef::Uid(uid(number)), VersionChoice::Primary).await.unwrap();
+    found.unwrap().key
+}
+
+fn updated(mut key: Sealed<KeyRow>, owner: &str) -> Sealed<KeyRow> {
+    key.row.owner = owner.into();
+    key.row.revision = key.row.revision.next();
+    key
+}

@@ -1,0 +1,155 @@
+//! Lists, pages and bounds; roots, the probe, closing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::*;
+
+pub(crate) async fn a_new_store_is_empty(store: Arc<impl Store>) {
+    assert_eq!(store.root_pins().await, Ok(vec![]));
+    assert_eq!(store.intents().await, Ok(vec![]));
+    assert_eq!(store.resident_ids().await, Ok(vec![]));
+    assert_eq!(store.manifest(tenant()).await, Ok(None));
+    assert_eq!(store.list_keys(tenant(), None, 10).await, Ok(vec![]));
+    assert_eq!(store.list_versions(uid(1), None, 10).await, Ok(vec![]));
+    assert_eq!(store.counter(uid(1), KeyVersion::FIRST).await, Ok(None));
+    assert_eq!(store.request("p".into(), RequestId::from_bytes([1; 16])).await, Ok(None));
+    assert_eq!(store.key(KeyRef::Uid(uid(1)), VersionChoice::Primary).await, Ok(None));
+    assert_eq!(store.due_deactivations(time(i64::MAX), 10).await, Ok(vec![]));
+}
+
+pub(crate) async fn a_root_is_pinned_once(store: Arc<impl Store>) {
+    let pin = |number: u32| RootPin {
+        generation: RootGeneration::new(number).unwrap(),
+        token_serial: "0123456789abcdef".into(),
+        wrap_id: CkaId([1; 16]),
+        wrap_check: vec![2; 40],
+        mac_id: CkaId([3; 16]),
+        mac_check: vec![4; 32],
+    };
+    store.add_root_pin(pin(2), RowMac([2; 32])).await.unwrap();
+    store.add_root_pin(pin(1), RowMac([1; 32])).await.unwrap();
+    let again = store.add_root_pin(pin(1), RowMac([9; 32])).await;
+    assert_eq!(again, Err(StoreError::RevisionMismatch));
+    let expected = vec![(pin(1), RowMac([1; 32])), (pin(2), RowMac([2; 32]))];
+    assert_eq!(store.root_pins().await, Ok(expected));
+}
+
+pub(crate) async fn keys_are_paged_by_create_time_and_uid(store: Arc<impl Store>) {
+    let mut expected = Vec::new();
+    for number in 1..=12 {
+        let mut new = new_key(number);
+        // Four keys share each create time, and older keys are made later.
+        new.key.row.create_time = time(i64::from(12 - number) / 4);
+        expected.push(new.key.clone());
+        store.open_intent(intent(number)).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    expected.sort_by_key(|key| (key.row.create_time, key.row.uid));
+    for page_size in [1, 3, 5, 12, 13] {
+        let mut seen = Vec::new();
+        let mut after = None;
+        loop {
+            let page = store.list_keys(tenant(), after, page_size).await.unwrap();
+            assert!(page.len() <= page_size as usize);
+            let Some(last) = page.last() else { break };
+            after = Some(ListPosition { create_time: last.row.create_time, uid: last.row.uid });
+            seen.extend(page);
+        }
+        assert_eq!(seen, expected, "{page_size}");
+    }
+    let other = TenantName::from_id("t2").unwrap();
+    assert_eq!(store.list_keys(other, None, 10).await, Ok(vec![]));
+}
+
+pub(crate) async fn lists_are_bounded(store: Arc<impl Store>) {
+    create(&store, 1, 0).await;
+    assert_eq!(store.list_keys(tenant(), None, 0).await, Ok(vec![]));
+    assert_eq!(store.list_keys(tenant(), None, u32::MAX).await.unwrap().len(), 1);
+    let mut key = stored_key(&store, 1).await;
+    let mut previous = version_row(1, 1);
+    for number in 2..=MAX_LIST_ROWS + 1 {
+        store.open_intent(intent(2)).await.unwrap();
+        let expected_key = key.row.revision;
+        key = updated(key, "team");
+        key.row.primary = version_number(number);
+        key.row.latest = version_number(number);
+        previous.revision = Revision::new(2);
+        let change = Rollover {
+            expected_key,
+            key: key.clone(),
+            version: sealed(version_row(1, number)),
+            counter: sealed(counter_row(1, number)),
+            expected_previous: Revision::FIRST,
+            previous: sealed(previous),
+        };
+        store.roll_over(change, closing(2, u64::from(number) - 1)).await.unwrap();
+        previous = version_row(1, number);
+    }
+    let limit = MAX_LIST_ROWS as usize;
+    assert_eq!(store.list_versions(uid(1), None, MAX_LIST_ROWS).await.unwrap().len(), limit);
+    assert_eq!(store.list_versions(uid(1), None, u32::MAX).await.unwrap().len(), limit);
+}
+
+pub(crate) async fn versions_are_listed_by_number(store: Arc<impl Store>) {
+    create(&store, 1, 0).await;
+    store.open_intent(intent(2)).await.unwrap();
+    let change = keys::rollover(stored_key(&store, 1).await);
+    store.roll_over(change.clone(), closing(2, 1)).await.unwrap();
+    let page = store.list_versions(uid(1), None, 1).await;
+    assert_eq!(page, Ok(vec![change.previous]));
+    let page = store.list_versions(uid(1), Some(KeyVersion::FIRST), 1).await;
+    assert_eq!(page, Ok(vec![change.version]));
+    assert_eq!(store.list_versions(uid(1), Some(version_number(2)), 1).await, Ok(vec![]));
+}
+
+pub(crate) async fn due_deactivations_are_those_of_active_versions(store: Arc<impl Store>) {
+    for (number, state, due) in [
+        (1, VersionState::Active, Some(300)),
+        (2, VersionState::Active, Some(100)),
+        (3, VersionState::Active, None),
+        (4, VersionState::Suspended, Some(100)),
+        (5, VersionState::Active, Some(301)),
+    ] {
+        let mut new = new_key(number);
+        new.version.row.state = state;
+        new.version.row.deactivate_time = due.map(time);
+        store.open_intent(intent(number)).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    let due = |found: Vec<Sealed<VersionRow>>| -> Vec<KeyUid> {
+        found.into_iter().map(|version| version.row.key_uid).collect()
+    };
+    let all = store.due_deactivations(time(300), 10).await.unwrap();
+    assert_eq!(due(all), [uid(2), uid(1)]);
+    let one = store.due_deactivations(time(300), 1).await.unwrap();
+    assert_eq!(due(one), [uid(2)]);
+    assert_eq!(store.due_deactivations(time(99), 10).await, Ok(vec![]));
+}
+
+pub(crate) async fn resident_ids_leave_out_destroyed_ones(store: Arc<impl Store>) {
+    for (number, state) in [(1, VersionState::Active), (2, VersionState::Destroyed)] {
+        let mut new = new_key(number);
+        new.version.row.state = state;
+        new.version.row.material = Material::Resident(CkaId([number; 16]));
+        store.open_intent(intent(number)).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    create(&store, 3, 2).await;
+    let ids: BTreeSet<_> = store.resident_ids().await.unwrap().into_iter().collect();
+    assert_eq!(ids, [CkaId([1; 16])].into());
+}
+
+pub(crate) async fn the_probe_writes(store: Arc<impl Store>) {
+    store.probe(time(1)).await.unwrap();
+    store.probe(time(2)).await.unwrap();
+}
+
+pub(crate) async fn a_closed_store_refuses(store: Arc<impl Store>) {
+    create(&store, 1, 0).await;
+    store.close().await;
+    store.close().await;
+    let refused = store.probe(time(1)).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+    assert!(store.root_pins().await.is_err());
+}
