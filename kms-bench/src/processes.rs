@@ -15,7 +15,7 @@ use crate::error::{Error, io};
 use crate::serve::LISTENING;
 
 /// How long a server may take to be ready: key generation on a slow disk.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A child process that is killed when it is dropped.
 #[derive(Debug)]
