@@ -6,6 +6,7 @@
 //! the memory of this process.
 
 pub mod dev;
+pub mod doctor;
 pub mod error;
 pub mod hsm;
 pub mod pin;

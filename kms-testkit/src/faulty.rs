@@ -55,12 +55,23 @@ fn modified(path: &Path) -> Option<SystemTime> {
 /// Runs `body` in a child process with a fresh token behind the faulty module, which forwards everything until
 /// [`Faulty::script`] says otherwise. `test` is the full name of the calling test.
 pub fn isolated_faulty(test: &str, body: impl FnOnce(&SoftHsm, &Faulty)) {
+    isolated_faulty_with(test, &[], body);
+}
+
+/// Like [`isolated_faulty`], with more environment for the child.
+pub fn isolated_faulty_with(
+    test: &str,
+    more: &[(&str, &str)],
+    body: impl FnOnce(&SoftHsm, &Faulty),
+) {
     let real = softhsm::module();
-    let environment = [
+    let (plan, log) = (format!("{{root}}/{PLAN_FILE}"), format!("{{root}}/{LOG_FILE}"));
+    let mut environment = vec![
         ("HOLDFAST_FAULTY_REAL", real.to_str().expect("module paths are UTF-8")),
-        ("HOLDFAST_FAULTY_PLAN", &format!("{{root}}/{PLAN_FILE}")),
-        ("HOLDFAST_FAULTY_LOG", &format!("{{root}}/{LOG_FILE}")),
+        ("HOLDFAST_FAULTY_PLAN", plan.as_str()),
+        ("HOLDFAST_FAULTY_LOG", log.as_str()),
     ];
+    environment.extend_from_slice(more);
     isolated_with(test, &environment, |token| body(token, &Faulty::of(token)));
 }
 

@@ -74,7 +74,7 @@ impl Kms {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = told_to_stop(&mut stop) => return,
+                () = stopped(&mut stop) => return,
                 () = self.inner.keyring.wait_due_rollover() => {
                     self.rotate_due().await;
                 }
@@ -88,10 +88,12 @@ impl Kms {
     }
 }
 
-/// Waits for the word, or for nobody being left to say it. The guard of the channel does not leave this function: it
-/// cannot be sent to another thread.
-async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// Waits for true, or for the sender to go.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let mut told = *stop.borrow_and_update();
+    while !told && stop.changed().await.is_ok() {
+        told = *stop.borrow_and_update();
+    }
 }
 
 impl Inner {
