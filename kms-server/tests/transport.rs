@@ -109,8 +109,18 @@ impl Server {
         let (trigger, shutdown) = Shutdown::channel();
         let security = Security::Tls(Arc::clone(&store));
         let running = tokio::spawn(serve(listener, security, service, options, shutdown));
-        let _directory = directory;
-        Self { address, pki, store, stats, seen, gate, trigger, running, client, _directory }
+        Self {
+            address,
+            pki,
+            store,
+            stats,
+            seen,
+            gate,
+            trigger,
+            running,
+            client,
+            _directory: directory,
+        }
     }
 
     async fn channel(&self, identity: Option<&Identity>) -> Result<Channel, String> {
