@@ -11,7 +11,7 @@ use super::remote::RemoteFileKeys;
 use crate::context::ResolvedContext;
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::output::{View, plain_table, print, show};
+use crate::output::{Format, View, plain_table, print, show, show_json};
 use crate::verbs::Session;
 
 /// `kms seal`.
@@ -22,7 +22,7 @@ pub fn seal(session: &Session, args: &SealArgs) -> Result<(), CliError> {
     let sealed = command::seal(&service, key.clone(), args)?;
     let view = StreamView {
         key_version: format!("{key}/versions/{}", sealed.version.get()),
-        plaintext_bytes: sealed.plaintext_bytes,
+        plaintext_length_bytes: sealed.plaintext_bytes,
     };
     report(session, &args.streams, &view)
 }
@@ -35,22 +35,28 @@ pub fn open(session: &Session, args: &OpenArgs) -> Result<(), CliError> {
     let opened = command::open(&service, key.as_ref(), args)?;
     let view = StreamView {
         key_version: format!("{}/versions/{}", opened.key, opened.version.get()),
-        plaintext_bytes: opened.plaintext_bytes,
+        plaintext_length_bytes: opened.plaintext_bytes,
     };
     report(session, &args.streams, &view)
 }
 
-/// `kms reseal`: reports every file, then fails with the first failure.
+/// `kms reseal`: tries and reports every file, then ends with the first failure's code.
 pub fn reseal(session: &Session, args: &ResealArgs) -> Result<(), CliError> {
     let context = session.context()?;
     let key = args.key.as_deref().map(|key| context.key_name(key)).transpose()?;
     let service = connect(&context)?;
-    let mut view = ResealView { files: command::reseal(&service, key.as_ref(), args) };
-    show(session.format, &view)?;
-    match view.files.iter_mut().find_map(|file| file.cause.take()) {
-        Some(error) => Err(error.into()),
-        None => Ok(()),
-    }
+    let mut files = command::reseal(&service, key.as_ref(), args);
+    let (total, failed) = (files.len(), files.iter().filter(|file| file.cause.is_some()).count());
+    let first = files.iter_mut().find_map(|file| Some((file.file.clone(), file.cause.take()?)));
+    show(session.format, &ResealView { files })?;
+    let Some((file, cause)) = first else { return Ok(()) };
+    let error = CliError::from(cause);
+    Err(CliError::Part {
+        exit: error.exit(),
+        reason: "NOT_RESEALED",
+        message: format!("{failed} of {total} files, the first `{file}`: {error}"),
+        advice: Some("the others are done; run it again for these".into()),
+    })
 }
 
 /// `kms age`: needs no server, and no context but for a bare key id.
@@ -61,7 +67,11 @@ pub fn age(session: &Session, command: &AgeCommand) -> Result<(), CliError> {
         Ok(key) => key,
         Err(_) => session.context()?.key_name(key)?,
     };
-    print(format!("{}\n", command::age(command, key)?).as_bytes())
+    let address = command::age(command, key)?;
+    match session.format {
+        Format::Table => print(format!("{address}\n").as_bytes()),
+        Format::Json => show_json(&serde_json::json!({ "address": address })),
+    }
 }
 
 fn connect(context: &ResolvedContext) -> Result<RemoteFileKeys, CliError> {
@@ -76,14 +86,14 @@ fn report(session: &Session, streams: &Streams, view: &StreamView) -> Result<(),
 #[derive(Debug, Serialize)]
 struct StreamView {
     key_version: String,
-    plaintext_bytes: u64,
+    plaintext_length_bytes: u64,
 }
 
 impl View for StreamView {
     fn table(&self) -> Table {
         let mut table = plain_table();
         table.add_row(vec!["Key version".to_owned(), self.key_version.clone()]);
-        table.add_row(vec!["Plaintext bytes".to_owned(), self.plaintext_bytes.to_string()]);
+        table.add_row(vec!["Plaintext bytes".to_owned(), self.plaintext_length_bytes.to_string()]);
         table
     }
 }

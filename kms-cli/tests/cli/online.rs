@@ -330,8 +330,7 @@ fn backups_that_are_none_or_changed_have_their_own_ends_and_leave_no_file() {
     assert_eq!(world.kms(&["seal", "--key", "k", "--out", "f.age"], b"secret").code, 0);
     let mut changed = fs::read(world.path("f.age")).unwrap();
     *changed.last_mut().unwrap() ^= 1;
-    for (input, code, reason) in
-        [(&b"hello"[..], 5, "NOT_A_BACKUP"), (&changed, 8, "BACKUP_INTEGRITY")]
+    for (input, code, reason) in [(&b"hello"[..], 5, "NOT_AGE"), (&changed, 8, "PAYLOAD_TRUNCATED")]
     {
         let run = world.kms(&["open", "--out", "opened"], input);
         assert_eq!(run.code, code, "{}", run.stderr);
