@@ -71,14 +71,13 @@ fn ensure(
     so_pin: &AuthPin,
     user_pin: &AuthPin,
 ) -> Result<String, DevTokenError> {
-    let (slot, token) = match find(context, label)? {
-        Some(found) => found,
-        None => {
-            let free = free_slot(context)?.ok_or(DevTokenError::NoFreeSlot)?;
-            context.init_token(free, so_pin, label).map_err(failed("C_InitToken"))?;
-            // SoftHSM moves a new token to another slot.
-            find(context, label)?.ok_or(DevTokenError::NoFreeSlot)?
-        }
+    let (slot, token) = if let Some(found) = find(context, label)? {
+        found
+    } else {
+        let free = free_slot(context)?.ok_or(DevTokenError::NoFreeSlot)?;
+        context.init_token(free, so_pin, label).map_err(failed("C_InitToken"))?;
+        // SoftHSM moves a new token to another slot.
+        find(context, label)?.ok_or(DevTokenError::NoFreeSlot)?
     };
     if !token.user_pin_initialized() {
         let session = context.open_rw_session(slot).map_err(failed("C_OpenSession"))?;

@@ -88,6 +88,9 @@ impl PinSource {
     }
 }
 
+/// Room for CR, LF and one byte too many, so that the vector never grows and leaves no copy behind.
+const ROOM: usize = MAX_PIN_BYTES + 3;
+
 /// systemd shows the mode of a credential through an ACL mask, so only plain files are checked.
 fn from_file(path: &Path, check_mode: bool) -> Result<Pin, PinError> {
     let place = path.display().to_string();
@@ -99,8 +102,6 @@ fn from_file(path: &Path, check_mode: bool) -> Result<Pin, PinError> {
             return Err(PinError::Exposed { place });
         }
     }
-    // Room for CR, LF and one byte too many, so that the vector never grows and leaves no copy behind.
-    const ROOM: usize = MAX_PIN_BYTES + 3;
     let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
     let mut buffer = Zeroizing::new([0; ROOM]);
     while bytes.len() < ROOM {
@@ -159,15 +160,8 @@ mod tests {
     }
 
     fn read(content: &[u8]) -> Result<String, PinError> {
-        file(content, 0o600).1.read_kept(content)
-    }
-
-    impl PinSource {
-        /// Writes the file anew, as the directory of `file` is gone by now, and reads it.
-        fn read_kept(&self, content: &[u8]) -> Result<String, PinError> {
-            let (_directory, source) = file(content, 0o600);
-            source.read(false).map(|pin| pin.expose().to_owned())
-        }
+        let (_directory, source) = file(content, 0o600);
+        source.read(false).map(|pin| pin.expose().to_owned())
     }
 
     #[test]
@@ -202,7 +196,7 @@ mod tests {
     fn length_is_bounded_at_the_limit_and_one_past_it() {
         assert_eq!(read(&[b'1'; MAX_PIN_BYTES]).unwrap().len(), MAX_PIN_BYTES);
         assert!(matches!(read(&[b'1'; MAX_PIN_BYTES + 1]), Err(PinError::TooLong { .. })));
-        assert!(matches!(read(&[b'1'; 100_000]), Err(PinError::TooLong { .. })));
+        assert!(matches!(read(&vec![b'1'; 100_000]), Err(PinError::TooLong { .. })));
         assert!(matches!(read(b"\n"), Err(PinError::Empty { .. })));
         assert!(matches!(read(b"\xff\xfe12"), Err(PinError::NotText { .. })));
     }

@@ -1,7 +1,6 @@
 //! What each command does: read, one connection, calls, write. Reading and writing are synchronous and stand outside
 //! the runtime; the calls in between end at SIGINT and SIGTERM, before anything is written.
 
-pub mod backup;
 pub mod bench;
 pub mod context;
 pub mod data;
@@ -18,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::key::RequestIdArg;
 use crate::args::{Cli, Command};
+use crate::backup::verbs as backup;
 use crate::client::Client;
 use crate::context::{Overrides, ResolvedContext};
 use crate::error::CliError;
@@ -92,11 +92,11 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
         Command::Datakey(args) => datakey::run(&session, &args),
         Command::Inspect(args) => inspect::run(&session, &args),
         Command::Random(args) => random::run(&session, &args),
-        Command::Health => health::run(&session),
         Command::Seal(args) => backup::seal(&session, &args),
         Command::Open(args) => backup::open(&session, &args),
         Command::Reseal(args) => backup::reseal(&session, &args),
         Command::Age(command) => backup::age(&session, &command),
+        Command::Health => health::run(&session),
         Command::Hsm(command) => doctor::run(&session, command),
         Command::Bench(args) => bench::run(&session, &args),
         Command::Context(command) => context::run(&session, command),

@@ -47,10 +47,16 @@ pub(crate) fn perform(
                 let detail = format!("root generation {generation} is not open");
                 return Err(Failure::Answer(bench.shared.unavailable(&detail)));
             };
-            let macs = inputs.iter().map(|input| token::mac(session, root.mac, input));
-            macs.collect::<Result<_, _>>().map(Answer::Macs)
+            let mut macs = Vec::with_capacity(inputs.len());
+            for input in inputs {
+                desk.moves()?;
+                macs.push(token::mac(session, root.mac, input)?);
+            }
+            Ok(Answer::Macs(macs))
         }
-        Work::Random(length) => token::random(session, *length).map(Answer::Random),
+        Work::Random(length) => {
+            token::random(session, &mut desk.ivs.random, *length).map(Answer::Random)
+        }
     }
 }
 
@@ -75,9 +81,7 @@ impl Desk<'_> {
             }
         }
         while let Some(operation) = operations.get_mut(done.len()) {
-            if self.bench.seat.abandoned() {
-                return Err(Failure::Answer(HsmError::CallDeadline));
-            }
+            self.moves()?;
             match self.finished(operation) {
                 Ok(finished) => done.push(Ok(finished)),
                 Err(Failure::Answer(error)) => done.push(Err(error)),
@@ -89,6 +93,14 @@ impl Desk<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Tells the watchdog that the job moves on, and ends it when no one waits any more.
+    fn moves(&self) -> Result<(), Failure> {
+        if self.bench.seat.moves(self.bench.shared.now()) {
+            return Ok(());
+        }
+        Err(Failure::Answer(HsmError::CallDeadline))
     }
 
     fn finished(&mut self, operation: &mut CryptoOp) -> Result<Finished, Failure> {
@@ -114,7 +126,7 @@ impl Desk<'_> {
                 Ok(CryptoOutput::Encrypted { iv, ciphertext_and_tag })
             }
             CryptoOp::GenerateDataKey { key, aad, length_bytes, with_plaintext } => {
-                let data_key = token::random(self.session, *length_bytes)?;
+                let data_key = token::random(self.session, &mut self.ivs.random, *length_bytes)?;
                 let (iv, ciphertext_and_tag) = self.encrypt(key, aad, data_key.expose())?;
                 let plaintext = with_plaintext.then_some(data_key);
                 Ok(CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag })

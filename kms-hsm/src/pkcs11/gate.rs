@@ -153,3 +153,75 @@ impl Drop for Exclusive<'_> {
         self.gate.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kms_core::clock::SystemClock;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn live() -> Arc<Live> {
+        let context = Pkcs11::new(kms_testkit::softhsm::module()).unwrap();
+        Arc::new(Live {
+            module_epoch: 1,
+            epoch: 1,
+            context,
+            slot: Slot::try_from(0_u64).unwrap(),
+            roots: HashMap::new(),
+            sessions: Arc::default(),
+        })
+    }
+
+    fn open() -> Gate {
+        let gate = Gate::default();
+        gate.exclusive(LONG).unwrap().set(Some(live()));
+        gate
+    }
+
+    fn enter(gate: &Gate, wait: Duration) -> Result<Inside<'_>, Refused> {
+        gate.enter(SystemClock.monotonic() + wait, &SystemClock)
+    }
+
+    #[test]
+    fn nobody_enters_before_there_is_something_live() {
+        assert_eq!(enter(&Gate::default(), LONG).unwrap_err(), Refused::NotLive);
+        assert!(enter(&open(), LONG).is_ok());
+    }
+
+    #[test]
+    fn exclusive_waits_for_those_inside() {
+        let gate = open();
+        let inside = enter(&gate, LONG).unwrap();
+        assert!(gate.exclusive(Duration::from_millis(10)).is_none(), "someone is inside");
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let gate = &gate;
+            scope.spawn(move || {
+                let exclusive = gate.exclusive(LONG);
+                tell.send(exclusive.is_some()).unwrap();
+            });
+            assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "still inside");
+            drop(inside);
+            assert_eq!(told.recv_timeout(LONG), Ok(true));
+        });
+    }
+
+    #[test]
+    fn after_a_failed_exclusive_others_enter_again() {
+        let gate = open();
+        let _inside = enter(&gate, LONG).unwrap();
+        assert!(gate.exclusive(Duration::ZERO).is_none());
+        assert!(enter(&gate, LONG).is_ok());
+    }
+
+    #[test]
+    fn whoever_waits_at_the_gate_is_refused_at_the_deadline() {
+        let gate = open();
+        let exclusive = gate.exclusive(LONG).unwrap();
+        assert_eq!(enter(&gate, Duration::from_millis(5)).unwrap_err(), Refused::Deadline);
+        drop(exclusive);
+        assert!(enter(&gate, LONG).is_ok());
+    }
+}

@@ -4,6 +4,7 @@ use cryptoki::session::Session;
 use kms_core::envelope::{IV_BYTES, Iv};
 
 use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::continuous::Continuous;
 
 /// IVs of one call: 768 bytes cost SoftHSM little more than 12.
 const BLOCK_IVS: usize = 64;
@@ -16,6 +17,8 @@ const BLOCK_IVS: usize = 64;
 pub(crate) struct IvPool {
     block: Vec<Iv>,
     last: Option<Iv>,
+    /// The test of the other random bytes that this thread draws.
+    pub(crate) random: Continuous,
 }
 
 impl IvPool {
@@ -49,7 +52,7 @@ mod tests {
     use super::*;
 
     fn bytes(seed: u8) -> Vec<u8> {
-        (0..BLOCK_IVS).flat_map(|n| [seed, n as u8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).collect()
+        (0..64).flat_map(|n| [seed, n, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).collect()
     }
 
     #[test]

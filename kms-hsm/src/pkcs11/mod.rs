@@ -7,6 +7,7 @@
 mod canary;
 mod ckr;
 mod config;
+mod continuous;
 mod crypt;
 mod durable;
 mod fatal;
@@ -25,7 +26,7 @@ mod watchdog;
 mod worker;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -92,6 +93,8 @@ impl Pkcs11Hsm {
             queue_in,
             queue_out,
             keeper,
+            keeper_out: inbox,
+            keeper_ended: AtomicBool::new(false),
             keeper_waiting: AtomicUsize::new(0),
             keeper_seat: Seat::default(),
             seats: Mutex::default(),
@@ -106,7 +109,7 @@ impl Pkcs11Hsm {
         let watched = Arc::clone(&shared);
         spawn("hsm-watchdog", move || watchdog::run(&watched, &stop))?;
         let (tried, first) = bounded(1);
-        let of_keeper = Keeper::new(Arc::clone(&shared), inbox, context, pin);
+        let of_keeper = Keeper::new(Arc::clone(&shared), context, pin);
         spawn("hsm-keeper", move || of_keeper.run(&tried))?;
         let this = Self { shared, ended, watchdog: Mutex::new(Some(watchdog)) };
         // A keeper that hangs in its first connect is the watchdog's to end.
@@ -234,9 +237,8 @@ impl Hsm for Pkcs11Hsm {
         }
         shared.refuse_waiting();
         let (done, closed) = bounded(1);
-        if shared.keeper.send(KeeperMessage::Close(done)).is_ok()
-            && closed.recv_timeout(budget).is_err()
-        {
+        shared.tell_keeper(KeeperMessage::Close(done));
+        if closed.recv_timeout(budget).is_err() {
             tracing::error!("closing while the HSM keeper hangs");
         }
         drop(self.watchdog.lock().unwrap_or_else(PoisonError::into_inner).take());

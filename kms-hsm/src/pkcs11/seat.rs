@@ -20,7 +20,8 @@ struct State {
 struct Running {
     reply: Option<Reply>,
     deadline: Instant,
-    started: Instant,
+    /// When it began, or moved on last.
+    moved: Instant,
 }
 
 /// What the watchdog found on a seat.
@@ -35,7 +36,7 @@ pub(crate) enum Finding {
 impl Seat {
     /// Begins a job whose answer is due at `deadline`.
     pub(crate) fn begin(&self, reply: Option<Reply>, deadline: Instant, now: Instant) {
-        self.lock().running = Some(Running { reply, deadline, started: now });
+        self.lock().running = Some(Running { reply, deadline, moved: now });
     }
 
     /// Ends the job and returns where its answer goes; `None` when the watchdog has answered.
@@ -43,9 +44,18 @@ impl Seat {
         self.lock().running.take().and_then(|running| running.reply)
     }
 
-    /// Returns whether no one waits for the job any more.
-    pub(crate) fn abandoned(&self) -> bool {
-        self.lock().running.as_ref().is_some_and(|running| running.reply.is_none())
+    /// Notes that the job moves on: it does not hang. Returns whether someone still waits for it.
+    pub(crate) fn moves(&self, now: Instant) -> bool {
+        self.lock().running.as_mut().is_some_and(|running| {
+            running.moved = now;
+            running.reply.is_some()
+        })
+    }
+
+    /// Returns whether the thread is in a call for which the watchdog has answered.
+    pub(crate) fn overdue(&self) -> bool {
+        let state = self.lock();
+        state.written_off || state.running.as_ref().is_some_and(|running| running.reply.is_none())
     }
 
     /// Returns whether another thread has taken over.
@@ -60,12 +70,12 @@ impl Seat {
             return Finding::Fine;
         }
         let Some(running) = state.running.as_mut() else { return Finding::Fine };
-        if now >= running.deadline {
-            if let Some(reply) = running.reply.take() {
-                reply.fail(HsmError::CallDeadline);
-            }
+        if now >= running.deadline
+            && let Some(reply) = running.reply.take()
+        {
+            reply.fail(HsmError::CallDeadline);
         }
-        if now.saturating_duration_since(running.started) < budget {
+        if now.saturating_duration_since(running.moved) < budget {
             return Finding::Fine;
         }
         if let Some(reply) = running.reply.take() {
@@ -95,9 +105,10 @@ mod tests {
         let (sender, pending) = Pending::channel();
         seat.begin(Some(Reply::Done(sender)), now + Duration::from_secs(1), now);
         assert_eq!(seat.inspect(now + Duration::from_millis(999), BUDGET), Finding::Fine);
-        assert!(!seat.abandoned());
+        assert!(seat.moves(now));
         assert_eq!(seat.inspect(now + Duration::from_secs(1), BUDGET), Finding::Fine);
-        assert!(seat.abandoned());
+        assert!(!seat.moves(now), "no one waits any more");
+        assert!(seat.overdue());
         assert_eq!(pending.wait(), Err(HsmError::CallDeadline));
         assert!(seat.finish().is_none(), "the answer is given once");
     }
@@ -106,10 +117,19 @@ mod tests {
     fn a_thread_hangs_from_its_budget_on_and_is_reported_once() {
         let (seat, now) = (Seat::default(), SystemClock.monotonic());
         seat.begin(None, now, now);
-        assert_eq!(seat.inspect(now + BUDGET - Duration::from_millis(1), BUDGET), Finding::Fine);
+        assert_eq!(seat.inspect(now + Duration::from_millis(4999), BUDGET), Finding::Fine);
         assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Hangs);
         assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Fine);
         assert!(seat.written_off());
+    }
+
+    #[test]
+    fn a_job_that_moves_on_does_not_hang() {
+        let (seat, now) = (Seat::default(), SystemClock.monotonic());
+        seat.begin(None, now, now);
+        seat.moves(now + BUDGET);
+        assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Fine);
+        assert_eq!(seat.inspect(now + BUDGET * 2, BUDGET), Finding::Hangs);
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! What all threads of the provider share.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 use kms_core::clock::Clock;
 
 use crate::error::HsmError;
 use crate::pkcs11::config::Pkcs11Config;
 use crate::pkcs11::gate::Gate;
-use crate::pkcs11::health::{Health, closed};
+use crate::pkcs11::health::Health;
 use crate::pkcs11::job::{Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
 use crate::pkcs11::seat::Seat;
 use crate::pkcs11::worker;
@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) queue_in: Sender<Ticket>,
     pub(crate) queue_out: Receiver<Ticket>,
     pub(crate) keeper: Sender<KeeperMessage>,
+    pub(crate) keeper_out: Receiver<KeeperMessage>,
+    pub(crate) keeper_ended: AtomicBool,
     /// Jobs that wait for the keeper; its channel is unbounded, as releases must never block or be lost.
     pub(crate) keeper_waiting: AtomicUsize,
     pub(crate) keeper_seat: Seat,
@@ -48,17 +50,19 @@ impl Shared {
         if let Err(error) = self.health.check(|| self.now()) {
             return job.reply.fail(error);
         }
-        match self.queue_in.try_send(Ticket::Job(Box::new(job))) {
-            Ok(()) => {}
-            Err(TrySendError::Full(Ticket::Job(job))) => {
-                job.reply.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
-            }
-            Err(TrySendError::Disconnected(Ticket::Job(job))) => job.reply.fail(closed()),
-            Err(_) => {}
-        }
+        self.requeue(Box::new(job));
         // Closing may have come between the check and the queue: then no worker is left to answer.
         if self.workers.load(Ordering::Acquire) == 0 {
             self.refuse_waiting();
+        }
+    }
+
+    /// Queues a job that was admitted before.
+    pub(crate) fn requeue(&self, job: Box<Job>) {
+        if let Err(error) = self.queue_in.try_send(Ticket::Job(job))
+            && let Ticket::Job(job) = error.into_inner()
+        {
+            job.reply.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
         }
     }
 
@@ -71,18 +75,22 @@ impl Shared {
             self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
             return reply.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
         }
-        if let Err(error) = self.keeper.send(KeeperMessage::Job { work, reply, deadline })
-            && let KeeperMessage::Job { reply, .. } = error.into_inner()
-        {
-            reply.fail(closed());
+        self.tell_keeper(KeeperMessage::Job { work, reply, deadline });
+    }
+
+    /// Sends to the keeper, or answers for it when it has ended.
+    pub(crate) fn tell_keeper(&self, message: KeeperMessage) {
+        // The channel is unbounded and its receiver is ours: sending cannot fail.
+        let _ = self.keeper.send(message);
+        if self.keeper_ended.load(Ordering::Acquire) {
+            self.refuse_waiting_for_keeper(|_| false);
         }
     }
 
     /// Opens the breaker and wakes the prober.
     pub(crate) fn trouble(&self, detail: &str) {
         if self.health.trip(detail) {
-            // A keeper that has ended is being closed: there is nothing to probe for.
-            let _ = self.keeper.send(KeeperMessage::Trouble);
+            self.tell_keeper(KeeperMessage::Trouble);
         }
     }
 
@@ -101,6 +109,37 @@ impl Shared {
         while let Ok(ticket) = self.queue_out.try_recv() {
             if let Ticket::Job(job) = ticket {
                 job.reply.fail(self.unavailable("no HSM worker is left"));
+            }
+        }
+    }
+
+    /// Answers the jobs in the queue whose deadline has passed, when every worker hangs.
+    pub(crate) fn expire_waiting(&self, now: Instant) {
+        for _ in 0..self.queue_out.len() {
+            match self.queue_out.try_recv() {
+                Ok(Ticket::Job(job)) if now >= job.deadline => {
+                    job.reply.fail(HsmError::QueueDeadline);
+                }
+                Ok(Ticket::Job(job)) => self.requeue(job),
+                Ok(Ticket::Stop) => drop(self.queue_in.try_send(Ticket::Stop)),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Answers all that wait for the keeper and are not to be kept, when the keeper hangs or has ended.
+    pub(crate) fn refuse_waiting_for_keeper(&self, keep: impl Fn(Instant) -> bool) {
+        for _ in 0..self.keeper_out.len() {
+            match self.keeper_out.try_recv() {
+                Ok(KeeperMessage::Job { reply, deadline, .. }) if !keep(deadline) => {
+                    self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+                    reply.fail(HsmError::QueueDeadline);
+                }
+                Ok(KeeperMessage::Rescue { job, .. }) if !keep(job.deadline) => {
+                    job.reply.fail(HsmError::QueueDeadline);
+                }
+                Ok(other) => drop(self.keeper.send(other)),
+                Err(_) => return,
             }
         }
     }

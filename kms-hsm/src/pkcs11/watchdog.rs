@@ -24,12 +24,20 @@ pub(crate) fn run(shared: &Arc<Shared>, stop: &Receiver<()>) {
             shared.health.trip("the keeper hangs in the module");
             (shared.config.on_fatal)(FatalReason::KeeperHung);
         }
+        if shared.keeper_seat.overdue() {
+            shared.refuse_waiting_for_keeper(|deadline| now < deadline);
+        }
         let mut lost = 0;
+        let mut stuck = true;
         shared.seats.lock().unwrap_or_else(PoisonError::into_inner).retain(|seat| {
             let hangs = seat.inspect(now, budgets.worker_hang) == Finding::Hangs;
+            stuck &= seat.overdue();
             lost += usize::from(hangs);
             !hangs
         });
+        if stuck {
+            shared.expire_waiting(now);
+        }
         for _ in 0..lost {
             replace_worker(shared);
         }

@@ -81,11 +81,7 @@ impl Worker<'_> {
             Err(failure) => return reply.send(self.give_up(failure, work)),
         };
         let job = Box::new(Job { work, reply, deadline, queued_at, retried });
-        if let Err(error) = shared.keeper.send(KeeperMessage::Rescue { job, cause, epoch })
-            && let KeeperMessage::Rescue { job, .. } = error.into_inner()
-        {
-            job.reply.fail(shared.unavailable("the keeper has ended"));
-        }
+        shared.tell_keeper(KeeperMessage::Rescue { job, cause, epoch });
     }
 
     fn attempt(

@@ -16,7 +16,7 @@ fn load(bench: &Bench, source: KeySource) -> Result<HsmKey, HsmError> {
     bench.hsm.load_key(source, soon()).wait()
 }
 
-fn assert_integrity(answer: Result<HsmKey, HsmError>, what: &str) {
+fn assert_integrity(answer: &Result<HsmKey, HsmError>, what: &str) {
     assert!(matches!(answer, Err(HsmError::KeyIntegrity { .. })), "{what}: {answer:?}");
 }
 
@@ -64,7 +64,7 @@ pub fn a_flipped_blob_is_refused(device: &dyn Device) {
         flipped[position] ^= 1;
         let material = Material::Wrapped(WrappedKey(flipped));
         let answer = load(&bench, KeySource { material, ..source.clone() });
-        assert_integrity(answer, &format!("byte {position}"));
+        assert_integrity(&answer, &format!("byte {position}"));
     }
     assert!(load(&bench, source).is_ok(), "and the right one is still accepted");
 }
@@ -76,7 +76,7 @@ pub fn a_blob_of_another_length_is_refused(device: &dyn Device) {
     for length in [0, 8, 16, 32, 39, 41, 48] {
         let material = Material::Wrapped(WrappedKey(vec![1; length]));
         let answer = load(&bench, KeySource { material, ..source.clone() });
-        assert_integrity(answer, &format!("{length} bytes"));
+        assert_integrity(&answer, &format!("{length} bytes"));
     }
 }
 
@@ -86,9 +86,9 @@ pub fn a_check_value_of_another_key_is_refused(device: &dyn Device) {
     let (one, _one) = generated(&bench, 1);
     let (two, _two) = generated(&bench, 2);
     let swapped = KeySource { check: two.check.clone(), ..one.clone() };
-    assert_integrity(load(&bench, swapped), "check of another key");
+    assert_integrity(&load(&bench, swapped), "check of another key");
     let other_uid = KeySource { key_uid: two.key_uid, ..one };
-    assert_integrity(load(&bench, other_uid), "uid of another key");
+    assert_integrity(&load(&bench, other_uid), "uid of another key");
 }
 
 /// Every byte.
@@ -101,7 +101,7 @@ pub fn a_flipped_check_value_is_refused(device: &dyn Device) {
         flipped[position] ^= 1;
         let check = CheckBlob::from_bytes(&flipped).expect("long enough");
         let answer = load(&bench, KeySource { check, ..source.clone() });
-        assert_integrity(answer, &format!("byte {position}"));
+        assert_integrity(&answer, &format!("byte {position}"));
     }
 }
 

@@ -36,6 +36,8 @@ use crate::transport::{Protocols, Security, ServeOptions, TlsStore, serve};
 const WORKER_STACK_BYTES: usize = 2 * 1024 * 1024;
 /// How long the parts may take to close after the drain.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often intents, orphans and due deactivations are looked after.
+const RECONCILE_INTERVAL: Duration = Duration::from_mins(1);
 /// How often folded refusals are written.
 const REFUSAL_TICK: Duration = Duration::from_secs(1);
 
@@ -95,6 +97,7 @@ struct Core {
 
 /// What runs, and how to stop it.
 struct Running {
+    reconciler: JoinHandle<()>,
     gateway: Gateway,
     kms: Kms,
     readiness: Arc<Readiness>,
@@ -197,6 +200,11 @@ impl Core {
             randomness: Arc::new(SystemRandomness),
             keyring: parts::keyring(config, roots::newest(&pins)),
         });
+        match kms.recover().await {
+            Ok(done) => tracing::info!(?done, "recovered what an earlier process left"),
+            // The periodic run tries again; what is not recovered yet is refused or reported, never lost.
+            Err(error) => tracing::warn!(%error, "recovery at start failed; it is tried again"),
+        }
         let refusals =
             Arc::new(FoldedRefusals::new(Arc::clone(&self.audit) as _, Arc::clone(&clock)));
         let gateway = Gateway::new(GatewayParts {
@@ -228,10 +236,15 @@ impl Core {
             first_done,
             public_shutdown.clone(),
         ));
-        tokio::spawn(write_refusals(Arc::clone(&refusals), public_shutdown));
+        tokio::spawn(write_refusals(Arc::clone(&refusals), public_shutdown.clone()));
+        let reconciling = kms.clone();
+        let stop = public_shutdown.into_receiver();
+        let reconciler =
+            tokio::spawn(async move { reconciling.run(RECONCILE_INTERVAL, stop).await });
         // An error means that the watch ended, which only the signal to stop makes it do.
         let _ = first.await;
         Ok(Running {
+            reconciler,
             gateway,
             kms,
             readiness,
@@ -256,6 +269,9 @@ impl Core {
         }
         if timeout(config.limits.drain(), running.gateway.mutations_done()).await.is_err() {
             tracing::warn!("mutations were still running at the deadline of the drain");
+        }
+        if timeout(CLOSE_TIMEOUT, running.reconciler).await.is_err() {
+            tracing::warn!("the reconciler was still running at its deadline");
         }
         match timeout(CLOSE_TIMEOUT, running.kms.drain()).await {
             Ok(Ok(())) => {}

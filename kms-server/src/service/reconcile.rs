@@ -74,10 +74,7 @@ impl Kms {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                stopped = stop.wait_for(|stop| *stop) => {
-                    drop(stopped);
-                    return;
-                }
+                () = stopped(&mut stop) => return,
                 () = self.inner.keyring.wait_due_rollover() => {
                     self.rotate_due().await;
                 }
@@ -88,6 +85,14 @@ impl Kms {
                 }
             }
         }
+    }
+}
+
+/// Waits for true, or for the sender to go.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let mut told = *stop.borrow_and_update();
+    while !told && stop.changed().await.is_ok() {
+        told = *stop.borrow_and_update();
     }
 }
 

@@ -6,9 +6,9 @@
 use std::io::{self, Write};
 
 use tracing::level_filters::LevelFilter;
+use tracing::subscriber::set_global_default;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::{Log, LogFormat, LogLevel};
 
@@ -22,10 +22,13 @@ pub fn start(log: Log) {
     };
     let registry = tracing_subscriber::registry().with(level);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false);
-    // Only a second call can fail: a subscriber is there already, and stays.
+    // Only a second call can fail: a subscriber is there already, and stays. Records of the `log` crate are not taken:
+    // cryptoki writes one as an error for each mechanism of the token that it does not know.
     let _ = match log.format {
-        LogFormat::Text => registry.with(layer.with_writer(|| Escaping(io::stderr()))).try_init(),
-        LogFormat::Json => registry.with(layer.json().with_writer(io::stderr)).try_init(),
+        LogFormat::Text => {
+            set_global_default(registry.with(layer.with_writer(|| Escaping(io::stderr()))))
+        }
+        LogFormat::Json => set_global_default(registry.with(layer.json().with_writer(io::stderr))),
     };
 }
 

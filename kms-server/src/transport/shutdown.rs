@@ -31,6 +31,11 @@ impl Shutdown {
         *self.0.borrow()
     }
 
+    /// Returns the bare channel, for those below transport.
+    pub fn into_receiver(self) -> watch::Receiver<bool> {
+        self.0
+    }
+
     /// Waits until the signal is raised.
     pub async fn triggered(&mut self) {
         // An error means that the trigger is gone, which counts as raised.

@@ -18,6 +18,15 @@ use crate::pkcs11::fatal::FatalReason;
 use crate::pkcs11::gate::Live;
 use crate::pkcs11::mechanism;
 
+/// What C_Login found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Login {
+    /// No login; there is one now.
+    Done,
+    /// CKR_USER_ALREADY_LOGGED_IN.
+    WasThere,
+}
+
 impl Keeper {
     /// Initialises the module anew and puts everything in place: login, roots, index, the workers' sessions.
     ///
@@ -64,7 +73,10 @@ impl Keeper {
     /// Logs in again and resolves every object again, as a lost login takes the objects with it.
     pub(super) fn log_in_again(&mut self) -> Result<(), Failure> {
         let live = self.live()?;
-        self.log_in(self.session()?)?;
+        // Logged in already, and the roots answer: nothing was lost, the module said so of one call.
+        if self.log_in(self.session()?)? == Login::WasThere && self.verify_open_roots().is_ok() {
+            return Ok(());
+        }
         self.epoch += 1;
         self.shared.gate.swap(Arc::new(Live {
             module_epoch: live.module_epoch,
@@ -85,12 +97,12 @@ impl Keeper {
     }
 
     /// One login a connect; a refusal ends the use of this PIN.
-    fn log_in(&self, session: &Session) -> Result<(), Failure> {
+    fn log_in(&self, session: &Session) -> Result<Login, Failure> {
         let Some(pin) = &self.pin else { return Err(Failure::Latch(LatchReason::PinRefused)) };
         let pin = RawAuthPin::new(Box::new(pin.expose().as_bytes().to_vec()));
         match session.login_with_raw(UserType::User, &pin) {
-            Ok(()) => Ok(()),
-            Err(error) if classify(&error) == Class::LoggedIn => Ok(()),
+            Ok(()) => Ok(Login::Done),
+            Err(error) if classify(&error) == Class::LoggedIn => Ok(Login::WasThere),
             Err(error) => Err(error.into()),
         }
     }
@@ -107,6 +119,9 @@ impl Keeper {
             };
             if !matches || !token.token_initialized() {
                 continue;
+            }
+            if !token.user_pin_initialized() {
+                return Err(Failure::Device("the token has no user PIN yet".into()));
             }
             if found.is_some() {
                 return Err(Failure::Device("two tokens have that label; use the serial".into()));
@@ -150,12 +165,10 @@ impl Keeper {
     pub(super) fn disconnect_for_good(&mut self) {
         let shared = Arc::clone(&self.shared);
         self.pin = None;
-        match shared.gate.exclusive(shared.config.budgets.drain) {
-            Some(exclusive) => {
-                exclusive.set(None);
-                self.finalize();
-            }
-            None => tracing::error!("closing without C_Finalize: a call hangs in the module"),
-        }
+        let Some(exclusive) = shared.gate.exclusive(shared.config.budgets.drain) else {
+            return tracing::error!("closing without C_Finalize: a call hangs in the module");
+        };
+        exclusive.set(None);
+        self.finalize();
     }
 }

@@ -33,12 +33,11 @@ impl Keeper {
         let token_object = wrapped.is_none();
         let tested = self.test_new_key(spec, root, object, token_object);
         let check = tested.map_err(|failure| self.undo(&[object], failure))?;
-        let material = match &wrapped {
-            Some(blob) => Material::Wrapped(blob.clone()),
-            None => {
-                self.residents.insert(spec.resident_id, vec![object]);
-                Material::Resident(spec.resident_id)
-            }
+        let material = if let Some(blob) = &wrapped {
+            Material::Wrapped(blob.clone())
+        } else {
+            self.residents.insert(spec.resident_id, vec![object]);
+            Material::Resident(spec.resident_id)
         };
         let KeySpec { key_uid, version, generation, .. } = *spec;
         let source = KeySource { key_uid, version, generation, material, check: check.clone() };

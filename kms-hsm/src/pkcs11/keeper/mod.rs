@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{RecvTimeoutError, Sender};
 use cryptoki::context::Pkcs11;
 use cryptoki::object::ObjectHandle;
-use cryptoki::session::Session;
+use cryptoki::session::{Session, SessionState};
 use kms_core::key::CkaId;
 use kms_core::root::RootPin;
 use kms_core::secret::Pin;
@@ -37,7 +37,6 @@ use crate::pkcs11::shared::Shared;
 /// See the module's description.
 pub(crate) struct Keeper {
     shared: Arc<Shared>,
-    inbox: Receiver<KeeperMessage>,
     context: Pkcs11,
     /// Kept for re-login; given up when it is refused.
     pin: Option<Pin>,
@@ -54,16 +53,10 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        inbox: Receiver<KeeperMessage>,
-        context: Pkcs11,
-        pin: Pin,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, context: Pkcs11, pin: Pin) -> Self {
         let pause = shared.config.budgets.probe_first;
         Self {
             shared,
-            inbox,
             context,
             pin: Some(pin),
             session: None,
@@ -89,10 +82,11 @@ impl Keeper {
                 self.probe();
             }
             let message = match self.probe_at {
-                Some(at) => {
-                    self.inbox.recv_timeout(at.saturating_duration_since(self.shared.now()))
-                }
-                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => self
+                    .shared
+                    .keeper_out
+                    .recv_timeout(at.saturating_duration_since(self.shared.now())),
+                None => self.shared.keeper_out.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match message {
                 Ok(KeeperMessage::Job { work, reply, deadline }) => {
@@ -104,6 +98,8 @@ impl Keeper {
                 Ok(KeeperMessage::Trouble) => self.probe_at = Some(self.shared.now()),
                 Ok(KeeperMessage::Close(done)) => {
                     self.disconnect_for_good();
+                    self.shared.keeper_ended.store(true, Ordering::Release);
+                    self.shared.refuse_waiting_for_keeper(|_| false);
                     let _ = done.send(());
                     return;
                 }
@@ -193,12 +189,18 @@ impl Keeper {
         })
     }
 
-    /// Returns an error when the token itself is gone: SoftHSM finds 0 objects, with CKR_OK, when its directory is.
+    /// Tells "the object is not there" from "nothing is there", before anything latches or is answered missing.
+    ///
+    /// SoftHSM finds 0 objects, with CKR_OK, when its directory is gone, and when the login is: private objects do not
+    /// show without it. [`Failure::Module`] and [`Failure::Login`] are what mends the two.
     fn token_is_there(&self) -> Result<(), Failure> {
         let live = self.live()?;
-        match live.context.get_token_info(live.slot) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Failure::Module(crate::pkcs11::ckr::describe(&error))),
+        if let Err(error) = live.context.get_token_info(live.slot) {
+            return Err(Failure::Module(crate::pkcs11::ckr::describe(&error)));
+        }
+        match self.session()?.get_session_info()?.session_state() {
+            SessionState::RwUser => Ok(()),
+            state => Err(Failure::Login(format!("the keeper's session is {state:?}"))),
         }
     }
 }

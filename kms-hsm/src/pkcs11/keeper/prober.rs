@@ -21,7 +21,7 @@ impl Keeper {
             return;
         }
         let now = self.shared.now();
-        let soft = !self.last_soft.is_some_and(|at| now < at + SOFT_PROBE_HOLDS);
+        let soft = self.last_soft.is_none_or(|at| now >= at + SOFT_PROBE_HOLDS);
         if soft && self.session.is_some() {
             self.last_soft = Some(now);
             if self.soft_probe().is_ok() {

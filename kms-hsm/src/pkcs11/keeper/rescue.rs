@@ -2,19 +2,17 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::TrySendError;
-
 use super::Keeper;
 use crate::error::HsmError;
 use crate::pkcs11::ckr::Failure;
 use crate::pkcs11::crypt::keys_of;
-use crate::pkcs11::job::{Cause, Job, SATURATED_RETRY, Ticket, Work};
+use crate::pkcs11::job::{Cause, Job, Work};
 use crate::pkcs11::key::KeyState;
 use crate::pkcs11::token;
 
 impl Keeper {
     /// Mends what the job needs and queues it again, or answers it.
-    pub(super) fn rescue(&mut self, mut job: Job, cause: Cause, epoch: u64) {
+    pub(super) fn rescue(&mut self, job: Job, cause: Cause, epoch: u64) {
         let now = self.shared.now();
         if now >= job.deadline {
             return job.reply.fail(HsmError::QueueDeadline);
@@ -22,23 +20,16 @@ impl Keeper {
         if let Err(error) = self.shared.health.check_taken(|| now) {
             return job.reply.fail(error);
         }
-        self.shared.keeper_seat.begin(Some(job.reply), job.deadline, now);
-        let result = self.prepare(&job.work, cause, epoch);
+        let Job { work, reply, deadline, queued_at, .. } = job;
+        self.shared.keeper_seat.begin(Some(reply), deadline, now);
+        let result = self.prepare(&work, cause, epoch);
         let result = result.map_err(|failure| self.give_up(failure));
         let Some(reply) = self.shared.keeper_seat.finish() else { return };
-        job.reply = reply;
         if let Err(error) = result {
-            return job.reply.fail(error);
+            return reply.fail(error);
         }
-        job.retried = true;
-        match self.shared.queue_in.try_send(Ticket::Job(Box::new(job))) {
-            Err(
-                TrySendError::Full(Ticket::Job(job)) | TrySendError::Disconnected(Ticket::Job(job)),
-            ) => {
-                job.reply.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
-            }
-            Ok(()) | Err(_) => {}
-        }
+        let job = Box::new(Job { work, reply, deadline, queued_at, retried: true });
+        self.shared.requeue(job);
     }
 
     fn prepare(&mut self, work: &Work, cause: Cause, epoch: u64) -> Result<(), Failure> {
@@ -77,7 +68,12 @@ impl Keeper {
             self.token_is_there().or_else(|failure| self.mended(failure))?;
         }
         let handle = match self.resolve_key(&key.source) {
-            Err(failure @ Failure::Object(_)) => {
+            Err(
+                failure @ (Failure::Object(_)
+                | Failure::Login(_)
+                | Failure::Session(_)
+                | Failure::Module(_)),
+            ) => {
                 self.mended(failure)?;
                 self.resolve_key(&key.source)
             }
@@ -113,8 +109,10 @@ impl Keeper {
 
     /// Finds the roots again after a handle named nothing; begins anew when the token itself is gone.
     fn roots_are_there(&mut self) -> Result<(), Failure> {
-        if self.token_is_there().is_err() {
-            return self.connect();
+        match self.token_is_there() {
+            Ok(()) => {}
+            Err(Failure::Login(_)) => return self.log_in_again(),
+            Err(_) => return self.connect(),
         }
         let pins = self.pins.clone();
         self.index_residents()?;

@@ -92,10 +92,8 @@ impl Keeper {
 
     /// Lists the ids after a new pass.
     pub(super) fn list_residents(&mut self) -> Result<Vec<CkaId>, Failure> {
+        self.token_is_there()?;
         self.index_residents()?;
-        if self.residents.is_empty() {
-            self.token_is_there()?;
-        }
         let mut ids: Vec<CkaId> = self.residents.keys().copied().collect();
         ids.sort_unstable();
         Ok(ids)

@@ -1,0 +1,144 @@
+//! Row "Byzantine": wrong lengths, wrong bytes, a random generator that repeats itself.
+
+use std::collections::HashSet;
+
+use kms_core::key::Protection;
+use kms_hsm::{CryptoOp, CryptoOutput, Hsm as _, HsmError};
+
+use crate::rig::{aad, soon, with_rig};
+
+#[test]
+fn a_wrong_length_is_never_handed_out() {
+    with_rig("lie::a_wrong_length_is_never_handed_out", |rig, faulty| {
+        let key = rig.key(1).key;
+        let sealed = rig.encrypt(&key).unwrap();
+        for rule in ["C_Encrypt 1 short", "C_Encrypt 1 return CKR_BUFFER_TOO_SMALL"] {
+            faulty.script(&[rule]);
+            let answer = rig.encrypt(&key);
+            assert!(
+                matches!(answer, Err(HsmError::Unavailable { .. } | HsmError::Bug { .. })),
+                "{rule}: {answer:?}"
+            );
+            faulty.heal();
+            rig.await_recovery(&key);
+        }
+        faulty.script(&["C_Decrypt 1 short"]);
+        assert!(rig.decrypt(&key, &sealed).is_err());
+        faulty.heal();
+        rig.await_recovery(&key);
+        assert_eq!(rig.decrypt(&key, &sealed), Ok(()));
+    });
+}
+
+#[test]
+fn a_token_that_draws_its_own_iv_is_not_believed() {
+    with_rig("lie::a_token_that_draws_its_own_iv_is_not_believed", |rig, faulty| {
+        let key = rig.key(1).key;
+        // The module replaces zero IVs only, so it must draw zeros first.
+        faulty.script(&["C_EncryptInit * iv"]);
+        for _ in 0..100 {
+            let sealed = rig.encrypt(&key).unwrap();
+            assert_eq!(rig.decrypt(&key, &sealed), Ok(()));
+        }
+    });
+}
+
+#[test]
+fn a_key_that_was_wrapped_or_checked_wrongly_is_not_acknowledged() {
+    with_rig(
+        "lie::a_key_that_was_wrapped_or_checked_wrongly_is_not_acknowledged",
+        |rig, faulty| {
+            let kept = rig.key(1).key;
+            for (rule, protection) in [
+                ("C_WrapKey * flip", Protection::HsmWrapped),
+                ("C_Encrypt * flip", Protection::HsmWrapped),
+                ("C_Encrypt * flip", Protection::HsmResident),
+                ("C_UnwrapKey * return CKR_WRAPPED_KEY_INVALID", Protection::HsmWrapped),
+            ] {
+                faulty.script(&[rule]);
+                let answer = rig.try_key(7, protection).map(drop);
+                assert!(answer.is_err(), "{rule} {protection:?}");
+                faulty.heal();
+                rig.await_recovery(&kept);
+                // What a failed creation left on the token is not in the way of the next.
+                for orphan in rig.hsm.list_residents(soon()).wait().unwrap() {
+                    rig.hsm.destroy_resident(orphan, soon()).wait().unwrap();
+                }
+            }
+            rig.round_trip(&rig.key(7).key).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_flipped_plaintext_of_a_check_blob_is_no_good_key() {
+    with_rig("lie::a_flipped_plaintext_of_a_check_blob_is_no_good_key", |rig, faulty| {
+        let key = rig.key(1);
+        faulty.script(&["C_Decrypt 1 flip"]);
+        let answer = rig.load(&key.source);
+        assert!(matches!(answer, Err(HsmError::KeyIntegrity { .. })), "{answer:?}");
+        faulty.heal();
+        rig.round_trip(&rig.load(&key.source).unwrap()).unwrap();
+    });
+}
+
+#[test]
+fn a_constant_random_generator_gives_no_iv_twice() {
+    with_rig("lie::a_constant_random_generator_gives_no_iv_twice", |rig, faulty| {
+        let key = rig.key(1).key;
+        faulty.script(&["C_GenerateRandom * constant"]);
+        let mut ivs = HashSet::new();
+        let mut refused = 0;
+        for _ in 0..300 {
+            match rig.encrypt(&key) {
+                Ok((iv, _)) => assert!(ivs.insert(iv), "an IV was used twice"),
+                Err(HsmError::Unavailable { .. }) => refused += 1,
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert!(refused > 0);
+        faulty.heal();
+        rig.await_recovery(&key);
+    });
+}
+
+#[test]
+fn a_constant_random_generator_gives_no_data_key_twice() {
+    with_rig("lie::a_constant_random_generator_gives_no_data_key_twice", |rig, faulty| {
+        let key = rig.key(1).key;
+        faulty.script(&["C_GenerateRandom * constant"]);
+        let mut seen = HashSet::new();
+        for _ in 0..20 {
+            let operation = CryptoOp::GenerateDataKey {
+                key: key.clone(),
+                aad: aad(),
+                length_bytes: 32,
+                with_plaintext: true,
+            };
+            if let Ok(finished) = rig.hsm.crypt(operation, soon()).wait() {
+                let CryptoOutput::DataKey { plaintext: Some(plaintext), .. } = finished.output
+                else {
+                    panic!("no data key");
+                };
+                assert!(seen.insert(plaintext.expose().to_vec()), "a data key was given out twice");
+            }
+        }
+        faulty.heal();
+        rig.await_recovery(&key);
+    });
+}
+
+#[test]
+fn a_constant_random_generator_gives_no_random_bytes_twice() {
+    with_rig("lie::a_constant_random_generator_gives_no_random_bytes_twice", |rig, faulty| {
+        let key = rig.key(1).key;
+        // Each draw meets a closed breaker, so that it is the draw itself that is judged.
+        for length in [16, 32, 1024] {
+            faulty.script(&["C_GenerateRandom * constant"]);
+            let answer = rig.hsm.random(length, soon()).wait().map(|bytes| bytes.len());
+            assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{length}: {answer:?}");
+            faulty.heal();
+            rig.await_recovery(&key);
+        }
+    });
+}

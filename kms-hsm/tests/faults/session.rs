@@ -1,0 +1,65 @@
+//! Row "session lost": reopen, retry once, never an old handle.
+
+use kms_hsm::{HsmError, HsmHealth};
+
+use crate::rig::with_rig;
+
+const CODES: [&str; 4] = [
+    "CKR_SESSION_HANDLE_INVALID",
+    "CKR_SESSION_CLOSED",
+    "CKR_OPERATION_ACTIVE",
+    "CKR_OPERATION_NOT_INITIALIZED",
+];
+
+#[test]
+fn a_lost_session_is_reopened_and_the_caller_sees_success() {
+    with_rig("session::a_lost_session_is_reopened_and_the_caller_sees_success", |rig, faulty| {
+        let key = rig.key(1).key;
+        let sealed = rig.encrypt(&key).unwrap();
+        for code in CODES {
+            for function in ["C_EncryptInit", "C_Encrypt"] {
+                faulty.script(&[&format!("{function} 1 return {code}")]);
+                assert!(rig.encrypt(&key).is_ok(), "{function} {code}");
+            }
+            for function in ["C_DecryptInit", "C_Decrypt"] {
+                faulty.script(&[&format!("{function} 1 return {code}")]);
+                assert_eq!(rig.decrypt(&key, &sealed), Ok(()), "{function} {code}");
+            }
+        }
+        assert_eq!(rig.health(), HsmHealth::Ready);
+        // The keeper's session was never closed, so the login held.
+        assert_eq!(faulty.count_since(0, "C_Login"), 1);
+        assert_eq!(faulty.count_since(0, "C_Finalize"), 0);
+        rig.assert_not_fatal();
+    });
+}
+
+#[test]
+fn it_is_retried_once_only_and_recovers_by_itself() {
+    with_rig("session::it_is_retried_once_only_and_recovers_by_itself", |rig, faulty| {
+        let key = rig.key(1).key;
+        let mark = faulty.mark();
+        faulty.script(&["C_EncryptInit * return CKR_SESSION_HANDLE_INVALID"]);
+        let answer = rig.encrypt(&key);
+        assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
+        assert!(faulty.count_since(mark, "C_EncryptInit") >= 2);
+        faulty.heal();
+        rig.await_recovery(&key);
+    });
+}
+
+#[test]
+fn sessions_that_fail_are_closed() {
+    with_rig("session::sessions_that_fail_are_closed", |rig, faulty| {
+        let key = rig.key(1).key;
+        let mark = faulty.mark();
+        for _ in 0..20 {
+            faulty.script(&["C_Encrypt 1 return CKR_OPERATION_ACTIVE"]);
+            rig.encrypt(&key).unwrap();
+        }
+        let (opened, closed) =
+            (faulty.count_since(mark, "C_OpenSession"), faulty.count_since(mark, "C_CloseSession"));
+        assert_eq!(closed, 20);
+        assert!(opened <= closed, "{opened} opened, {closed} closed");
+    });
+}

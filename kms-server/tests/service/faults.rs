@@ -1,0 +1,284 @@
+//! Wrappers that fail at the n-th external call, before it or after it (the reply is lost), and stay dead from then on.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use kms_core::audit::AuditRecord;
+use kms_core::clock::Timestamp;
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::manifest::Manifest;
+use kms_core::name::TenantName;
+use kms_core::root::RootPin;
+use kms_core::secret::Plaintext;
+use kms_hsm::{
+    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec, Pending,
+};
+use kms_server::audit::{Appended, AuditError, AuditSink, SharedAuditSink};
+use kms_server::store::{
+    Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
+    StoredKey, VersionChoice,
+};
+
+/// What happens to one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Works,
+    Fails,
+    ReplyLost,
+}
+
+/// Counts down external calls.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    left: AtomicI64,
+    armed: AtomicBool,
+    reply_lost: AtomicBool,
+    calls: AtomicI64,
+}
+
+impl Faults {
+    /// Lets `good` calls pass and kills everything from the next on.
+    pub(crate) fn arm(&self, good: i64, reply_lost: bool) {
+        self.left.store(good, Ordering::SeqCst);
+        self.reply_lost.store(reply_lost, Ordering::SeqCst);
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn calls(&self) -> i64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    fn next(&self) -> Fate {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if !self.armed.load(Ordering::SeqCst) {
+            return Fate::Works;
+        }
+        match self.left.fetch_sub(1, Ordering::SeqCst) {
+            1.. => Fate::Works,
+            0 if self.reply_lost.load(Ordering::SeqCst) => Fate::ReplyLost,
+            _ => Fate::Fails,
+        }
+    }
+}
+
+pub(crate) struct FaultyHsm(pub(crate) Arc<dyn Hsm>, pub(crate) Arc<Faults>);
+
+impl fmt::Debug for FaultyHsm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultyHsm")
+    }
+}
+
+impl FaultyHsm {
+    fn through<T: Send + 'static>(&self, call: impl FnOnce(&dyn Hsm) -> Pending<T>) -> Pending<T> {
+        let gone = || {
+            let error = HsmError::Unavailable {
+                detail: "injected".into(),
+                retry_after: Duration::from_millis(1),
+            };
+            Pending::ready(Err(error))
+        };
+        match self.1.next() {
+            Fate::Works => call(&*self.0),
+            Fate::Fails => gone(),
+            Fate::ReplyLost => {
+                drop(call(&*self.0));
+                gone()
+            }
+        }
+    }
+}
+
+impl Hsm for FaultyHsm {
+    fn create_root(&self, generation: RootGeneration, deadline: Instant) -> Pending<RootPin> {
+        self.through(|hsm| hsm.create_root(generation, deadline))
+    }
+    fn open_roots(&self, pins: Vec<RootPin>, deadline: Instant) -> Pending<()> {
+        self.through(|hsm| hsm.open_roots(pins, deadline))
+    }
+    fn mac(
+        &self,
+        generation: RootGeneration,
+        inputs: Vec<Vec<u8>>,
+        deadline: Instant,
+    ) -> Pending<Vec<RowMac>> {
+        self.through(|hsm| hsm.mac(generation, inputs, deadline))
+    }
+    fn generate_key(&self, spec: KeySpec, deadline: Instant) -> Pending<GeneratedKey> {
+        self.through(|hsm| hsm.generate_key(spec, deadline))
+    }
+    fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
+        self.through(|hsm| hsm.load_key(source, deadline))
+    }
+    fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()> {
+        self.through(|hsm| hsm.destroy_resident(id, deadline))
+    }
+    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>> {
+        self.through(|hsm| hsm.list_residents(deadline))
+    }
+    fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {
+        self.through(|hsm| hsm.crypt(operation, deadline))
+    }
+    fn crypt_batch(
+        &self,
+        operations: Vec<CryptoOp>,
+        deadline: Instant,
+    ) -> Pending<Vec<Result<Finished, HsmError>>> {
+        self.through(|hsm| hsm.crypt_batch(operations, deadline))
+    }
+    fn random(&self, length: usize, deadline: Instant) -> Pending<Plaintext> {
+        self.through(|hsm| hsm.random(length, deadline))
+    }
+    fn status(&self) -> HsmStatus {
+        self.0.status()
+    }
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct FaultySink(pub(crate) SharedAuditSink, pub(crate) Arc<Faults>);
+
+impl AuditSink for FaultySink {
+    fn append(&self, records: Vec<AuditRecord>) -> Appended {
+        let gone = || Appended::ready(Err(AuditError::Unwritable { detail: "injected".into() }));
+        match self.1.next() {
+            Fate::Works => self.0.append(records),
+            Fate::Fails => gone(),
+            Fate::ReplyLost => {
+                drop(self.0.append(records));
+                gone()
+            }
+        }
+    }
+    fn healthy(&self) -> bool {
+        self.0.healthy()
+    }
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct FaultyStore(pub(crate) Arc<dyn Store>, pub(crate) Arc<Faults>);
+
+macro_rules! through {
+    ($self:ident . $method:ident ( $($argument:expr),* )) => {{
+        let gone = || StoreError::Unavailable { detail: "injected".into() };
+        match $self.1.next() {
+            Fate::Works => $self.0.$method($($argument),*).await,
+            Fate::Fails => Err(gone()),
+            Fate::ReplyLost => {
+                let _ = $self.0.$method($($argument),*).await;
+                Err(gone())
+            }
+        }
+    }};
+}
+
+#[async_trait]
+impl Store for FaultyStore {
+    async fn root_pins(&self) -> Result<Vec<(RootPin, RowMac)>, StoreError> {
+        through!(self.root_pins())
+    }
+    async fn add_root_pin(&self, pin: RootPin, mac: RowMac) -> Result<(), StoreError> {
+        through!(self.add_root_pin(pin, mac))
+    }
+    async fn key(&self, key: KeyRef, v: VersionChoice) -> Result<Option<StoredKey>, StoreError> {
+        through!(self.key(key, v))
+    }
+    async fn list_keys(
+        &self,
+        tenant: TenantName,
+        after: Option<ListPosition>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
+        through!(self.list_keys(tenant, after, limit))
+    }
+    async fn list_versions(
+        &self,
+        key_uid: KeyUid,
+        after: Option<KeyVersion>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+        through!(self.list_versions(key_uid, after, limit))
+    }
+    async fn counter(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Sealed<CounterRow>>, StoreError> {
+        through!(self.counter(key_uid, version))
+    }
+    async fn update_counters(
+        &self,
+        changes: Vec<(Revision, Sealed<CounterRow>)>,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        through!(self.update_counters(changes))
+    }
+    async fn manifest(&self, tenant: TenantName) -> Result<Option<Sealed<Manifest>>, StoreError> {
+        through!(self.manifest(tenant))
+    }
+    async fn request(
+        &self,
+        principal: String,
+        id: RequestId,
+    ) -> Result<Option<RequestRecord>, StoreError> {
+        through!(self.request(principal, id))
+    }
+    async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
+        through!(self.forget_requests(before))
+    }
+    async fn open_intent(&self, intent: Intent) -> Result<(), StoreError> {
+        through!(self.open_intent(intent))
+    }
+    async fn intents(&self) -> Result<Vec<Intent>, StoreError> {
+        through!(self.intents())
+    }
+    async fn abandon_intent(&self, intent: IntentId) -> Result<(), StoreError> {
+        through!(self.abandon_intent(intent))
+    }
+    async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError> {
+        through!(self.create_key(new, closing))
+    }
+    async fn update_key(
+        &self,
+        expected: Revision,
+        key: Sealed<KeyRow>,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        through!(self.update_key(expected, key, closing))
+    }
+    async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {
+        through!(self.roll_over(rollover, closing))
+    }
+    async fn update_version(
+        &self,
+        expected: Revision,
+        version: Sealed<VersionRow>,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        through!(self.update_version(expected, version, closing))
+    }
+    async fn resident_ids(&self) -> Result<Vec<CkaId>, StoreError> {
+        through!(self.resident_ids())
+    }
+    async fn due_deactivations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+        through!(self.due_deactivations(now, limit))
+    }
+    async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        through!(self.probe(now))
+    }
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}

@@ -1,0 +1,17 @@
+//! The service on a software token and SQLite: use-cases, permissions, limits, integrity, crashes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failure here is a failed test"
+)]
+
+mod crash;
+mod crypto;
+mod faults;
+mod integrity;
+mod keys;
+mod leases;
+mod states;
+mod support;

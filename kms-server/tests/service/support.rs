@@ -1,0 +1,193 @@
+//! A small world: software token, SQLite in a temporary directory, records in memory, a clock that stands still.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kms_core::audit::AuditRecord;
+use kms_core::clock::{Clock, ManualClock, Timestamp};
+use kms_core::context::EncryptionContext;
+use kms_core::id::{EventId, RequestId, RootGeneration};
+use kms_core::key::{Protection, Purpose, Sensitivity};
+use kms_core::name::KeyName;
+use kms_core::secret::Plaintext;
+use kms_hsm::Hsm;
+use kms_hsm_soft::{SoftDevice, SoftToken};
+use kms_server::audit::MemorySink;
+use kms_server::authn::{AuthnMethod, Principal};
+use kms_server::authz::{ActionKind, GrantConfig, StaticPolicy};
+use kms_server::keyring::KeyringConfig;
+use kms_server::service::{
+    CreateKey, Kms, Parts, Randomness, RequestContext, SystemRandomness, Unwrap, Wrap, Wrapped,
+};
+use kms_server::store::Store;
+use kms_server::store::sqlite::SqliteStore;
+
+use crate::faults::{Faults, FaultyHsm, FaultySink, FaultyStore};
+
+pub(crate) const ADMIN: &str = "spiffe://td/admin";
+
+/// Everything that outlives a process, and one process on it.
+pub(crate) struct World {
+    pub(crate) directory: Arc<tempfile::TempDir>,
+    pub(crate) device: SoftDevice,
+    pub(crate) hsm: Arc<dyn Hsm>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) sink: Arc<MemorySink>,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) kms: Kms,
+}
+
+pub(crate) fn grant(principal: &str, tenant: &str, actions: &[ActionKind]) -> GrantConfig {
+    GrantConfig { principal: principal.into(), tenant: tenant.into(), actions: actions.to_vec() }
+}
+
+impl World {
+    /// A world where [`ADMIN`] may do everything in tenants `t` and `u`.
+    pub(crate) async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// The same, with more grants.
+    pub(crate) async fn with(grants: &[GrantConfig]) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let clock = Arc::new(ManualClock::new(Timestamp::from_unix_ms(1_700_000_000_000)));
+        let device = SoftDevice::new("soft-1");
+        let hsm: Arc<dyn Hsm> = Arc::new(SoftToken::new(device.clone(), clock.clone()));
+        let deadline = clock.monotonic() + Duration::from_secs(10);
+        let store = Arc::new(SqliteStore::open(&directory.path().join("kms.db")).unwrap());
+        let pin = hsm.create_root(RootGeneration::FIRST, deadline).await.unwrap();
+        hsm.open_roots(vec![pin.clone()], deadline).await.unwrap();
+        let macs = hsm.mac(RootGeneration::FIRST, vec![pin.mac_input()], deadline).await.unwrap();
+        store.add_root_pin(pin, macs[0]).await.unwrap();
+        let sink = Arc::new(MemorySink::new(100_000));
+        Self::assemble(directory, device, hsm, store, sink, clock, KeyringConfig::default(), grants)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a world")]
+    fn assemble(
+        directory: Arc<tempfile::TempDir>,
+        device: SoftDevice,
+        hsm: Arc<dyn Hsm>,
+        store: Arc<dyn Store>,
+        sink: Arc<MemorySink>,
+        clock: Arc<ManualClock>,
+        keyring: KeyringConfig,
+        grants: &[GrantConfig],
+    ) -> Self {
+        let mut table = grants.to_vec();
+        table.extend(["t", "u"].map(|tenant| grant(ADMIN, tenant, ActionKind::ALL)));
+        let faults = Arc::new(Faults::default());
+        let kms = Kms::new(Parts {
+            hsm: Arc::new(FaultyHsm(Arc::clone(&hsm), Arc::clone(&faults))),
+            store: Arc::new(FaultyStore(Arc::clone(&store), Arc::clone(&faults))),
+            audit: Arc::new(FaultySink(sink.clone(), Arc::clone(&faults))),
+            clock: clock.clone(),
+            policy: Arc::new(StaticPolicy::new(&table).unwrap()),
+            randomness: Arc::new(SystemRandomness),
+            keyring,
+        });
+        Self { directory, device, hsm, store, sink, clock, faults, kms }
+    }
+
+    /// Another process on the same store and token, with nothing in memory and no faults.
+    pub(crate) fn restart(&self) -> Self {
+        self.restart_with(KeyringConfig::default())
+    }
+
+    pub(crate) fn restart_granting(&self, grants: &[GrantConfig]) -> Self {
+        self.again(KeyringConfig::default(), grants)
+    }
+
+    pub(crate) fn restart_with(&self, keyring: KeyringConfig) -> Self {
+        self.again(keyring, &[])
+    }
+
+    fn again(&self, keyring: KeyringConfig, grants: &[GrantConfig]) -> Self {
+        let (hsm, store) = (Arc::clone(&self.hsm), Arc::clone(&self.store));
+        let (directory, device) = (Arc::clone(&self.directory), self.device.clone());
+        let (sink, clock) = (self.sink.clone(), self.clock.clone());
+        Self::assemble(directory, device, hsm, store, sink, clock, keyring, grants)
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.directory.path().join("kms.db")
+    }
+
+    pub(crate) fn request(&self, operation: &'static str) -> RequestContext {
+        self.request_of(ADMIN, operation)
+    }
+
+    pub(crate) fn request_of(&self, principal: &str, operation: &'static str) -> RequestContext {
+        let received = self.clock.monotonic();
+        RequestContext {
+            event_id: EventId::from_random(SystemRandomness.draw().unwrap()),
+            principal: Principal { id: principal.into(), method: AuthnMethod::Mtls },
+            source: (Ipv4Addr::LOCALHOST, 4711).into(),
+            deadline: received + Duration::from_secs(10),
+            received,
+            operation,
+        }
+    }
+
+    pub(crate) async fn create(&self, key: &str) {
+        self.kms
+            .create_key(&self.request("kms.v1.KeyService/CreateKey"), create(key))
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn wrap(&self, key: &str) -> Wrapped {
+        let request = self.request("kms.v1.CryptoService/Wrap");
+        self.kms.wrap(&request, wrap(key, b"secret")).await.unwrap()
+    }
+
+    pub(crate) fn records(&self) -> Vec<AuditRecord> {
+        self.sink.records()
+    }
+
+    pub(crate) fn last(&self) -> AuditRecord {
+        self.records().pop().unwrap()
+    }
+}
+
+pub(crate) fn name(key: &str) -> KeyName {
+    key.parse().unwrap()
+}
+
+pub(crate) fn fresh_id() -> RequestId {
+    RequestId::from_bytes(SystemRandomness.draw().unwrap())
+}
+
+pub(crate) fn create(key: &str) -> CreateKey {
+    CreateKey {
+        name: name(key),
+        purpose: Purpose::Wrap,
+        protection: Protection::HsmWrapped,
+        owner: "team".into(),
+        sensitivity: Sensitivity::High,
+        usage: "tests".into(),
+        cryptoperiod: Duration::from_hours(24),
+        labels: BTreeMap::new(),
+        request_id: fresh_id(),
+    }
+}
+
+pub(crate) fn context(value: &str) -> EncryptionContext {
+    EncryptionContext::from_caller([("path".to_owned(), value.to_owned())]).unwrap()
+}
+
+pub(crate) fn wrap(key: &str, plaintext: &[u8]) -> Wrap {
+    Wrap {
+        key: key.parse().unwrap(),
+        plaintext: Plaintext::new(plaintext.to_vec()),
+        context: context("/a"),
+    }
+}
+
+pub(crate) fn unwrap(key: &str, ciphertext: &[u8]) -> Unwrap {
+    Unwrap { key: name(key), ciphertext: ciphertext.to_vec(), context: context("/a") }
+}
