@@ -20,6 +20,9 @@ struct Cli {
     /// Milliseconds of each round
     #[arg(long, default_value_t = 5000)]
     round_ms: u64,
+    /// MiB that are sealed a round
+    #[arg(long, default_value_t = 256)]
+    seal_mib: usize,
     /// Where the summary goes
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -64,7 +67,11 @@ fn measure(cli: &Cli) -> Result<(), Error> {
     std::fs::create_dir_all(&cli.out).map_err(io("make the output directory"))?;
     let disk_root = tempfile::tempdir_in(&cli.out).map_err(io("make a directory"))?;
     let tmpfs = tempfile::tempdir_in(&cli.tmpfs).map_err(io("make a directory in memory"))?;
-    let plan = Plan { rounds: cli.rounds, duration: Duration::from_millis(cli.round_ms) };
+    let plan = Plan {
+        rounds: cli.rounds,
+        duration: Duration::from_millis(cli.round_ms),
+        seal_mib: cli.seal_mib,
+    };
     let absolute = std::path::absolute(disk_root.path()).map_err(io("find the directory"))?;
     let summary = Summary::measure(plan, &absolute, tmpfs.path())?;
     write(&cli.out.join("summary.json"), &summary)?;

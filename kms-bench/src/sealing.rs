@@ -17,8 +17,6 @@ use kms_core::name::KeyName;
 use crate::error::{Error, io};
 use crate::rounds::median;
 
-/// How much is sealed a round.
-const INPUT_MIB: usize = 256;
 /// How many rounds each.
 const ROUNDS: usize = 5;
 /// Bytes of each read of the age crate's round; ours chooses its own.
@@ -48,10 +46,10 @@ impl FileKeyService for Clear {
     }
 }
 
-/// Returns our throughput divided by age's, and ours in MiB a second; medians of alternating rounds.
-pub fn seal_vs_age(tmpfs: &Path) -> Result<(f64, f64), Error> {
+/// Returns our throughput divided by age's, and ours in MiB a second: medians of alternating rounds of `input_mib` each.
+pub fn seal_vs_age(tmpfs: &Path, input_mib: usize) -> Result<(f64, f64), Error> {
     let mut input = tempfile::NamedTempFile::new_in(tmpfs).map_err(io("make the input"))?;
-    for _ in 0..INPUT_MIB {
+    for _ in 0..input_mib {
         input.write_all(&vec![0x5a; 1024 * 1024]).map_err(io("write the input"))?;
     }
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -61,7 +59,7 @@ pub fn seal_vs_age(tmpfs: &Path) -> Result<(f64, f64), Error> {
     }
     let (ours, theirs) = (median(&mut ours), median(&mut theirs));
     #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    Ok((theirs / ours, INPUT_MIB as f64 / ours))
+    Ok((theirs / ours, input_mib as f64 / ours))
 }
 
 fn seconds(round: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {

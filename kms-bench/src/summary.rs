@@ -19,6 +19,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How long each one counts.
     pub duration: Duration,
+    /// How much is sealed a round, in MiB.
+    pub seal_mib: usize,
 }
 
 /// The result of a run. The first twelve names are the project's; the others say under which conditions.
@@ -124,7 +126,7 @@ impl Summary {
         let speed = |rounds: &[Round]| median_of(rounds, |round| round.report.requests_per_second);
         let p50 = |rounds: &[Round]| median_of(rounds, |round| micros(round.report.latency_us.p50));
         let (token, fsync) = (median(&mut token), median(&mut fsync));
-        let (seal_vs_age, seal_mib_per_second) = sealing::seal_vs_age(tmpfs)?;
+        let (seal_vs_age, seal_mib_per_second) = sealing::seal_vs_age(tmpfs, plan.seal_mib)?;
         Ok(Self {
             wrap_vs_echo_c256: speed(&wrap_256) / speed(&echo_256),
             wrap_vs_echo_mem_c64: speed(&memory_64) / speed(&echo_64),
