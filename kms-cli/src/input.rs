@@ -17,7 +17,7 @@ use crate::error::CliError;
 /// Means stdin or stdout where a path is expected.
 pub const STREAM: &str = "-";
 /// The longest text form of an envelope, with room for a line end.
-const MAX_TEXT_BYTES: usize =
+pub const MAX_TEXT_BYTES: usize =
     envelope::TEXT_PREFIX.len() + MAX_ENVELOPE_BYTES.div_ceil(3) * 4 + MAX_TRAILING_BYTES;
 /// White space that an editor or a terminal may add to a text form.
 const MAX_TRAILING_BYTES: usize = 16;
@@ -31,7 +31,12 @@ pub fn plaintext(path: Option<&Path>) -> Result<Plaintext, CliError> {
 /// Reads an envelope in its binary or its text form, and checks its header.
 pub fn ciphertext(path: Option<&Path>) -> Result<Vec<u8>, CliError> {
     let bytes = bounded(path, MAX_TEXT_BYTES, "ciphertext")?;
-    let binary = parse_ciphertext(&bytes)?;
+    checked_ciphertext(&bytes)
+}
+
+/// Takes an envelope in either form, and checks its header.
+pub fn checked_ciphertext(bytes: &[u8]) -> Result<Vec<u8>, CliError> {
+    let binary = parse_ciphertext(bytes)?;
     Envelope::decode(&binary)?;
     Ok(binary)
 }
@@ -55,28 +60,34 @@ pub fn bounded(
     what: &'static str,
 ) -> Result<Zeroizing<Vec<u8>>, CliError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(max + 1));
-    let limit = max as u64 + 1;
-    match path {
-        Some(path) if path != Path::new(STREAM) => {
-            let failed = |cause| CliError::File { action: "read", path: path.into(), cause };
-            let file = File::open(path).map_err(failed)?;
-            file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-        }
-        explicit => {
-            let stdin = io::stdin().lock();
-            if explicit.is_none() && stdin.is_terminal() {
-                return Err(CliError::Terminal(
-                    "nothing is piped in: use --in FILE, or --in - to type it (it is shown)",
-                ));
-            }
-            let failed = |cause| CliError::Stream { action: "read standard input", cause };
-            stdin.take(limit).read_to_end(&mut bytes).map_err(failed)?;
-        }
-    }
+    let (source, failed) = open(path)?;
+    source.take(max as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.is_empty() || bytes.len() > max {
         return Err(CliError::Length { what, length: bytes.len(), max });
     }
     Ok(bytes)
+}
+
+/// A source of bytes, and the error that a failed read of it is.
+type Source = (Box<dyn Read>, Box<dyn Fn(io::Error) -> CliError>);
+
+/// Opens a file, or stdin for `-`; without a path stdin too, but only when something is piped in.
+pub fn open(path: Option<&Path>) -> Result<Source, CliError> {
+    match path {
+        Some(path) if path != Path::new(STREAM) => {
+            let name = path.to_path_buf();
+            let failed = move |cause| CliError::File { action: "read", path: name.clone(), cause };
+            let file = File::open(path).map_err(&failed)?;
+            Ok((Box::new(file), Box::new(failed)))
+        }
+        None if io::stdin().is_terminal() => Err(CliError::Terminal(
+            "nothing is piped in: use --in FILE, or --in - to type it (it is shown)",
+        )),
+        _ => {
+            let failed = |cause| CliError::Stream { action: "read standard input", cause };
+            Ok((Box::new(io::stdin()), Box::new(failed)))
+        }
+    }
 }
 
 /// Splits `KEY=VALUE` at the first `=`.
@@ -92,28 +103,36 @@ pub fn encryption_context(pairs: &[(String, String)]) -> Result<EncryptionContex
     Ok(EncryptionContext::from_caller(pairs.iter().cloned())?)
 }
 
-/// Seconds in each unit of a period. A year has 365 days.
-const UNITS: [(char, u64); 5] =
-    [('y', 365 * 86_400), ('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
+/// Milliseconds in each unit of a period, `ms` before `s`, which it ends with. A year has 365 days.
+const UNITS: [(&str, u64); 6] = [
+    ("ms", 1),
+    ("y", 365 * 86_400_000),
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+];
 
-/// Reads a period: a number and `s`, `m`, `h`, `d` or `y`.
+/// Reads a period: a number and `ms`, `s`, `m`, `h`, `d` or `y`.
 pub fn period(text: &str) -> Result<Duration, String> {
-    let wrong = || "it must be a number and one of s, m, h, d, y: 90d".to_owned();
-    let (unit, seconds) =
-        UNITS.into_iter().find(|(unit, _)| text.ends_with(*unit)).ok_or_else(wrong)?;
-    let number = text.strip_suffix(unit).unwrap_or_default();
+    let wrong = || "it must be a number and one of ms, s, m, h, d, y: 90d".to_owned();
+    let split = |(unit, length)| text.strip_suffix(unit).map(|number| (number, length));
+    let (number, length): (&str, u64) = UNITS.into_iter().find_map(split).ok_or_else(wrong)?;
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(wrong());
     }
     let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(seconds).filter(|s| *s > 0).map(Duration::from_secs).ok_or_else(wrong)
+    number.checked_mul(length).filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(wrong)
 }
 
-/// Writes a period in the largest unit that divides it.
+/// Writes a period of whole seconds in the largest unit that divides it.
 pub fn period_text(period: Duration) -> String {
-    let seconds = period.as_secs();
-    let exact = UNITS.into_iter().find(|(_, unit)| seconds != 0 && seconds.is_multiple_of(*unit));
-    exact.map_or_else(|| "0s".into(), |(unit, length)| format!("{}{unit}", seconds / length))
+    let millis = period.as_secs().saturating_mul(1000);
+    let largest_first = UNITS.into_iter().skip(1).find(|(_, unit)| millis.is_multiple_of(*unit));
+    match largest_first {
+        Some((unit, length)) if millis > 0 => format!("{}{unit}", millis / length),
+        _ => "0s".into(),
+    }
 }
 
 #[cfg(test)]
@@ -166,6 +185,7 @@ mod tests {
         for text in ["90d", "1y", "36h", "5m", "7s"] {
             assert_eq!(period_text(period(text).unwrap()), text);
         }
+        assert_eq!(period("250ms"), Ok(Duration::from_millis(250)));
         for text in ["", "d", "0d", "-1d", "1w", "1.5h", "99999999999999999999y", "+1d"] {
             assert!(period(text).is_err(), "{text:?}");
         }

@@ -6,6 +6,7 @@
 
 pub mod args;
 pub mod backup;
+pub mod bench;
 pub mod client;
 pub mod context;
 pub mod error;

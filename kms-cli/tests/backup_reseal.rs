@@ -36,7 +36,8 @@ impl Backup {
     }
 
     fn of(plaintext: &[u8]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        // In memory, as thousands of syncs are made; that they are made is seen below, in the kernel's trace.
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = directory.path().join("backup.age");
         let kms = MemoryKms::at(1);
         std::fs::write(&path, seal(&kms, plaintext)).unwrap();
@@ -530,4 +531,57 @@ fn bytes_of_this_process(counter: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/self/io").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(counter)).unwrap();
     line.trim_start_matches([':', ' ']).parse().unwrap()
+}
+
+/// Set in the traced child: the file to reseal.
+const TRACED_FILE: &str = "HOLDFAST_TRACED_FILE";
+
+/// The order that makes a power cut harmless, as the kernel sees it.
+#[test]
+fn the_kernel_sees_syncs_before_what_depends_on_them() {
+    if let Some(path) = std::env::var_os(TRACED_FILE) {
+        reseal_file(&MemoryKms::at(2), None, Path::new(&path)).unwrap();
+        return;
+    }
+    let backup = Backup::new();
+    let log = backup.directory.path().join("trace");
+    let output = std::process::Command::new("strace")
+        .args(["-f", "-y", "-e", "trace=write,pwrite64,fsync,fdatasync,unlink,unlinkat,rename"])
+        .arg("-o")
+        .arg(&log)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "the_kernel_sees_syncs_before_what_depends_on_them"])
+        .env(TRACED_FILE, &backup.path)
+        .output()
+        .expect("`strace` is needed: apt-get install strace");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(backup.version(), 2);
+    let directory = backup.directory.path().display().to_string();
+    let trace = std::fs::read_to_string(&log).unwrap();
+    let calls: Vec<String> = trace
+        .lines()
+        .filter(|line| line.contains(&directory))
+        .map(|line| {
+            let call = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ');
+            let name = call.split('(').next().unwrap();
+            let what = if line.contains(SIDE_SUFFIX) {
+                "side"
+            } else if line.contains("backup.age") {
+                "file"
+            } else {
+                "directory"
+            };
+            format!("{name} {what}")
+        })
+        .collect();
+    let expected = [
+        "write side",
+        "fsync side",
+        "fsync directory",
+        "pwrite64 file",
+        "fdatasync file",
+        "unlink side",
+        "fsync directory",
+    ];
+    assert_eq!(calls, expected, "{trace}");
 }

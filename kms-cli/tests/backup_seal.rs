@@ -162,7 +162,7 @@ fn what_is_no_age_file_is_said_to_be_none() {
     let cases: [(&[u8], FormatError); 6] = [
         (b"", FormatError::NotAge),
         (b"hello\n", FormatError::NotAge),
-        (&[0xff; 100_000], FormatError::NotAge),
+        (&vec![0xff; 100_000], FormatError::NotAge),
         (b"age-enc", FormatError::HeaderTruncated),
         (b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n", FormatError::Armored),
         (b"age-encryption.org/v2\n-> x\n\n", FormatError::UnsupportedAgeVersion),
@@ -348,7 +348,7 @@ proptest! {
                 stanzas.extend_from_slice(line);
                 stanzas.push(b'\n');
             }
-            if body.len() % 64 == 0 {
+            if body.len().is_multiple_of(64) {
                 stanzas.push(b'\n');
             }
         }

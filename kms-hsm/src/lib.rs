@@ -5,6 +5,7 @@
 //! crate. It must never create a root because one was not found, never retry a PIN, and never let key material into
 //! the memory of this process.
 
+pub mod dev;
 pub mod doctor;
 pub mod error;
 pub mod hsm;

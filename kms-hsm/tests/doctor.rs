@@ -7,7 +7,8 @@ use std::path::Path;
 
 use kms_core::clock::SystemClock;
 use kms_core::secret::Pin;
-use kms_hsm::doctor::{DoctorError, IvMode, Need, Report, Row, TokenSelector, Verdict, examine};
+use kms_hsm::doctor::{DoctorError, IvMode, Need, Report, Row, Verdict, examine};
+use kms_hsm::pkcs11::TokenSelector;
 use kms_testkit::softhsm::{self, TOKEN_LABEL, USER_PIN};
 use kms_testkit::{faulty, isolated, isolated_faulty};
 

@@ -99,7 +99,14 @@ fn a_token_that_is_absent_is_unavailable_until_it_comes() {
         assert!(matches!(hsm.status().health, HsmHealth::Unavailable(_)));
         let answer = hsm.random(16, soon()).wait();
         assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
-        token.init_token("later");
+        // Made elsewhere and moved in: softhsm2-util itself fails when another process reads the directory meanwhile.
+        let elsewhere = SoftHsm::create(&token.root().join("elsewhere"));
+        elsewhere.init_token("later");
+        for made in std::fs::read_dir(elsewhere.token_dir()).expect("list") {
+            let made = made.expect("entry");
+            let place = token.token_dir().join(made.file_name());
+            std::fs::rename(made.path(), place).expect("bring the token");
+        }
         await_health(&hsm, |health| *health == HsmHealth::NoRoots);
         assert!(hsm.random(16, soon()).wait().is_ok());
     });
@@ -335,5 +342,25 @@ fn loaded_keys_are_bounded_at_the_limit_and_one_past_it() {
         let source = source(&spec(1, Protection::HsmWrapped), &one);
         drop(one);
         assert!(bench.hsm.load_key(source, soon()).wait().is_ok(), "there is room again");
+    });
+}
+
+/// SoftHSM does not fsync: what cannot be made durable is not acknowledged, and not left behind.
+#[test]
+fn what_cannot_be_synced_is_not_acknowledged() {
+    isolated("what_cannot_be_synced_is_not_acknowledged", |token| {
+        let bench = bench(config(token));
+        bench.hsm.close();
+        let gone = Some(token.root().join("gone"));
+        let hsm = start(Pkcs11Config { token_dir: gone, ..config(token) });
+        hsm.open_roots(vec![bench.pin], soon()).wait().expect("open");
+        let root = hsm.create_root(RootGeneration::new(2).expect("a generation"), soon()).wait();
+        assert!(matches!(root, Err(HsmError::Unavailable { .. })), "{root:?}");
+        let key = hsm.generate_key(spec(1, Protection::HsmResident), soon()).wait();
+        assert!(matches!(key, Err(HsmError::Unavailable { .. })), "{key:?}");
+        assert_eq!(hsm.list_residents(soon()).wait(), Ok(vec![]));
+        assert_eq!(session().find_objects(&[Attribute::Token(true)]).expect("find").len(), 2);
+        let wrapped = hsm.generate_key(spec(2, Protection::HsmWrapped), soon()).wait();
+        assert!(wrapped.is_ok(), "a wrapped key needs no token object: {wrapped:?}");
     });
 }

@@ -1,11 +1,18 @@
 //! The Holdfast server. Modules stand in the order in which a request meets them:
 //! transport -> authn -> authz -> service -> keyring -> { hsm (crate kms-hsm) | store | audit }.
 //!
-//! `transport` is the only module that names tonic or axum, `store` the only one that holds SQL.
+//! `transport` and `admin` are the only modules that name tonic or axum, `store` the only one that holds SQL. Beside the
+//! path stand `config`, `dev` and `telemetry`, and `assembly`, which puts the parts together.
 
+pub mod admin;
+pub mod assembly;
 pub mod audit;
 pub mod authn;
 pub mod authz;
+pub mod config;
+pub mod dev;
 pub mod keyring;
 pub mod service;
 pub mod store;
+pub mod telemetry;
+pub mod transport;

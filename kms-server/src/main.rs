@@ -1,2 +1,164 @@
-//! Placeholder.
-fn main() {}
+//! The command line of the server.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use kms_core::clock::{Clock as _, SystemClock};
+use kms_server::assembly::{EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Mode, ReadyFile, run};
+use kms_server::config::{Config, ConfigError, Flags, check};
+use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
+use kms_server::telemetry::log;
+
+/// Exit statuses, shown by `--help`.
+const EXIT_STATUSES: &str = "Exit status:\n  \
+    0   stopped by SIGTERM or SIGINT after a drain\n  \
+    2   wrong command line\n  \
+    69  the HSM module cannot be used\n  \
+    70  a defect of the server\n  \
+    71  a socket or a thread was refused by the system\n  \
+    74  the database or the audit log cannot be opened\n  \
+    75  the HSM hangs: start the process again\n  \
+    77  another process holds the dev directory\n  \
+    78  the configuration, a certificate or the PIN's place is wrong\n\n\
+    Signals:\n  SIGTERM, SIGINT  drain and stop\n  SIGHUP           read certificates, CAs and CRLs again";
+
+/// Holdfast: an HSM-backed key management service
+#[derive(Debug, Parser)]
+#[command(name = "kms-server", version, after_help = EXIT_STATUSES)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a configuration and the files that it names, without starting
+    CheckConfig(Serve),
+    /// Run a DEV server with everything in one directory; never for production
+    Dev(Dev),
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Configuration file; kms-server/holdfast.sample.toml explains every key
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Debug, Args)]
+struct Dev {
+    /// Directory for token, keys, database and logs; made when there is none
+    #[arg(long, value_name = "DIR", default_value = "holdfast-dev")]
+    dir: PathBuf,
+    /// SoftHSM's PKCS#11 module; found by itself where distributions put it
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+fn main() -> ExitCode {
+    let started = SystemClock.monotonic();
+    let cli = Cli::parse();
+    // A core dump would hold PIN and data keys.
+    let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Core, no_core) {
+        return fail(EXIT_SOCKET, &format!("cannot forbid core dumps: {error}"));
+    }
+    match cli.command {
+        Some(Command::CheckConfig(serve)) => check_config(&serve),
+        Some(Command::Dev(dev)) => run_dev(&dev, started),
+        None => run_server(&cli.serve, started),
+    }
+}
+
+fn load(serve: &Serve) -> Result<Config, String> {
+    let path = serve.config.as_deref().ok_or("--config FILE is missing")?;
+    Config::load(path, &serve.flags).map_err(|error: ConfigError| error.to_string())
+}
+
+fn check_config(serve: &Serve) -> ExitCode {
+    let config = match load(serve) {
+        Ok(config) => config,
+        Err(error) => return fail(EXIT_CONFIG, &error),
+    };
+    let problems = check(&config);
+    if problems.is_empty() {
+        say("the configuration is good\n");
+        return ExitCode::SUCCESS;
+    }
+    for problem in &problems {
+        tell(&problem.to_string());
+    }
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn run_server(serve: &Serve, started: std::time::Instant) -> ExitCode {
+    let config = match load(serve) {
+        Ok(config) => config,
+        Err(error) => return fail(EXIT_CONFIG, &error),
+    };
+    log::start(config.log);
+    let mode = Mode { create_roots: false, ready_file: None, on_ready: Box::new(|_, _| Ok(())) };
+    serve_with(&config, &mode, started)
+}
+
+fn run_dev(dev: &Dev, started: std::time::Instant) -> ExitCode {
+    match dev_server(dev, started) {
+        Ok(status) => status,
+        Err(error @ (DevError::Held(_) | DevError::Exposed(_))) => {
+            fail(EXIT_HELD, &error.to_string())
+        }
+        Err(error) => fail(EXIT_CONFIG, &error.to_string()),
+    }
+}
+
+fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevError> {
+    let directory = DevDirectory::open(&dev.dir)?;
+    enter(&directory)?;
+    let held = directory.hold()?;
+    let config = prepare(&directory, dev.module.clone(), &dev.flags, &SystemClock)?;
+    log::start(config.log);
+    tracing::warn!(directory = %directory.path().display(), "DEV MODE: never for production");
+    let path = directory.join("ready.json");
+    let ready_file =
+        ReadyFile::prepare(path.clone()).map_err(|cause| DevError::File { path, cause })?;
+    let on_ready = Box::new(move |listen: SocketAddr, admin: SocketAddr| {
+        write_cli_context(&directory, listen).map_err(std::io::Error::other)?;
+        say(&banner(&directory, listen, admin));
+        Ok(())
+    });
+    let mode = Mode { create_roots: true, ready_file: Some(ready_file), on_ready };
+    let status = serve_with(&config, &mode, started);
+    drop(held);
+    Ok(status)
+}
+
+fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> ExitCode {
+    match run(config, mode, started) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error.exit_status(), &error.to_string()),
+    }
+}
+
+fn fail(status: u8, error: &str) -> ExitCode {
+    tell(&format!("error: {error}"));
+    ExitCode::from(status)
+}
+
+/// Nobody may read standard output or error any more: then there is nobody to tell.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn tell(text: &str) {
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}

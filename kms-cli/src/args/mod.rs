@@ -3,6 +3,7 @@
 //! Only declarations live here; each verb's code is in [`crate::verbs`]. Help texts are pinned by snapshots, so a change
 //! here shows as one there.
 
+pub mod bench;
 pub mod context;
 pub mod data;
 pub mod key;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::backup::command::{AgeCommand, OpenArgs, ResealArgs, SealArgs};
 use crate::context::Overrides;
 use crate::output::Format;
 
@@ -66,7 +68,14 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PERIOD", value_parser = crate::input::period)]
     pub timeout: Option<Duration>,
     /// How results and errors are shown
-    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(
+        long = "output",
+        id = "output-format",
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
     pub output: Format,
 }
 
@@ -106,6 +115,20 @@ pub enum Command {
     Random(data::Random),
     /// Say whether the server is up and serving
     Health,
+    /// Seal a stream into an age file that the KMS opens
+    Seal(SealArgs),
+    /// Open a sealed file
+    Open(OpenArgs),
+    /// Move sealed files to their key's current version, in place
+    Reseal(ResealArgs),
+    /// Print recipients and identities for stock `age`
+    #[command(subcommand)]
+    Age(AgeCommand),
+    /// Examine PKCS#11 tokens
+    #[command(subcommand)]
+    Hsm(tools::HsmCommand),
+    /// Put load on a server and measure it
+    Bench(bench::Bench),
     /// Choose and add contexts: which server, as whom
     #[command(subcommand)]
     Context(context::ContextCommand),

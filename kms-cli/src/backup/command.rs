@@ -14,7 +14,7 @@ use kms_core::name::KeyName;
 use serde::Serialize;
 
 use super::disk::side_path;
-use super::error::BackupError;
+use super::error::{BackupError, ServiceError};
 use super::open::{Opened, open_stream};
 use super::output::{Overwrite, PendingFile};
 use super::progress::Progress;
@@ -22,38 +22,52 @@ use super::recipient::Address;
 use super::reseal::{Outcome, Recovery, Status, reseal_file};
 use super::seal::{BUFFER_BYTES, Recipients, Sealed, seal_stream};
 use super::service::FileKeyService;
+use crate::client::ClientError;
+use crate::input::STREAM;
 use crate::terminal::harmless;
 
-/// Names a standard stream.
-const STREAM: &str = "-";
+/// How a server refuses an envelope that was changed, or torn.
+const TORN_ENVELOPE: &str = "CIPHERTEXT_INVALID";
 
 /// Where a backup comes from and goes to.
 #[derive(Args, Clone, Debug)]
 pub struct Streams {
-    /// Read from FILE, `-` for standard input.
-    #[arg(long = "in", value_name = "FILE", default_value = STREAM)]
-    pub input: PathBuf,
-    /// Write to FILE, `-` for standard output. The file appears when it is whole.
-    #[arg(long = "out", short = 'o', value_name = "FILE", default_value = STREAM)]
-    pub output: PathBuf,
-    /// Replace an existing output file.
-    #[arg(long, short)]
+    /// Read from FILE [default: stdin, also `-`]
+    #[arg(long = "in", value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Write to FILE, which appears when it is whole [default: stdout, also `-`]
+    #[arg(long = "out", value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace an existing output file
+    #[arg(long)]
     pub force: bool,
-    /// Show no progress bar.
-    #[arg(long, short)]
+    /// Show no progress bar
+    #[arg(long)]
     pub quiet: bool,
+}
+
+impl Streams {
+    /// Returns the file that is meant; `None` for a standard stream.
+    fn file(path: Option<&PathBuf>) -> Option<&Path> {
+        path.map(PathBuf::as_path).filter(|path| *path != Path::new(STREAM))
+    }
+
+    /// Returns whether the output goes to a file, so that standard output is free for a report.
+    pub fn to_file(&self) -> bool {
+        Self::file(self.output.as_ref()).is_some()
+    }
 }
 
 /// Seals a stream into a standard age file that the KMS can open.
 #[derive(Args, Clone, Debug)]
 pub struct SealArgs {
-    /// The key that wraps the file key: an id, or `tenants/T/keys/K`.
+    /// The key that wraps the file key: an id, or a full name
     #[arg(long, value_name = "KEY")]
     pub key: String,
-    /// A native age recipient (`age1…`) that can open the file without the KMS; may be repeated.
-    #[arg(long = "recipient", short, value_name = "AGE1…")]
+    /// A native age recipient that can open the file without the KMS; may be repeated
+    #[arg(long = "recipient", short = 'r', value_name = "AGE1...")]
     pub recipients: Vec<String>,
-    /// Input and output.
+    /// Where from and where to.
     #[command(flatten)]
     pub streams: Streams,
 }
@@ -61,10 +75,10 @@ pub struct SealArgs {
 /// Opens a sealed file; every byte that is written has been verified.
 #[derive(Args, Clone, Debug)]
 pub struct OpenArgs {
-    /// The key that the file must be sealed with; without it, the key that the file names.
+    /// The key that the file must be sealed with [default: the one that it names]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
-    /// Input and output.
+    /// Where from and where to.
     #[command(flatten)]
     pub streams: Streams,
 }
@@ -72,10 +86,10 @@ pub struct OpenArgs {
 /// Moves sealed files to their key's current version, in place; the payload is not touched.
 #[derive(Args, Clone, Debug)]
 pub struct ResealArgs {
-    /// The key that the files must be sealed with; without it, the key that each file names.
+    /// The key that the files must be sealed with [default: the one that each names]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
-    /// The sealed files.
+    /// The sealed files
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }
@@ -83,19 +97,19 @@ pub struct ResealArgs {
 /// Recipients and identities for stock `age` with age-plugin-kms.
 #[derive(Subcommand, Clone, Debug)]
 pub enum AgeCommand {
-    /// Print the recipient (`age1kms1…`) of a key, for `age -r`.
+    /// Print the recipient of a key (age1kms1...), for `age -r`
     Recipient(AddressArgs),
-    /// Print the identity (`AGE-PLUGIN-KMS-1…`) of a key, for `age -d -i`. It is not a secret.
+    /// Print the identity of a key (AGE-PLUGIN-KMS-1...), for `age -d -i`; it is no secret
     Identity(AddressArgs),
 }
 
 /// Which key an address names.
 #[derive(Args, Clone, Debug)]
 pub struct AddressArgs {
-    /// The key: an id, or `tenants/T/keys/K`.
+    /// The key: an id, or a full name
     #[arg(long, value_name = "KEY")]
     pub key: String,
-    /// Fix the context that the plugin uses; without it, the current one of whoever runs `age`.
+    /// Context that the plugin shall use [default: the current one of whoever runs `age`]
     #[arg(long, value_name = "CONTEXT")]
     pub via: Option<String>,
 }
@@ -138,7 +152,7 @@ pub fn seal(
 ) -> Result<Sealed, BackupError> {
     let recipients = Recipients::new(key, native_recipients(&args.recipients)?)?;
     let input = Input::open(&args.streams)?;
-    let mut output = Output::create(&args.streams, Binary::Yes)?;
+    let mut output = Output::create(&args.streams, Content::Sealed)?;
     let sealed = seal_stream(service, &recipients, input.progress(&args.streams), &mut output)?;
     output.commit()?;
     Ok(sealed)
@@ -156,10 +170,10 @@ pub fn open(
 ) -> Result<Opened, BackupError> {
     let streams = &args.streams;
     let input = Input::open(streams)?;
-    let mut output = Output::create(streams, Binary::Perhaps)?;
+    let mut output = Output::create(streams, Content::Plaintext)?;
     let buffered = BufReader::with_capacity(BUFFER_BYTES, input.progress(streams));
     let opened = open_stream(service, key, buffered, &mut output)
-        .map_err(|error| explain(error, &streams.input))?;
+        .map_err(|error| explain(error, Streams::file(streams.input.as_ref())))?;
     output.commit()?;
     Ok(opened)
 }
@@ -219,15 +233,22 @@ fn report(file: &Path, outcome: Result<Outcome, BackupError>) -> FileReport {
 }
 
 fn native_recipients(texts: &[String]) -> Result<Vec<age::x25519::Recipient>, BackupError> {
-    let parse =
-        |text: &String| text.parse().map_err(|_| BackupError::InvalidRecipient(harmless(text)));
+    // The text is not shown: it may be an age secret key, given by mistake.
+    let parse = |text: &String| text.parse().map_err(|_| BackupError::InvalidRecipient);
     texts.iter().map(parse).collect()
 }
 
-/// A header that does not verify beside a side file is most likely torn.
-fn explain(error: BackupError, input: &Path) -> BackupError {
-    let of_header = matches!(error, BackupError::HeaderTampered | BackupError::Format(_));
-    if of_header && input != Path::new(STREAM) && side_path(input).exists() {
+/// A header that does not hold together, beside a side file, is most likely torn.
+fn explain(error: BackupError, input: Option<&Path>) -> BackupError {
+    let of_header = match &error {
+        BackupError::HeaderTampered | BackupError::Format(_) => true,
+        BackupError::Service(ServiceError::Client(ClientError::Refused(refusal))) => {
+            refusal.reason == TORN_ENVELOPE
+        }
+        _ => false,
+    };
+    let input = input.and_then(|input| input.canonicalize().ok());
+    if of_header && input.is_some_and(|input| side_path(&input).exists()) {
         return BackupError::ResealInterrupted;
     }
     error
@@ -241,11 +262,10 @@ struct Input {
 
 impl Input {
     fn open(streams: &Streams) -> Result<Self, BackupError> {
-        let file = if streams.input == Path::new(STREAM) {
+        let file = match Streams::file(streams.input.as_ref()) {
+            Some(path) => File::open(path),
             // The descriptor itself: std's buffer would only add a copy.
-            io::stdin().as_fd().try_clone_to_owned().map(File::from)
-        } else {
-            File::open(&streams.input)
+            None => io::stdin().as_fd().try_clone_to_owned().map(File::from),
         };
         let file = file.map_err(BackupError::io("open the input"))?;
         let metadata = file.metadata().map_err(BackupError::io("open the input"))?;
@@ -258,11 +278,22 @@ impl Input {
     }
 }
 
-/// Whether an output is certainly binary.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Binary {
-    Yes,
-    Perhaps,
+/// What an output holds.
+#[derive(Clone, Copy)]
+enum Content {
+    Sealed,
+    Plaintext,
+}
+
+impl Content {
+    /// Refuses to show binary, or a plaintext that was not asked for, on a terminal.
+    const fn check_terminal(self, asked: bool) -> Result<(), BackupError> {
+        match self {
+            Self::Sealed => Err(BackupError::SealedToTerminal),
+            Self::Plaintext if !asked => Err(BackupError::PlaintextToTerminal),
+            Self::Plaintext => Ok(()),
+        }
+    }
 }
 
 /// Where output goes: at once, or into a file that appears when it is whole.
@@ -272,16 +303,15 @@ enum Output {
 }
 
 impl Output {
-    fn create(streams: &Streams, binary: Binary) -> Result<Self, BackupError> {
-        let path = streams.output.as_path();
-        if path == Path::new(STREAM) {
+    fn create(streams: &Streams, content: Content) -> Result<Self, BackupError> {
+        let Some(path) = Streams::file(streams.output.as_ref()) else {
             let stdout = io::stdout();
-            if binary == Binary::Yes && stdout.is_terminal() {
-                return Err(BackupError::OutputIsTerminal);
+            if stdout.is_terminal() {
+                content.check_terminal(streams.output.is_some())?;
             }
             let stream = stdout.as_fd().try_clone_to_owned();
             return Ok(Self::Stream(stream.map_err(BackupError::io("open the output"))?.into()));
-        }
+        };
         // Pipes and devices such as /dev/null cannot be replaced by a file, so they are written to.
         let kind = path.metadata().map(|metadata| metadata.file_type());
         if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device()) {

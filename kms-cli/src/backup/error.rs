@@ -123,8 +123,8 @@ pub enum BackupError {
         max: usize,
     },
     /// A text that should be a native age recipient is none.
-    #[error("`{0}` is not a native age recipient (`age1…`)")]
-    InvalidRecipient(String),
+    #[error("a --recipient is not a native age recipient (`age1…`)")]
+    InvalidRecipient,
     /// A text that should be an address of ours is none.
     #[error(transparent)]
     Address(#[from] InvalidAddress),
@@ -135,8 +135,11 @@ pub enum BackupError {
     #[error("not a regular file")]
     NotRegular,
     /// A sealed file is binary and would spoil a terminal.
-    #[error("a sealed file is binary; write it to a file with --out")]
-    OutputIsTerminal,
+    #[error("a sealed file is binary; use --out FILE or a pipe")]
+    SealedToTerminal,
+    /// A plaintext would be shown on a terminal, and nobody asked for that.
+    #[error("a plaintext is not shown on a terminal: use --out FILE, a pipe, or --out -")]
+    PlaintextToTerminal,
     /// Another reseal holds the file.
     #[error("another reseal is working on this file")]
     Busy,
@@ -144,10 +147,7 @@ pub enum BackupError {
     #[error("the file was replaced meanwhile; nothing was changed")]
     Replaced,
     /// A side file is there, but it does not belong to this file.
-    #[error(
-        "the side file of an interrupted reseal does not match this file; \
-         nothing was changed, see docs/backup-format.md, \"Recovery by hand\""
-    )]
+    #[error("the side file of an interrupted reseal is not this file's; nothing was changed")]
     SideForeign,
     /// Reading or writing failed.
     #[error("cannot {action}: {source}")]
@@ -166,13 +166,5 @@ impl BackupError {
     /// Makes the closure that gives an I/O error its action.
     pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
-    }
-
-    /// Returns whether the file itself is damaged or hostile, rather than the wrong one or out of reach.
-    pub const fn is_tampered(&self) -> bool {
-        matches!(
-            self,
-            Self::HeaderTampered | Self::PayloadTruncated { .. } | Self::PayloadTampered { .. }
-        )
     }
 }

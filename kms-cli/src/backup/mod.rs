@@ -20,6 +20,7 @@ mod seal;
 mod service;
 mod side;
 mod stanza;
+pub mod verbs;
 
 pub use disk::{Disk, FileDisk, SIDE_SUFFIX};
 pub use error::{BackupError, FormatError, ServiceError};

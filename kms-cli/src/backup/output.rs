@@ -1,14 +1,16 @@
-//! Output files that appear whole or not at all: written beside their target, synced, then renamed.
+//! Output files that appear whole or not at all: written without a name, synced, then linked or renamed into place.
 //!
-//! Until [`PendingFile::commit`] the target is untouched; a failure removes what was written, and a crash leaves only a
-//! file whose name says that it is partial.
+//! Until [`PendingFile::commit`] the target is untouched. A failure, Ctrl-C or kill leaves nothing: the file has no name
+//! yet (O_TMPFILE). On file systems without that, a crash leaves a file whose name says that it is partial.
 
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use tempfile::TempPath;
 
 use super::disk::sync_directory;
 use super::error::BackupError;
@@ -30,7 +32,9 @@ pub enum Overwrite {
 /// A file that is being written and has not appeared yet.
 #[derive(Debug)]
 pub struct PendingFile {
-    temporary: NamedTempFile,
+    file: File,
+    /// `None` while the file has no name at all.
+    partial: Option<TempPath>,
     target: PathBuf,
     overwrite: Overwrite,
 }
@@ -42,29 +46,21 @@ impl PendingFile {
     /// [`BackupError::OutputExists`] unless overwriting is allowed; [`BackupError::NotRegular`] when what is there is
     /// not a regular file; [`BackupError::Io`].
     pub fn create(target: &Path, overwrite: Overwrite) -> Result<Self, BackupError> {
-        // A link is followed, so that the file is replaced and not the link.
-        let target = match target.canonicalize() {
-            Ok(existing) => {
-                if !existing.is_file() {
-                    return Err(BackupError::NotRegular);
-                }
-                if overwrite == Overwrite::Refuse {
-                    return Err(BackupError::OutputExists);
-                }
-                existing
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => target.to_path_buf(),
-            Err(error) => return Err(BackupError::io("create the output")(error)),
+        let target = resolve(target, overwrite)?;
+        let Some(file) = unnamed(directory_of(&target)) else {
+            return Self::create_named(target, overwrite);
         };
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(target.file_name().ok_or(BackupError::NotRegular)?);
-        let temporary = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(PARTIAL_SUFFIX)
+        Ok(Self { file, partial: None, target, overwrite })
+    }
+
+    /// As above, for file systems without unnamed files.
+    fn create_named(target: PathBuf, overwrite: Overwrite) -> Result<Self, BackupError> {
+        let named = builder(&target)?
             .permissions(Permissions::from_mode(MODE))
             .tempfile_in(directory_of(&target))
             .map_err(BackupError::io("create the output"))?;
-        Ok(Self { temporary, target, overwrite })
+        let (file, partial) = named.into_parts();
+        Ok(Self { file, partial: Some(partial), target, overwrite })
     }
 
     /// Makes the file durable and lets it appear.
@@ -72,15 +68,23 @@ impl PendingFile {
     /// # Errors
     /// [`BackupError::OutputExists`] when something took the name meanwhile; [`BackupError::Io`].
     pub fn commit(self) -> Result<(), BackupError> {
-        let Self { temporary, target, overwrite } = self;
-        temporary.as_file().sync_all().map_err(BackupError::io("sync the output"))?;
-        let persisted = match overwrite {
-            Overwrite::Allow => temporary.persist(&target),
-            Overwrite::Refuse => temporary.persist_noclobber(&target),
+        let Self { file, partial, target, overwrite } = self;
+        file.sync_all().map_err(BackupError::io("sync the output"))?;
+        let appeared = match (partial, overwrite) {
+            (None, Overwrite::Refuse) => link(&file, &target),
+            (None, Overwrite::Allow) => {
+                // A link cannot replace a file, so the file gets a partial name for the time of a rename.
+                let named = builder(&target)?.make_in(directory_of(&target), |at| link(&file, at));
+                named.and_then(|named| Ok(named.into_temp_path().persist(&target)?))
+            }
+            (Some(partial), Overwrite::Refuse) => {
+                partial.persist_noclobber(&target).map_err(io::Error::from)
+            }
+            (Some(partial), Overwrite::Allow) => partial.persist(&target).map_err(io::Error::from),
         };
-        persisted.map_err(|failed| match failed.error.kind() {
+        appeared.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => BackupError::OutputExists,
-            _ => BackupError::io("rename the output")(failed.error),
+            _ => BackupError::io("rename the output")(error),
         })?;
         sync_directory(directory_of(&target))
     }
@@ -88,12 +92,47 @@ impl PendingFile {
 
 impl Write for PendingFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.temporary.as_file_mut().write(bytes)
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.temporary.as_file_mut().flush()
+        self.file.flush()
     }
+}
+
+/// Follows links, so that a file is replaced and not the link, and looks at what is there.
+fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, BackupError> {
+    match target.canonicalize() {
+        Ok(existing) if !existing.is_file() => Err(BackupError::NotRegular),
+        Ok(_) if overwrite == Overwrite::Refuse => Err(BackupError::OutputExists),
+        Ok(existing) => Ok(existing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(target.to_path_buf()),
+        Err(error) => Err(BackupError::io("create the output")(error)),
+    }
+}
+
+/// Creates a file without a name, where that is possible and can be undone.
+fn unnamed(directory: &Path) -> Option<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(directory, flags, Mode::from_raw_mode(MODE)).ok()?);
+    descriptor(&file).exists().then_some(file)
+}
+
+/// Gives an unnamed file a name; one that is taken is an error.
+fn link(file: &File, at: &Path) -> io::Result<()> {
+    Ok(linkat(CWD, descriptor(file), CWD, at, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// The way to an open file that linkat(2) documents for this.
+fn descriptor(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+fn builder(target: &Path) -> Result<tempfile::Builder<'static, 'static>, BackupError> {
+    target.file_name().ok_or(BackupError::NotRegular)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(PARTIAL_SUFFIX);
+    Ok(builder)
 }
 
 fn directory_of(target: &Path) -> &Path {
@@ -131,9 +170,35 @@ mod tests {
         let target = directory.path().join("out");
         let mut pending = PendingFile::create(&target, Overwrite::Refuse).unwrap();
         pending.write_all(b"half").unwrap();
+        // Not even while it is written: nobody has to tidy up after a kill.
+        assert!(names(directory.path()).is_empty());
+        drop(pending);
+        assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn without_unnamed_files_a_partial_name_is_used_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("out");
+        let create = |overwrite| PendingFile::create_named(target.clone(), overwrite).unwrap();
+        let pending = create(Overwrite::Refuse);
         assert!(names(directory.path())[0].ends_with(PARTIAL_SUFFIX));
         drop(pending);
         assert!(names(directory.path()).is_empty());
+        create(Overwrite::Refuse).commit().unwrap();
+        assert_eq!(target.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(create(Overwrite::Refuse).commit(), Err(BackupError::OutputExists)));
+        let mut pending = create(Overwrite::Allow);
+        pending.write_all(b"after").unwrap();
+        pending.commit().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"after");
+        assert_eq!(names(directory.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_name_without_a_directory_is_in_the_current_one() {
+        assert_eq!(directory_of(Path::new("out")), Path::new("."));
+        assert_eq!(directory_of(Path::new("/out")), Path::new("/"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 
 use age::EncryptError;
 use age_core::format::{FileKey, Stanza};
+use kms_core::id::KeyVersion;
 use kms_core::name::KeyName;
 
 use super::error::{BackupError, ServiceError};
@@ -47,6 +48,8 @@ impl Recipients {
 /// What was sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed {
+    /// The version of the key that wraps the file key.
+    pub version: KeyVersion,
     /// How many bytes of plaintext.
     pub plaintext_bytes: u64,
 }
@@ -64,9 +67,9 @@ pub fn seal_stream(
     mut input: impl Read,
     output: impl Write,
 ) -> Result<Sealed, BackupError> {
-    let encryptor = encryptor(service, recipients)?;
+    let (encryptor, version) = encryptor(service, recipients)?;
     let mut writer = encryptor.wrap_output(output).map_err(BackupError::io("write the header"))?;
-    let mut sealed = Sealed { plaintext_bytes: 0 };
+    let mut sealed = Sealed { version, plaintext_bytes: 0 };
     let mut buffer = zeroize::Zeroizing::new(vec![0; BUFFER_BYTES]);
     loop {
         let length = match input.read(&mut buffer) {
@@ -90,22 +93,25 @@ pub fn seal_stream(
 fn encryptor(
     service: &dyn FileKeyService,
     recipients: &Recipients,
-) -> Result<age::Encryptor, BackupError> {
-    let ours = KmsRecipient { service, key: &recipients.key, error: RefCell::new(None) };
+) -> Result<(age::Encryptor, KeyVersion), BackupError> {
+    let outcome = RefCell::new(None);
+    let ours = KmsRecipient { service, key: &recipients.key, outcome: &outcome };
     let extra = recipients.extra.iter().map(|recipient| recipient as &dyn age::Recipient);
     let all = std::iter::once(&ours as &dyn age::Recipient).chain(extra);
-    age::Encryptor::with_recipients(all).map_err(|error| match (ours.error.take(), error) {
-        (Some(error), _) => BackupError::Service(error),
-        (None, EncryptError::Io(error)) => BackupError::io("draw a file key")(error),
-        (None, _) => BackupError::Bug("the age crate refused our recipients"),
-    })
+    let encryptor = age::Encryptor::with_recipients(all);
+    match (encryptor, outcome.take()) {
+        (Ok(encryptor), Some(Ok(version))) => Ok((encryptor, version)),
+        (_, Some(Err(error))) => Err(BackupError::Service(error)),
+        (Err(EncryptError::Io(error)), _) => Err(BackupError::io("draw a file key")(error)),
+        (Ok(_) | Err(_), _) => Err(BackupError::Bug("the age crate refused our recipients")),
+    }
 }
 
-/// Wraps the file key through the service. age's error type has no room for ours, so it is kept aside.
+/// Wraps the file key through the service. What age's trait has no room for is kept aside.
 struct KmsRecipient<'a> {
     service: &'a dyn FileKeyService,
     key: &'a KeyName,
-    error: RefCell<Option<ServiceError>>,
+    outcome: &'a RefCell<Option<Result<KeyVersion, ServiceError>>>,
 }
 
 impl age::Recipient for KmsRecipient<'_> {
@@ -114,9 +120,12 @@ impl age::Recipient for KmsRecipient<'_> {
         file_key: &FileKey,
     ) -> Result<(Vec<Stanza>, HashSet<String>), EncryptError> {
         match self.service.wrap(self.key, file_key) {
-            Ok(wrapped) => Ok((vec![KmsStanza::new(wrapped).to_age()], HashSet::new())),
+            Ok(wrapped) => {
+                self.outcome.replace(Some(Ok(wrapped.header().version)));
+                Ok((vec![KmsStanza::new(wrapped).to_age()], HashSet::new()))
+            }
             Err(error) => {
-                self.error.replace(Some(error));
+                self.outcome.replace(Some(Err(error)));
                 Err(EncryptError::Io(io::Error::other("the service did not wrap the file key")))
             }
         }

@@ -5,10 +5,13 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -16,10 +19,16 @@ use tonic::transport::Uri;
 use tower::Service;
 
 use super::ClientError;
+use super::replay::Replay;
 use crate::context::ServerAddress;
 
 /// How far down a chain of causes we look.
 const MAX_CAUSES: usize = 16;
+
+/// How much is read ahead: a SETTINGS frame of the usual length.
+const FIRST_BYTES: usize = 256;
+/// How long the server's first bytes are awaited; they come with the end of its handshake, one round trip away.
+pub const FIRST_BYTES_WAIT: Duration = Duration::from_secs(1);
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,6 +117,9 @@ impl ConnectFailure {
     }
 }
 
+/// What a connector gives to tonic.
+pub type Connection = TokioIo<Replay<TlsStream<TcpStream>>>;
+
 /// Connects to one server, whatever URI it is asked for.
 #[derive(Clone)]
 pub struct Connector {
@@ -125,19 +137,25 @@ impl Connector {
         Ok(Self { host, port, name, tls: TlsConnector::from(config) })
     }
 
-    async fn open(self) -> Result<TokioIo<TlsStream<TcpStream>>, ConnectFailure> {
+    async fn open(self) -> Result<Connection, ConnectFailure> {
         let network = |error: io::Error| ConnectFailure::Network(error.to_string());
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(network)?;
         tcp.set_nodelay(true).map_err(network)?;
-        let stream = self
-            .tls
-            .connect(self.name, tcp)
-            .await
-            .map_err(|error| ConnectFailure::of_io(&error))?;
+        let handshake = self.tls.connect(self.name, tcp).await;
+        let mut stream = handshake.map_err(|error| ConnectFailure::of_io(&error))?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(ConnectFailure::NotHttp2);
         }
-        Ok(TokioIo::new(stream))
+        let mut first = [0; FIRST_BYTES];
+        let length = match tokio::time::timeout(FIRST_BYTES_WAIT, stream.read(&mut first)).await {
+            Ok(Ok(0)) => return Err(ConnectFailure::Network("the server closed at once".into())),
+            Ok(Ok(length)) => length,
+            Ok(Err(error)) => return Err(ConnectFailure::of_io(&error)),
+            // A server that waits for us to speak first is as good.
+            Err(_) => 0,
+        };
+        let first = Bytes::copy_from_slice(first.get(..length).unwrap_or_default());
+        Ok(TokioIo::new(Replay::new(first, stream)))
     }
 }
 
@@ -151,7 +169,7 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = Connection;
     type Error = ConnectFailure;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 

@@ -10,6 +10,7 @@ pub mod crypto;
 pub mod error;
 pub mod health;
 pub mod keys;
+pub mod replay;
 pub mod retry;
 
 pub use crypto::{CiphertextDescription, Unwrapped, Wrapped};

@@ -24,7 +24,7 @@ pub fn wrap(session: &Session, args: &Wrap) -> Result<(), CliError> {
     let wrapped = session.with_client(&context, async |client| {
         Ok(client.wrap(&key, &plaintext, &binding).await?)
     })?;
-    let facts = json!({ "key_version": wrapped.key_version });
+    let facts = json!({ "key_version": wrapped.key_version.to_string() });
     write_ciphertext(session, &destination, args.form, &wrapped.ciphertext, facts)
 }
 
@@ -39,7 +39,7 @@ pub fn unwrap(session: &Session, args: &Unwrap) -> Result<(), CliError> {
     let unwrapped = session.with_client(&context, async |client| {
         Ok(client.unwrap(&key, &ciphertext, &binding).await?)
     })?;
-    let facts = json!({ "key_version": unwrapped.key_version });
+    let facts = json!({ "key_version": unwrapped.key_version.to_string() });
     write_secret(session, &destination, unwrapped.plaintext.expose(), facts)
 }
 
@@ -54,8 +54,8 @@ pub fn rewrap(session: &Session, args: &Rewrap) -> Result<(), CliError> {
         Ok(client.rewrap(&key, &ciphertext, &binding).await?)
     })?;
     let facts = json!({
-        "key_version": rewrapped.key_version,
-        "previous_key_version": rewrapped.previous_key_version,
+        "key_version": rewrapped.key_version.to_string(),
+        "previous_key_version": rewrapped.previous_key_version.to_string(),
         "changed": rewrapped.changed,
     });
     write_ciphertext(session, &destination, args.form, &rewrapped.ciphertext, facts)

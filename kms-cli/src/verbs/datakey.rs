@@ -38,7 +38,7 @@ pub fn run(session: &Session, args: &DataKey) -> Result<(), CliError> {
     let made = session.with_client(&context, async |client| {
         Ok(client.generate_data_key(&key, args.length, &binding, with_plaintext).await?)
     })?;
-    let facts = json!({ "key_version": made.key_version, "length_bytes": args.length });
+    let facts = json!({ "key_version": made.key_version.to_string(), "length_bytes": args.length });
     write_ciphertext(session, &wrapped_to, args.form, &made.ciphertext, facts)?;
     match (clear_to, made.plaintext) {
         (Some(clear_to), Some(plaintext)) => clear_to.write(plaintext.expose()),

@@ -1,9 +1,11 @@
 //! What each command does: read, one connection, calls, write. Reading and writing are synchronous and stand outside
 //! the runtime; the calls in between end at SIGINT and SIGTERM, before anything is written.
 
+pub mod bench;
 pub mod context;
 pub mod data;
 pub mod datakey;
+pub mod doctor;
 pub mod health;
 pub mod inspect;
 pub mod key;
@@ -15,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::key::RequestIdArg;
 use crate::args::{Cli, Command};
+use crate::backup::verbs as backup;
 use crate::client::Client;
 use crate::context::{Overrides, ResolvedContext};
 use crate::error::CliError;
@@ -51,7 +54,14 @@ impl Session {
 /// Runs a future on a runtime of its own, until it ends or SIGINT or SIGTERM comes.
 pub fn run_async<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|_| CliError::Bug("no runtime can be started"))?;
+    on_runtime(&runtime.map_err(|_| CliError::Bug("no runtime can be started"))?, work)
+}
+
+/// Runs a future on this runtime, until it ends or SIGINT or SIGTERM comes.
+pub fn on_runtime<T>(
+    runtime: &tokio::runtime::Runtime,
+    work: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
     runtime.block_on(async {
         let failed = |_| CliError::Bug("signals cannot be awaited");
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -82,7 +92,13 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
         Command::Datakey(args) => datakey::run(&session, &args),
         Command::Inspect(args) => inspect::run(&session, &args),
         Command::Random(args) => random::run(&session, &args),
+        Command::Seal(args) => backup::seal(&session, &args),
+        Command::Open(args) => backup::open(&session, &args),
+        Command::Reseal(args) => backup::reseal(&session, &args),
+        Command::Age(command) => backup::age(&session, &command),
         Command::Health => health::run(&session),
+        Command::Hsm(command) => doctor::run(&session, command),
+        Command::Bench(args) => bench::run(&session, &args),
         Command::Context(command) => context::run(&session, command),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

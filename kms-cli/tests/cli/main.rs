@@ -7,5 +7,8 @@
 )]
 
 mod common;
+mod fake;
 mod help;
+mod hsm;
 mod offline;
+mod online;

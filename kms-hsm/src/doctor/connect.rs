@@ -11,15 +11,7 @@ use kms_core::secret::Pin;
 
 use crate::doctor::DoctorError;
 use crate::doctor::report::{ModuleFacts, TokenFacts};
-
-/// Which token to use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenSelector {
-    /// The token with this serial number.
-    Serial(String),
-    /// The one token with this label; two of them are refused.
-    Label(String),
-}
+use crate::pkcs11::TokenSelector;
 
 /// An initialised module.
 pub(super) struct Opened {

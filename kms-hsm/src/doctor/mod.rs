@@ -19,7 +19,8 @@ use std::path::Path;
 use kms_core::clock::Clock;
 use kms_core::secret::Pin;
 
-pub use connect::TokenSelector;
+pub use crate::pkcs11::TokenSelector;
+
 pub use report::{
     IvMode, Lane, Latency, ModuleFacts, Need, Refusal, Report, Row, TokenFacts, Verdict,
 };

@@ -149,13 +149,14 @@ pub(crate) const fn classify_rv(code: RvError) -> Class {
         RvError::PinIncorrect
         | RvError::PinInvalid
         | RvError::PinLenRange
-        | RvError::PinExpired
-        | RvError::UserPinNotInitialized => Class::PinRefused,
+        | RvError::PinExpired => Class::PinRefused,
         RvError::PinLocked => Class::PinLocked,
 
         RvError::CryptokiNotInitialized => Class::ModuleLost,
 
+        // USER_PIN_NOT_INITIALIZED: the token is being set up; no PIN was compared, so none was refused.
         RvError::DeviceError
+        | RvError::UserPinNotInitialized
         | RvError::DeviceRemoved
         | RvError::TokenNotPresent
         | RvError::TokenNotRecognized
@@ -260,6 +261,7 @@ mod tests {
             (RvError::UserAlreadyLoggedIn, Class::LoggedIn),
             (RvError::PinIncorrect, Class::PinRefused),
             (RvError::PinLocked, Class::PinLocked),
+            (RvError::UserPinNotInitialized, Class::Device),
             (RvError::DeviceError, Class::Device),
             (RvError::DeviceRemoved, Class::Device),
             (RvError::TokenNotPresent, Class::Device),

@@ -54,7 +54,9 @@ pub(crate) fn perform(
             }
             Ok(Answer::Macs(macs))
         }
-        Work::Random(length) => token::random(session, *length).map(Answer::Random),
+        Work::Random(length) => {
+            token::random(session, &mut desk.ivs.random, *length).map(Answer::Random)
+        }
     }
 }
 
@@ -124,7 +126,7 @@ impl Desk<'_> {
                 Ok(CryptoOutput::Encrypted { iv, ciphertext_and_tag })
             }
             CryptoOp::GenerateDataKey { key, aad, length_bytes, with_plaintext } => {
-                let data_key = token::random(self.session, *length_bytes)?;
+                let data_key = token::random(self.session, &mut self.ivs.random, *length_bytes)?;
                 let (iv, ciphertext_and_tag) = self.encrypt(key, aad, data_key.expose())?;
                 let plaintext = with_plaintext.then_some(data_key);
                 Ok(CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag })

@@ -4,6 +4,7 @@ use cryptoki::session::Session;
 use kms_core::envelope::{IV_BYTES, Iv};
 
 use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::continuous::Continuous;
 
 /// IVs of one call: 768 bytes cost SoftHSM little more than 12.
 const BLOCK_IVS: usize = 64;
@@ -16,6 +17,8 @@ const BLOCK_IVS: usize = 64;
 pub(crate) struct IvPool {
     block: Vec<Iv>,
     last: Option<Iv>,
+    /// The test of the other random bytes that this thread draws.
+    pub(crate) random: Continuous,
 }
 
 impl IvPool {

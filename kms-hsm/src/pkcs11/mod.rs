@@ -7,6 +7,7 @@
 mod canary;
 mod ckr;
 mod config;
+mod continuous;
 mod crypt;
 mod durable;
 mod fatal;

@@ -12,6 +12,7 @@ use kms_core::secret::{Plaintext, equal_in_constant_time};
 use crate::error::HsmError;
 use crate::hsm::KeySource;
 use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::continuous::Continuous;
 use crate::pkcs11::iv::IvPool;
 use crate::pkcs11::mechanism::gcm;
 
@@ -54,14 +55,13 @@ pub(crate) fn decrypt(
     Ok(plaintext)
 }
 
-/// Draws random bytes.
-pub(crate) fn random(session: &Session, length: usize) -> Result<Plaintext, Failure> {
-    let mut bytes = zeroize::Zeroizing::new(vec![0; length]);
-    session.generate_random_slice(&mut bytes)?;
-    // A module that answers CKR_OK without writing must not give all-zero keys; 2^-128 by chance.
-    if length >= 16 && bytes.iter().all(|byte| *byte == 0) {
-        return Err(Failure::lie("C_GenerateRandom wrote nothing"));
-    }
+/// Draws random bytes, and refuses a generator that repeats itself.
+pub(crate) fn random(
+    session: &Session,
+    test: &mut Continuous,
+    length: usize,
+) -> Result<Plaintext, Failure> {
+    let mut bytes = test.draw(length, |bytes| Ok(session.generate_random_slice(bytes)?))?;
     Ok(Plaintext::new(std::mem::take(&mut *bytes)))
 }
 

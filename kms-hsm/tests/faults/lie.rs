@@ -127,3 +127,18 @@ fn a_constant_random_generator_gives_no_data_key_twice() {
         rig.await_recovery(&key);
     });
 }
+
+#[test]
+fn a_constant_random_generator_gives_no_random_bytes_twice() {
+    with_rig("lie::a_constant_random_generator_gives_no_random_bytes_twice", |rig, faulty| {
+        let key = rig.key(1).key;
+        // Each draw meets a closed breaker, so that it is the draw itself that is judged.
+        for length in [16, 32, 1024] {
+            faulty.script(&["C_GenerateRandom * constant"]);
+            let answer = rig.hsm.random(length, soon()).wait().map(|bytes| bytes.len());
+            assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{length}: {answer:?}");
+            faulty.heal();
+            rig.await_recovery(&key);
+        }
+    });
+}

@@ -6,6 +6,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+mod peer;
+pub mod x509;
+
+pub use peer::{Peer, Unauthenticated};
+
 /// How a principal was authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AuthnMethod {

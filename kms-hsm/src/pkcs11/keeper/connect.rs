@@ -120,6 +120,9 @@ impl Keeper {
             if !matches || !token.token_initialized() {
                 continue;
             }
+            if !token.user_pin_initialized() {
+                return Err(Failure::Device("the token has no user PIN yet".into()));
+            }
             if found.is_some() {
                 return Err(Failure::Device("two tokens have that label; use the serial".into()));
             }

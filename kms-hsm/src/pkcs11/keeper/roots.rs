@@ -13,6 +13,7 @@ use kms_core::secret::equal_in_constant_time;
 use super::Keeper;
 use crate::error::{HsmError, LatchReason};
 use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::continuous::Continuous;
 use crate::pkcs11::durable::sync_tree;
 use crate::pkcs11::gate::{Live, Root};
 use crate::pkcs11::mechanism::{KWP, WRAPPED_KEY_BYTES};
@@ -156,7 +157,7 @@ impl Keeper {
     }
 
     fn draw_id(&self) -> Result<CkaId, Failure> {
-        let bytes = token::random(self.session()?, 16)?;
+        let bytes = token::random(self.session()?, &mut Continuous::default(), 16)?;
         bytes.expose().try_into().map(CkaId).map_err(|_| {
             Failure::Answer(HsmError::Bug { reason: "16 random bytes are not 16 bytes" })
         })

@@ -2,6 +2,9 @@
 //!
 //! Responsible for the embedded default of [`Store`]. SQLite is called on its own threads only, never on a worker of the
 //! runtime. Writers that wait share one commit (`writer`), so a durable mutation costs one fsync however many there are.
+//!
+//! A commit whose fsync failed is refused and undone for this process. If the machine dies before the next commit writes
+//! over it, it may be found committed after all: a refused mutation is in doubt until its request id or intent is read.
 
 mod error;
 mod migrate;

@@ -76,8 +76,8 @@ async fn what_was_written_is_there_after_reopening() {
     assert_eq!((found.key, found.version), (new_key(1).key, Some(new_key(1).version)));
 }
 
-#[tokio::test]
-async fn a_damaged_page_is_refused_at_the_start() {
+/// Makes a store with a key and damages all its pages but the first.
+async fn damaged() -> tempfile::TempDir {
     let (store, root) = fresh();
     store.open_intent(intent(1)).await.unwrap();
     store.create_key(new_key(1), closing(1, 0)).await.unwrap();
@@ -88,6 +88,29 @@ async fn a_damaged_page_is_refused_at_the_start() {
         bytes[page * 4096..page * 4096 + 64].fill(0x5a);
     }
     fs::write(file(&root), bytes).unwrap();
+    root
+}
+
+#[tokio::test]
+async fn damage_found_while_serving_refuses_everything_from_then_on() {
+    let root = damaged().await;
+    let (store, _alive) = fresh();
+    store.probe(now()).await.unwrap();
+    super::check(&super::open::open_reader(&file(&root)).unwrap(), &store.damage);
+    assert!(matches!(store.probe(now()).await, Err(StoreError::Damaged { .. })));
+    assert!(matches!(store.intents().await, Err(StoreError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn a_sound_database_passes_the_check_while_serving() {
+    let (store, root) = fresh();
+    super::check(&super::open::open_reader(&file(&root)).unwrap(), &store.damage);
+    store.probe(now()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_refused_at_the_start() {
+    let root = damaged().await;
     let refused = SqliteStore::open(&file(&root));
     assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
 }

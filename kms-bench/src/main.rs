@@ -1,0 +1,81 @@
+//! `kms-bench`: measures, writes `target/bench/summary.json`, prints the table. As a child of itself it is the echo, or
+//! the process that holds the bare token.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use kms_bench::error::{Error, io};
+use kms_bench::summary::{Plan, Summary};
+use kms_bench::{serve, token};
+
+/// Measures the server beside a bare tonic echo and the bare token
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Alternating rounds of each measurement
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Milliseconds of each round
+    #[arg(long, default_value_t = 5000)]
+    round_ms: u64,
+    /// Where the summary goes
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// A file system in memory
+    #[arg(long, default_value = "/dev/shm")]
+    tmpfs: PathBuf,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What a child does.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Serves the echo with the certificates of a directory
+    #[command(hide = true)]
+    Echo { directory: PathBuf },
+    /// Measures the bare token
+    #[command(hide = true)]
+    Token { module: PathBuf, millis: u64 },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match &cli.part {
+        Some(Part::Echo { directory }) => serve::run(directory),
+        Some(Part::Token { module, millis }) => {
+            token::items_per_second(module, Duration::from_millis(*millis))
+                .and_then(|items| print(&format!("{items}\n")))
+        }
+        None => measure(&cli),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "kms-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(cli: &Cli) -> Result<(), Error> {
+    std::fs::create_dir_all(&cli.out).map_err(io("make the output directory"))?;
+    let disk_root = tempfile::tempdir_in(&cli.out).map_err(io("make a directory"))?;
+    let tmpfs = tempfile::tempdir_in(&cli.tmpfs).map_err(io("make a directory in memory"))?;
+    let plan = Plan { rounds: cli.rounds, duration: Duration::from_millis(cli.round_ms) };
+    let absolute = std::path::absolute(disk_root.path()).map_err(io("find the directory"))?;
+    let summary = Summary::measure(plan, &absolute, tmpfs.path())?;
+    write(&cli.out.join("summary.json"), &summary)?;
+    print(&summary.table()?)
+}
+
+fn write(path: &Path, summary: &Summary) -> Result<(), Error> {
+    let text = serde_json::to_vec_pretty(summary).map_err(|_| Error::Bug("no JSON form"))?;
+    std::fs::write(path, text).map_err(io("write the summary"))
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(io("write to stdout"))
+}

@@ -1,0 +1,65 @@
+//! `kms bench`: checks the bounds, runs the engine on all cores, shows the report.
+
+use std::ops::RangeInclusive;
+
+use kms_core::envelope::MAX_PLAINTEXT_BYTES;
+
+use super::{Session, on_runtime};
+use crate::args::bench::Bench;
+use crate::bench::{
+    BenchError, Config, Load, MAX_CONCURRENCY, MAX_CONNECTIONS, MAX_DURATION, MAX_KEYS,
+    run as drive,
+};
+use crate::error::CliError;
+use crate::output::show;
+
+/// The most items of a batch: what a server takes.
+pub const MAX_BATCH_SIZE: usize = 1000;
+
+/// Runs the load and shows what came of it.
+pub fn run(session: &Session, args: &Bench) -> Result<(), CliError> {
+    let context = session.context()?;
+    let tenant = context.tenant_name()?;
+    check("--concurrency", args.concurrency, 1..=MAX_CONCURRENCY)?;
+    check("--connections", args.connections, 1..=MAX_CONNECTIONS.min(args.concurrency))?;
+    check("--key-count", args.key_count, 1..=MAX_KEYS)?;
+    check("--size", args.size, 1..=MAX_PLAINTEXT_BYTES)?;
+    check("--batch-size", args.batch_size, 1..=MAX_BATCH_SIZE)?;
+    if args.duration > MAX_DURATION || args.warmup > MAX_DURATION {
+        return Err(CliError::Usage("--duration and --warmup must be 24h at most".into()));
+    }
+    let load = Load {
+        concurrency: args.concurrency,
+        warmup: args.warmup,
+        duration: args.duration,
+        call_timeout: context.timeout,
+    };
+    let config = Config {
+        context,
+        op: args.op,
+        load,
+        connections: args.connections,
+        key_count: args.key_count,
+        key_prefix: args.key_prefix.clone(),
+        size_bytes: args.size,
+        batch_size: args.batch_size,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|_| CliError::Bug("no runtime can be started"))?;
+    let report = on_runtime(&runtime, async {
+        drive(&config, &tenant).await.map_err(|error| match error {
+            BenchError::Client(error) => error.into(),
+            BenchError::Prefix(error) => CliError::Usage(format!("--key-prefix: {error}")),
+            BenchError::Recorder => CliError::Bug("latencies cannot be recorded"),
+        })
+    })?;
+    show(session.format, &report)
+}
+
+fn check(flag: &str, given: usize, range: RangeInclusive<usize>) -> Result<(), CliError> {
+    if range.contains(&given) {
+        return Ok(());
+    }
+    let (low, high) = range.into_inner();
+    Err(CliError::Usage(format!("{flag} must be {low} to {high}")))
+}

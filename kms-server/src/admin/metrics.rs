@@ -1,0 +1,134 @@
+//! Numbers that are read when they are asked for: HSM, health, connections.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kms_hsm::{Hsm, HsmHealth};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::readiness::Readiness;
+use crate::transport::stats::ConnectionStats;
+
+/// Where the numbers come from.
+#[derive(Debug)]
+pub struct Gauges {
+    /// The HSM.
+    pub hsm: Arc<dyn Hsm>,
+    /// Readiness.
+    pub readiness: Arc<Readiness>,
+    /// The gRPC listener.
+    pub public: Arc<ConnectionStats>,
+    /// The admin listener.
+    pub admin: Arc<ConnectionStats>,
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.encode_hsm(&mut encoder)?;
+        self.encode_health(&mut encoder)?;
+        encode_connections(&mut encoder, &self.public, "public")?;
+        encode_connections(&mut encoder, &self.admin, "admin")
+    }
+}
+
+impl Gauges {
+    fn encode_hsm(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let status = self.hsm.status();
+        let state = |wanted: bool| u64::from(wanted);
+        let latched = matches!(status.health, HsmHealth::Latched(_));
+        gauge(
+            encoder,
+            "holdfast_hsm_ready",
+            "1 when logged in with roots open",
+            state(status.health == HsmHealth::Ready),
+        )?;
+        gauge(encoder, "holdfast_hsm_latched", "1 until an operator acts", state(latched))?;
+        gauge(
+            encoder,
+            "holdfast_hsm_queue_length",
+            "Jobs that wait for a worker",
+            count(status.queue_length),
+        )?;
+        gauge(encoder, "holdfast_hsm_workers", "Worker threads alive", count(status.workers))?;
+        gauge(
+            encoder,
+            "holdfast_hsm_loaded_keys",
+            "Key objects loaded",
+            count(status.loaded_keys),
+        )?;
+        counter(
+            encoder,
+            "holdfast_hsm_reconnects",
+            "Times the module was initialised anew",
+            status.reconnects,
+        )
+    }
+
+    fn encode_health(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let report = self.readiness.report();
+        gauge(encoder, "holdfast_ready", "1 when requests are served", u64::from(report.ready))?;
+        gauge(
+            encoder,
+            "holdfast_store_healthy",
+            "1 when the store can be written",
+            u64::from(report.store),
+        )?;
+        gauge(
+            encoder,
+            "holdfast_audit_healthy",
+            "1 when the audit log can be written",
+            u64::from(report.audit),
+        )
+    }
+}
+
+fn encode_connections(
+    encoder: &mut DescriptorEncoder<'_>,
+    stats: &ConnectionStats,
+    listener: &str,
+) -> fmt::Result {
+    let ConnectionStats {
+        accepted,
+        open,
+        refused_networks,
+        refused_connections,
+        refused_handshakes,
+        failed_handshakes,
+        handshakes,
+        revoked_connections,
+        accept_errors,
+    } = stats;
+    let name = |what: &str| format!("holdfast_{listener}_{what}");
+    gauge(encoder, &name("connections_open"), "Connections open", open.get())?;
+    let counters = [
+        ("connections_accepted", "Connections accepted", accepted),
+        ("connections_refused_network", "Refused: network not allowed", refused_networks),
+        ("connections_refused_full", "Refused: too many connections", refused_connections),
+        ("connections_refused_handshakes", "Refused: too many handshakes", refused_handshakes),
+        ("handshakes_failed", "Handshakes that failed", failed_handshakes),
+        ("handshakes_ok", "Handshakes that succeeded", handshakes),
+        ("certificates_revoked", "Certificates that lost their trust", revoked_connections),
+        ("accept_errors", "Times that accept failed", accept_errors),
+    ];
+    for (what, help, value) in counters {
+        counter(encoder, &name(what), help, value.get())?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}

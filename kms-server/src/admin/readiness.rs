@@ -1,0 +1,151 @@
+//! Whether the server can serve: HSM, store and audit, each asked on its own.
+//!
+//! Readiness is told by gRPC health and by `/readyz`. It starts as no, and ends as no when the drain begins.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use kms_core::clock::Clock;
+use kms_hsm::{Hsm, HsmHealth};
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::audit::AuditSink;
+use crate::store::Store;
+use crate::transport::health::HealthService;
+use crate::transport::shutdown::Shutdown;
+
+/// How often the parts are asked.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the store may take for its probe.
+const STORE_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The store is asked once in so many rounds: its probe writes.
+const STORE_PROBE_ROUNDS: u64 = 5;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Probes {
+    /// The HSM.
+    pub hsm: Arc<dyn Hsm>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The audit log.
+    pub audit: Arc<dyn AuditSink>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What was answered last.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    hsm: AtomicBool,
+    store: AtomicBool,
+    audit: AtomicBool,
+    draining: AtomicBool,
+    changes: AtomicU64,
+}
+
+/// The parts of readiness, for people and monitors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ReadinessReport {
+    /// All of the below, and not draining.
+    pub ready: bool,
+    /// Logged in, roots open.
+    pub hsm: bool,
+    /// Can be written.
+    pub store: bool,
+    /// Can be written.
+    pub audit: bool,
+    /// Told to stop.
+    pub draining: bool,
+}
+
+impl Readiness {
+    /// Returns what is known.
+    pub fn report(&self) -> ReadinessReport {
+        let read = |flag: &AtomicBool| flag.load(Ordering::Acquire);
+        let (hsm, store) = (read(&self.hsm), read(&self.store));
+        let (audit, draining) = (read(&self.audit), read(&self.draining));
+        ReadinessReport { ready: hsm && store && audit && !draining, hsm, store, audit, draining }
+    }
+
+    /// Tells that the server is about to stop.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Asks the parts; the store only when told to.
+    async fn ask(&self, probes: &Probes, ask_store: bool) {
+        let hsm = probes.hsm.status().health == HsmHealth::Ready;
+        self.note("hsm", &self.hsm, hsm);
+        self.note("audit", &self.audit, probes.audit.healthy());
+        if ask_store {
+            let probe = probes.store.probe(probes.clock.now());
+            let answer = timeout(STORE_PROBE_TIMEOUT, probe).await;
+            self.note("store", &self.store, matches!(answer, Ok(Ok(()))));
+        }
+    }
+
+    fn note(&self, part: &'static str, flag: &AtomicBool, healthy: bool) {
+        if flag.swap(healthy, Ordering::AcqRel) != healthy {
+            self.changes.fetch_add(1, Ordering::Relaxed);
+            if healthy {
+                tracing::info!(part, "healthy");
+            } else {
+                tracing::warn!(part, "not healthy");
+            }
+        }
+    }
+}
+
+/// Asks the parts once, then at every interval, and tells health, until the signal to stop.
+pub async fn watch(
+    readiness: Arc<Readiness>,
+    probes: Probes,
+    health: HealthService,
+    first_done: tokio::sync::oneshot::Sender<()>,
+    mut shutdown: Shutdown,
+) {
+    let mut ticks = interval(PROBE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut first_done = Some(first_done);
+    let mut round = 0_u64;
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.triggered() => break,
+            _ = ticks.tick() => {}
+        }
+        let store_was_down = !readiness.report().store;
+        readiness.ask(&probes, store_was_down || round.is_multiple_of(STORE_PROBE_ROUNDS)).await;
+        health.set_ready(readiness.report().ready).await;
+        // Nobody may wait for the first round any more: that is fine.
+        first_done.take().map(|sender| sender.send(()));
+        round = round.wrapping_add(1);
+    }
+    readiness.drain();
+    health.set_ready(false).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_needs_every_part_and_no_drain() {
+        let readiness = Readiness::default();
+        assert!(!readiness.report().ready);
+        for flag in [&readiness.hsm, &readiness.store, &readiness.audit] {
+            flag.store(true, Ordering::Release);
+        }
+        assert!(readiness.report().ready);
+        for flag in [&readiness.hsm, &readiness.store, &readiness.audit] {
+            flag.store(false, Ordering::Release);
+            assert!(!readiness.report().ready);
+            flag.store(true, Ordering::Release);
+        }
+        readiness.drain();
+        assert!(!readiness.report().ready);
+    }
+}

@@ -1,0 +1,93 @@
+//! Why the server did not start, and the exit status that says so to a service manager.
+
+use std::net::SocketAddr;
+
+use kms_hsm::HsmError;
+
+use crate::audit::AuditStartError;
+use crate::config::Problem;
+use crate::store::StoreError;
+use crate::transport::tls::TlsError;
+
+/// A defect of ours (EX_SOFTWARE).
+pub const EXIT_INTERNAL: u8 = 70;
+/// A socket, a thread or the system refused (EX_OSERR).
+pub const EXIT_SOCKET: u8 = 71;
+/// Database or audit log cannot be opened (EX_IOERR).
+pub const EXIT_STATE: u8 = 74;
+/// The HSM module cannot be used at all (EX_UNAVAILABLE). A token that is only absent is waited for.
+pub const EXIT_HSM: u8 = 69;
+/// Another process holds the directory (EX_NOPERM).
+pub const EXIT_HELD: u8 = 77;
+/// The configuration is wrong (EX_CONFIG).
+pub const EXIT_CONFIG: u8 = 78;
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error("the configuration is wrong:{}", list(.0))]
+    Config(Vec<Problem>),
+    /// Certificates cannot be used.
+    #[error("tls: {0}")]
+    Tls(#[from] TlsError),
+    /// The PIN cannot be read.
+    #[error("hsm.pin: {0}")]
+    Pin(String),
+    /// The audit log cannot be opened.
+    #[error("audit: {0}")]
+    Audit(#[from] AuditStartError),
+    /// The database cannot be opened.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// The HSM cannot be used.
+    #[error("hsm: {0}")]
+    Hsm(#[from] HsmError),
+    /// No root set is pinned: a ceremony, or dev mode, must make one.
+    #[error("no root set is pinned in the database; run a ceremony first, or use `kms-server dev`")]
+    NoRoots,
+    /// A pin's MAC is not right: the database was edited, or belongs to another token.
+    #[error("the pinned root set of generation {0} fails its integrity check")]
+    RootPinIntegrity(u32),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The system refused something.
+    #[error("{what}: {cause}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        cause: std::io::Error,
+    },
+    /// A defect of ours.
+    #[error("bug: {0}")]
+    Bug(&'static str),
+}
+
+impl StartError {
+    /// Returns the exit status.
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots => EXIT_CONFIG,
+            Self::Audit(_) | Self::Store(_) | Self::RootPinIntegrity(_) => EXIT_STATE,
+            Self::Hsm(_) => EXIT_HSM,
+            Self::Listen { .. } | Self::System { .. } => EXIT_SOCKET,
+            Self::Bug(_) => EXIT_INTERNAL,
+        }
+    }
+
+    /// Makes a [`StartError::System`].
+    pub fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |cause| Self::System { what, cause }
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}

@@ -1,0 +1,18 @@
+//! Assembly: the one place that knows which concrete HSM, store, audit log, clock and policy are used.
+//!
+//! Order at start: configuration, audit log and store, sockets, HSM, roots, use-cases, serving. Readiness stays no until
+//! the roots are open. Order at the end: readiness off, listeners drain, mutations finish, leases return, audit log,
+//! store and HSM close.
+
+mod error;
+mod parts;
+mod ready;
+mod refusals;
+mod roots;
+mod run;
+
+pub use error::{
+    EXIT_CONFIG, EXIT_HELD, EXIT_HSM, EXIT_INTERNAL, EXIT_SOCKET, EXIT_STATE, StartError,
+};
+pub use ready::ReadyFile;
+pub use run::{Mode, run};

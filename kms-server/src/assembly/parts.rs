@@ -1,0 +1,106 @@
+//! The concrete parts: PKCS#11 token, SQLite, audit files, static policy.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kms_core::clock::Clock;
+use kms_core::id::RootGeneration;
+use kms_hsm::pin::PinSource;
+use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
+
+use super::error::StartError;
+use crate::audit::FileSink;
+use crate::authz::StaticPolicy;
+use crate::config::{Config, PinPlace, Problem};
+use crate::keyring::KeyringConfig;
+use crate::store::sqlite::SqliteStore;
+
+/// Where systemd puts credentials.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+
+/// An HSM that was started, and how long module and login took.
+#[derive(Debug)]
+pub(super) struct StartedHsm {
+    pub(super) hsm: Arc<Pkcs11Hsm>,
+    pub(super) login: Duration,
+}
+
+/// Starts the HSM layer. Blocks until the first login is over.
+pub(super) fn start_hsm(config: &Config, clock: &Arc<dyn Clock>) -> Result<StartedHsm, StartError> {
+    let section = &config.hsm;
+    let pin = pin_source(&section.pin)?
+        .read(false)
+        .map_err(|error| StartError::Pin(error.to_string()))?;
+    let token = match (&section.token_serial, &section.token_label) {
+        (Some(serial), _) => TokenSelector::Serial(serial.clone()),
+        (None, Some(label)) => TokenSelector::Label(label.clone()),
+        (None, None) => return Err(StartError::Bug("a token that nobody named passed the check")),
+    };
+    let mut pkcs11 = Pkcs11Config::new(section.module.clone(), token);
+    if section.workers > 0 {
+        pkcs11.workers = section.workers;
+    }
+    pkcs11.queue_capacity = section.queue_capacity;
+    pkcs11.token_dir.clone_from(&section.token_dir);
+    let begun = clock.monotonic();
+    let hsm = Pkcs11Hsm::start(pkcs11, pin, Arc::clone(clock))?;
+    let login = since(begun, clock.as_ref());
+    Ok(StartedHsm { hsm: Arc::new(hsm), login })
+}
+
+fn pin_source(place: &PinPlace) -> Result<PinSource, StartError> {
+    Ok(match place {
+        PinPlace::File(path) => PinSource::File(path.clone()),
+        PinPlace::Descriptor(number) => PinSource::Descriptor(*number),
+        PinPlace::Credential(name) => {
+            let directory = std::env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from);
+            let directory = directory.ok_or_else(|| {
+                StartError::Pin(format!(
+                    "${CREDENTIALS_VARIABLE} is not set; it comes from systemd"
+                ))
+            })?;
+            if name == kms_hsm::pin::CREDENTIAL_NAME {
+                PinSource::Credential(directory)
+            } else {
+                PinSource::File(directory.join(name))
+            }
+        }
+    })
+}
+
+/// Opens the database. Blocks.
+pub(super) fn open_store(config: &Config) -> Result<Arc<SqliteStore>, StartError> {
+    Ok(Arc::new(SqliteStore::open(&config.store.path)?))
+}
+
+/// Opens the audit log and verifies its tail. Blocks.
+pub(super) fn open_audit(config: &Config) -> Result<Arc<FileSink>, StartError> {
+    Ok(Arc::new(FileSink::open(&config.audit.directory)?))
+}
+
+/// Makes the policy ready.
+pub(super) fn policy(config: &Config) -> Result<Arc<StaticPolicy>, StartError> {
+    let wrong = |error: crate::authz::InvalidPolicy| {
+        StartError::Config(vec![Problem { key: "authz.grants", detail: error.to_string() }])
+    };
+    Ok(Arc::new(StaticPolicy::new(&config.authz.grants).map_err(wrong)?))
+}
+
+/// Returns the bounds of the keyring.
+pub(super) fn keyring(config: &Config, generation: RootGeneration) -> KeyringConfig {
+    let most = NonZeroUsize::new(config.limits.max_loaded_keys).unwrap_or(NonZeroUsize::MIN);
+    KeyringConfig {
+        generation,
+        max_keys: most,
+        max_versions: most,
+        overlap: Duration::from_millis(config.limits.overlap_ms),
+        ..KeyringConfig::default()
+    }
+}
+
+/// Returns the time since then.
+pub(super) fn since(then: Instant, clock: &dyn Clock) -> Duration {
+    clock.monotonic().saturating_duration_since(then)
+}

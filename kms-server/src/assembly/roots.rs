@@ -1,0 +1,100 @@
+//! The root sets: pinned in the database, opened in the HSM, and in dev mode made once.
+
+use std::time::{Duration, Instant};
+
+use kms_core::clock::Clock;
+use kms_core::id::RootGeneration;
+use kms_core::key::RowMac;
+use kms_core::root::RootPin;
+use kms_core::secret::equal_in_constant_time;
+use kms_hsm::{Hsm, HsmError};
+use tokio::time::timeout;
+
+use super::error::StartError;
+use crate::store::{FIRST_GENERATION, Store};
+use crate::transport::shutdown::Shutdown;
+
+/// How long the HSM may take to open or make a root set.
+const ROOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait before a root set is tried again on a token that is away.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Reads the pins; in dev mode makes the first root set when there is none.
+pub(super) async fn pinned(
+    hsm: &dyn Hsm,
+    store: &dyn Store,
+    clock: &dyn Clock,
+    create: bool,
+) -> Result<Vec<(RootPin, RowMac)>, StartError> {
+    let pins = store.root_pins().await?;
+    if !pins.is_empty() {
+        return Ok(pins);
+    }
+    if !create {
+        return Err(StartError::NoRoots);
+    }
+    let pin = hsm.create_root(FIRST_GENERATION, deadline(clock)).await?;
+    hsm.open_roots(vec![pin.clone()], deadline(clock)).await?;
+    let mac = mac_of(hsm, clock, &pin).await?;
+    // Until here nothing refers to the new objects: an interrupted start makes others.
+    store.add_root_pin(pin.clone(), mac).await?;
+    Ok(vec![(pin, mac)])
+}
+
+/// Opens pinned root sets, however long the token is away, and checks the MACs of the pins.
+///
+/// # Errors
+/// [`StartError::Hsm`] when only an operator can help, [`StartError::RootPinIntegrity`] when a pin was edited.
+pub(super) async fn open(
+    hsm: &dyn Hsm,
+    clock: &dyn Clock,
+    pins: &[(RootPin, RowMac)],
+    shutdown: &mut Shutdown,
+) -> Result<(), StartError> {
+    let wanted: Vec<RootPin> = pins.iter().map(|(pin, _)| pin.clone()).collect();
+    loop {
+        match hsm.open_roots(wanted.clone(), deadline(clock)).await {
+            Ok(()) => break,
+            Err(error) if waits(&error) => {
+                tracing::warn!(%error, "root sets cannot be opened yet; trying again");
+                if timeout(RETRY_PAUSE, shutdown.triggered()).await.is_ok() {
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for (pin, mac) in pins {
+        let found = mac_of(hsm, clock, pin).await?;
+        if !equal_in_constant_time(&found.0, &mac.0) {
+            return Err(StartError::RootPinIntegrity(pin.generation.get()));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the generation that new rows are sealed with: the highest.
+pub(super) fn newest(pins: &[(RootPin, RowMac)]) -> RootGeneration {
+    pins.iter().map(|(pin, _)| pin.generation).max().unwrap_or(FIRST_GENERATION)
+}
+
+async fn mac_of(hsm: &dyn Hsm, clock: &dyn Clock, pin: &RootPin) -> Result<RowMac, StartError> {
+    let inputs = vec![pin.mac_input()];
+    let macs = hsm.mac(pin.generation, inputs, deadline(clock)).await?;
+    macs.into_iter().next().ok_or(StartError::Bug("the hsm gave no MAC"))
+}
+
+fn deadline(clock: &dyn Clock) -> Instant {
+    clock.monotonic() + ROOT_TIMEOUT
+}
+
+/// A latch stays until an operator acts, but the process stays too: readiness says why.
+const fn waits(error: &HsmError) -> bool {
+    matches!(
+        error,
+        HsmError::Unavailable { .. }
+            | HsmError::Saturated { .. }
+            | HsmError::QueueDeadline
+            | HsmError::CallDeadline
+    )
+}

@@ -1,0 +1,329 @@
+//! Configuration: one TOML file, a few flags above it, defaults below.
+//!
+//! Responsible for reading and judging what the operator wrote. Unknown keys are refused: a misspelt bound must not be
+//! no bound. It holds no secret: the PIN's place stands here, never the PIN. `holdfast.sample.toml` explains every key.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::authz::GrantConfig;
+use crate::transport::limits::ConnectionLimits;
+use crate::transport::network::Network;
+use crate::transport::tls::TlsFiles;
+
+mod check;
+mod flags;
+mod load;
+
+pub use check::{MAX_HSM_QUEUE, MAX_HSM_WORKERS, MAX_SPAN_MS, MAX_WORKER_THREADS, Problem, check};
+pub use flags::Flags;
+pub use load::{ConfigError, MAX_CONFIG_BYTES};
+
+/// The port of the gRPC listener.
+pub const DEFAULT_PORT: u16 = 8443;
+/// The port of the admin listener.
+pub const DEFAULT_ADMIN_PORT: u16 = 9443;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The gRPC listener.
+    pub listen: Listen,
+    /// Certificates of both listeners.
+    pub tls: Tls,
+    /// The admin listener.
+    pub admin: Admin,
+    /// The token.
+    pub hsm: HsmSection,
+    /// The database.
+    pub store: StoreSection,
+    /// The audit log.
+    pub audit: AuditSection,
+    /// Who may do what.
+    pub authz: Authz,
+    /// Bounds.
+    pub limits: Limits,
+    /// Logging.
+    pub log: Log,
+}
+
+/// The gRPC listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    /// Address and port; port 0 takes a free one.
+    pub address: SocketAddr,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self { address: ([127, 0, 0, 1], DEFAULT_PORT).into() }
+    }
+}
+
+/// Certificates of both listeners.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// PEM chain of the server, leaf first.
+    pub certificate: PathBuf,
+    /// PEM private key.
+    pub private_key: PathBuf,
+    /// PEM certificates of the CAs that issue client certificates.
+    pub client_ca: PathBuf,
+    /// PEM revocation lists.
+    pub crls: Vec<PathBuf>,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            certificate: "/etc/holdfast/tls/server.pem".into(),
+            private_key: "/etc/holdfast/tls/server.key".into(),
+            client_ca: "/etc/holdfast/tls/client-ca.pem".into(),
+            crls: Vec::new(),
+        }
+    }
+}
+
+impl Tls {
+    /// Returns the files as the TLS store takes them.
+    pub fn files(&self) -> TlsFiles {
+        let Self { certificate, private_key, client_ca, crls } = self.clone();
+        TlsFiles { certificate, private_key, client_ca, crls }
+    }
+}
+
+/// The admin listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Address and port; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Whether it wants TLS with a client certificate. `false` only on a loopback address.
+    pub tls: bool,
+    /// From where it may be reached; checked before TLS.
+    pub allowed_networks: Vec<Network>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        let loopback = ["127.0.0.0/8", "::1/128"];
+        Self {
+            address: ([127, 0, 0, 1], DEFAULT_ADMIN_PORT).into(),
+            tls: true,
+            allowed_networks: loopback.iter().filter_map(|text| text.parse().ok()).collect(),
+        }
+    }
+}
+
+/// The token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HsmSection {
+    /// The PKCS#11 module.
+    pub module: PathBuf,
+    /// Serial number of the token; wins over the label.
+    pub token_serial: Option<String>,
+    /// Label of the token.
+    pub token_label: Option<String>,
+    /// Where the user PIN comes from.
+    pub pin: PinPlace,
+    /// Worker threads with a session each; 0 takes what suits the token.
+    pub workers: usize,
+    /// Jobs that may wait.
+    pub queue_capacity: usize,
+    /// Where a file-based token keeps its files: they are synced before a new token object is acknowledged.
+    pub token_dir: Option<PathBuf>,
+}
+
+impl Default for HsmSection {
+    fn default() -> Self {
+        Self {
+            module: "/usr/lib/softhsm/libsofthsm2.so".into(),
+            token_serial: None,
+            token_label: Some("holdfast".to_owned()),
+            pin: PinPlace::default(),
+            workers: 0,
+            queue_capacity: 2048,
+            token_dir: None,
+        }
+    }
+}
+
+/// Where the user PIN comes from: exactly one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum PinPlace {
+    /// A file that only its owner can read.
+    File(PathBuf),
+    /// A descriptor that the parent process opened.
+    Descriptor(u32),
+    /// A file of the systemd credentials directory (`LoadCredential=`).
+    Credential(String),
+}
+
+impl Default for PinPlace {
+    fn default() -> Self {
+        Self::Credential("hsm-pin".to_owned())
+    }
+}
+
+/// The database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSection {
+    /// The SQLite file. Its directory is locked by the process that has it open.
+    pub path: PathBuf,
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        Self { path: "/var/lib/holdfast/store.db".into() }
+    }
+}
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditSection {
+    /// The directory of its files.
+    pub directory: PathBuf,
+}
+
+impl Default for AuditSection {
+    fn default() -> Self {
+        Self { directory: "/var/lib/holdfast/audit".into() }
+    }
+}
+
+/// Who may do what. Nobody may anything that is not here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Authz {
+    /// The grants.
+    pub grants: Vec<GrantConfig>,
+}
+
+/// Bounds. Those of the domain are fixed and stand in the documentation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Threads that serve requests; 0 takes one a core.
+    pub worker_threads: usize,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// Handshakes at a time.
+    pub max_handshakes: usize,
+    /// How long a handshake may take.
+    pub handshake_timeout_ms: u64,
+    /// Requests at a time on one connection.
+    pub max_streams: u32,
+    /// Silence after which a connection is asked for a sign of life.
+    pub keepalive_interval_ms: u64,
+    /// How long the sign of life may take.
+    pub keepalive_timeout_ms: u64,
+    /// How old a connection may get.
+    pub max_connection_age_ms: u64,
+    /// How long requests may go on after their connection is told to end.
+    pub connection_grace_ms: u64,
+    /// The longest deadline of a request; also taken when the caller gives none.
+    pub max_request_ms: u64,
+    /// How long requests in flight may take after SIGTERM.
+    pub drain_ms: u64,
+    /// Key versions that are kept loaded.
+    pub max_loaded_keys: usize,
+    /// How long a rolled-over version keeps protecting when pinned: longer than clients cache.
+    pub overlap_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let connection = ConnectionLimits::default();
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            worker_threads: 0,
+            max_connections: connection.max_connections,
+            max_handshakes: connection.max_handshakes,
+            handshake_timeout_ms: ms(connection.handshake_timeout),
+            max_streams: connection.max_streams,
+            keepalive_interval_ms: ms(connection.keepalive_interval),
+            keepalive_timeout_ms: ms(connection.keepalive_timeout),
+            max_connection_age_ms: ms(connection.max_age),
+            connection_grace_ms: ms(connection.age_grace),
+            max_request_ms: 30_000,
+            drain_ms: 20_000,
+            max_loaded_keys: 10_000,
+            overlap_ms: 600_000,
+        }
+    }
+}
+
+impl Limits {
+    /// Returns the bounds of a listener.
+    pub const fn connection(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            max_connections: self.max_connections,
+            max_handshakes: self.max_handshakes,
+            handshake_timeout: Duration::from_millis(self.handshake_timeout_ms),
+            max_streams: self.max_streams,
+            keepalive_interval: Duration::from_millis(self.keepalive_interval_ms),
+            keepalive_timeout: Duration::from_millis(self.keepalive_timeout_ms),
+            max_age: Duration::from_millis(self.max_connection_age_ms),
+            age_grace: Duration::from_millis(self.connection_grace_ms),
+        }
+    }
+
+    /// Returns the longest deadline of a request.
+    pub const fn max_request(&self) -> Duration {
+        Duration::from_millis(self.max_request_ms)
+    }
+
+    /// Returns how long a drain may take.
+    pub const fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+}
+
+/// Logging, to standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Text for people, JSON for machines.
+    pub format: LogFormat,
+    /// What is worth a line.
+    pub level: LogLevel,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// One line of text an event.
+    #[default]
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// What is worth a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// What an operator must act on.
+    Error,
+    /// What may need an operator.
+    Warn,
+    /// Starts, stops, changes.
+    #[default]
+    Info,
+    /// Each request and handshake.
+    Debug,
+}
+
+#[cfg(test)]
+mod tests;

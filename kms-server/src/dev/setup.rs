@@ -1,0 +1,147 @@
+//! The first start, and every later one: token, certificates, configuration, context of the CLI.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use data_encoding::BASE32_NOPAD;
+use kms_core::clock::Clock;
+use kms_core::secret::Pin;
+use zeroize::Zeroizing;
+
+use super::directory::{DevDirectory, DevError};
+use super::exec::TOKENS;
+use super::module::find_module;
+use super::pki::{Authority, LeafName};
+use crate::authz::{ActionKind, GrantConfig};
+use crate::config::{Config, Flags, PinPlace};
+
+/// The tenant in which the dev client may do everything.
+pub const DEV_TENANT: &str = "dev";
+/// Who the dev client is.
+const CLIENT_ID: &str = "spiffe://holdfast.dev/dev/client";
+/// Who the dev server is.
+const SERVER_ID: &str = "spiffe://holdfast.dev/dev/server";
+const TOKEN_LABEL: &str = "holdfast-dev";
+const PIN_FILE: &str = "user-pin";
+const SO_PIN_FILE: &str = "so-pin";
+const SERIAL_FILE: &str = "token-serial";
+/// Random bytes of a PIN: 160 bits, 32 characters.
+const PIN_BYTES: usize = 20;
+
+/// Makes what is missing in the directory and returns the configuration. The directory must be held.
+pub fn prepare(
+    directory: &DevDirectory,
+    module: Option<PathBuf>,
+    flags: &Flags,
+    clock: &dyn Clock,
+) -> Result<Config, DevError> {
+    let module = module.or_else(find_module).ok_or(DevError::NoModule)?;
+    let serial = token(directory, &module)?;
+    certificates(directory, clock)?;
+    let mut config = Config::default();
+    config.tls.certificate = directory.join("pki/server.pem");
+    config.tls.private_key = directory.join("pki/server.key");
+    config.tls.client_ca = directory.join("pki/ca.pem");
+    config.admin.address.set_port(0);
+    config.admin.tls = false;
+    config.hsm.module = module;
+    config.hsm.token_serial = Some(serial);
+    config.hsm.pin = PinPlace::File(directory.join(PIN_FILE));
+    config.hsm.token_dir = Some(directory.join(TOKENS));
+    config.store.path = directory.join("store.db");
+    config.audit.directory = directory.join("audit");
+    config.authz.grants = vec![GrantConfig {
+        principal: CLIENT_ID.to_owned(),
+        tenant: DEV_TENANT.to_owned(),
+        actions: ActionKind::ALL.to_vec(),
+    }];
+    flags.apply(&mut config);
+    Ok(config)
+}
+
+fn token(directory: &DevDirectory, module: &std::path::Path) -> Result<String, DevError> {
+    let path = directory.join(SERIAL_FILE);
+    if let Ok(serial) = fs::read_to_string(&path) {
+        return Ok(serial.trim().to_owned());
+    }
+    let (so_pin, user_pin) = (pin(directory, SO_PIN_FILE)?, pin(directory, PIN_FILE)?);
+    let serial = kms_hsm::dev::init_token(module, TOKEN_LABEL, &so_pin, &user_pin)?;
+    directory.put(SERIAL_FILE, format!("{serial}\n").as_bytes())?;
+    Ok(serial)
+}
+
+/// Reads a PIN, or draws one: it is on disk before the token learns it.
+fn pin(directory: &DevDirectory, name: &str) -> Result<Pin, DevError> {
+    let path = directory.join(name);
+    match fs::read_to_string(&path) {
+        Ok(mut text) => {
+            text.truncate(text.trim_end().len());
+            return Ok(Pin::new(text));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(cause) => return Err(DevError::File { path, cause }),
+    }
+    let mut random = Zeroizing::new([0; PIN_BYTES]);
+    aws_lc_rs::rand::fill(&mut *random).map_err(|_| DevError::Randomness)?;
+    let text = Zeroizing::new(BASE32_NOPAD.encode(&*random));
+    directory.put(name, text.as_bytes())?;
+    Ok(Pin::new(text.to_string()))
+}
+
+/// Makes CA, server and client certificate in a side directory that is then put in its place whole.
+fn certificates(directory: &DevDirectory, clock: &dyn Clock) -> Result<(), DevError> {
+    let (place, side) = (directory.join("pki"), directory.join("pki.tmp"));
+    if place.is_dir() {
+        return Ok(());
+    }
+    let failed = |cause| DevError::File { path: side.clone(), cause };
+    if side.exists() {
+        fs::remove_dir_all(&side).map_err(failed)?;
+    }
+    fs::create_dir(&side).map_err(failed)?;
+    let authority = Authority::create("holdfast dev CA", clock.now())?;
+    let server = authority.issue(&LeafName::Server {
+        spiffe_id: SERVER_ID.to_owned(),
+        addresses: vec![[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()],
+    })?;
+    let client = authority.issue(&LeafName::Client { spiffe_id: CLIENT_ID.to_owned() })?;
+    for (name, credential) in
+        [("ca", authority.credential()), ("server", &server), ("client", &client)]
+    {
+        let put = |kind: &str, text: &str| {
+            directory.put(&format!("pki.tmp/{name}.{kind}"), text.as_bytes())
+        };
+        put("pem", &credential.certificate_pem)?;
+        put("key", &credential.private_key_pem)?;
+    }
+    fs::rename(&side, &place).map_err(failed)?;
+    fs::File::open(directory.path()).and_then(|parent| parent.sync_all()).map_err(failed)
+}
+
+/// Writes the context for `kms`, with the address that is listened on now.
+pub fn write_cli_context(directory: &DevDirectory, listen: SocketAddr) -> Result<(), DevError> {
+    let path = |name: &str| toml::Value::String(directory.join(name).display().to_string());
+    let text = format!(
+        "# Written by `kms-server dev` at every start.\ncurrent = \"dev\"\n\n[contexts.dev]\n\
+         server = \"https://{listen}\"\nca = {}\ncert = {}\nkey = {}\ntenant = \"{DEV_TENANT}\"\n",
+        path("pki/ca.pem"),
+        path("pki/client.pem"),
+        path("pki/client.key"),
+    );
+    directory.put("cli.toml", text.as_bytes())
+}
+
+/// Returns what dev mode says on standard output when it is ready.
+pub fn banner(directory: &DevDirectory, listen: SocketAddr, admin: SocketAddr) -> String {
+    let context = directory.join("cli.toml");
+    format!(
+        "\n*** DEV MODE *** keys, PIN and CA lie side by side in {}. Never for production.\n\n\
+         gRPC (mTLS)  https://{listen}\nadmin        http://{admin}/readyz  /metrics\n\n\
+         Try next:\n  export KMS_CONFIG={}\n  \
+         kms key create demo --owner me --sensitivity low --usage demo --cryptoperiod 365d\n  \
+         echo secret | kms wrap --key demo --in - --out -\n",
+        directory.path().display(),
+        context.display(),
+    )
+}

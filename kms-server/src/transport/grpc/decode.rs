@@ -1,0 +1,241 @@
+//! From messages to domain types. Every message is destructured whole, so that a new field cannot be forgotten.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+use std::str::FromStr;
+use std::time::Duration;
+
+use kms_core::context::EncryptionContext;
+use kms_core::id::{RequestId, Revision};
+use kms_core::key::{Protection, Purpose, Sensitivity};
+use kms_core::name::{KeyName, TenantName};
+use kms_core::secret::Plaintext;
+use kms_proto::v1 as proto;
+
+use crate::service::{
+    ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey, ListKeyVersions,
+    ListKeys, Rewrap, RotateKey, ServiceError, Unwrap, UpdateKey, Wrap,
+};
+
+type Decoded<T> = Result<T, ServiceError>;
+
+pub(super) fn wrap(message: proto::WrapRequest) -> Decoded<Wrap> {
+    let proto::WrapRequest { key, plaintext, context } = message;
+    // Taken before anything can fail, so that our copy is wiped in any case.
+    let plaintext = Plaintext::new(plaintext.to_vec());
+    Ok(Wrap { key: parse("key", &key)?, plaintext, context: pairs(context)? })
+}
+
+pub(super) fn unwrap(message: proto::UnwrapRequest) -> Decoded<Unwrap> {
+    let proto::UnwrapRequest { key, ciphertext, context } = message;
+    Ok(Unwrap { key: parse("key", &key)?, ciphertext: ciphertext.into(), context: pairs(context)? })
+}
+
+pub(super) fn rewrap(message: proto::RewrapRequest) -> Decoded<Rewrap> {
+    let proto::RewrapRequest { key, ciphertext, context } = message;
+    Ok(Rewrap { key: parse("key", &key)?, ciphertext: ciphertext.into(), context: pairs(context)? })
+}
+
+pub(super) fn generate_data_key(
+    message: proto::GenerateDataKeyRequest,
+) -> Decoded<GenerateDataKey> {
+    let proto::GenerateDataKeyRequest { key, length_bytes, context, without_plaintext } = message;
+    let length_bytes = match length_bytes {
+        0 => DEFAULT_DATA_KEY_BYTES,
+        given => usize::try_from(given).unwrap_or(usize::MAX),
+    };
+    let key = parse("key", &key)?;
+    let with_plaintext = !without_plaintext;
+    Ok(GenerateDataKey { key, length_bytes, context: pairs(context)?, with_plaintext })
+}
+
+pub(super) fn describe_ciphertext(message: proto::DescribeCiphertextRequest) -> Decoded<Vec<u8>> {
+    let proto::DescribeCiphertextRequest { ciphertext } = message;
+    Ok(ciphertext.into())
+}
+
+pub(super) fn generate_random(
+    message: proto::GenerateRandomRequest,
+) -> Decoded<(TenantName, usize)> {
+    let proto::GenerateRandomRequest { length_bytes, tenant } = message;
+    let length = usize::try_from(length_bytes).unwrap_or(usize::MAX);
+    Ok((parse("tenant", &tenant)?, length))
+}
+
+pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey> {
+    let proto::CreateKeyRequest {
+        parent,
+        key_id,
+        purpose,
+        protection,
+        owner,
+        sensitivity,
+        usage,
+        cryptoperiod,
+        labels,
+        request_id,
+    } = message;
+    let tenant: TenantName = parse("parent", &parent)?;
+    Ok(CreateKey {
+        name: KeyName::new(tenant, &key_id).map_err(|error| field("key_id", error))?,
+        purpose: self::purpose(purpose)?,
+        protection: self::protection(protection)?,
+        owner,
+        sensitivity: self::sensitivity(sensitivity)?,
+        usage,
+        cryptoperiod: period(cryptoperiod)?,
+        labels: labels.into_iter().collect(),
+        request_id: self::request_id(&request_id)?,
+    })
+}
+
+pub(super) fn describe_key(message: proto::DescribeKeyRequest) -> Decoded<KeyName> {
+    let proto::DescribeKeyRequest { name } = message;
+    parse("name", &name)
+}
+
+pub(super) fn list_keys(message: proto::ListKeysRequest) -> Decoded<ListKeys> {
+    let proto::ListKeysRequest { parent, page_size, page_token } = message;
+    Ok(ListKeys { tenant: parse("parent", &parent)?, page_size, page_token })
+}
+
+pub(super) fn list_key_versions(
+    message: proto::ListKeyVersionsRequest,
+) -> Decoded<ListKeyVersions> {
+    let proto::ListKeyVersionsRequest { parent, page_size, page_token } = message;
+    Ok(ListKeyVersions { key: parse("parent", &parent)?, page_size, page_token })
+}
+
+pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey> {
+    let proto::UpdateKeyRequest {
+        name,
+        revision,
+        update_mask,
+        owner,
+        sensitivity,
+        usage,
+        labels,
+        cryptoperiod,
+        request_id,
+    } = message;
+    let mut update = UpdateKey {
+        name: parse("name", &name)?,
+        revision: Revision::new(revision),
+        owner: None,
+        sensitivity: None,
+        usage: None,
+        cryptoperiod: None,
+        labels: None,
+        request_id: self::request_id(&request_id)?,
+    };
+    let paths = update_mask.unwrap_or_default().paths;
+    if paths.is_empty() {
+        return Err(field("update_mask", "must name what to change"));
+    }
+    let (mut owner, mut usage, mut labels) = (Some(owner), Some(usage), Some(labels));
+    for path in paths {
+        match path.as_str() {
+            "owner" if update.owner.is_none() => update.owner = owner.take(),
+            "sensitivity" => update.sensitivity = Some(self::sensitivity(sensitivity)?),
+            "usage" if update.usage.is_none() => update.usage = usage.take(),
+            "labels" if update.labels.is_none() => {
+                update.labels =
+                    labels.take().map(|pairs| pairs.into_iter().collect::<BTreeMap<_, _>>());
+            }
+            "cryptoperiod" => update.cryptoperiod = Some(period(cryptoperiod)?),
+            "owner" | "usage" | "labels" => {}
+            _ => return Err(field("update_mask", "names a field that cannot be changed")),
+        }
+    }
+    Ok(update)
+}
+
+pub(super) fn rotate_key(message: proto::RotateKeyRequest) -> Decoded<RotateKey> {
+    let proto::RotateKeyRequest { name, reason, request_id } = message;
+    Ok(RotateKey {
+        name: parse("name", &name)?,
+        reason,
+        request_id: self::request_id(&request_id)?,
+    })
+}
+
+pub(super) fn describe_key_version(
+    message: proto::DescribeKeyVersionRequest,
+) -> Decoded<kms_core::name::VersionName> {
+    let proto::DescribeKeyVersionRequest { name } = message;
+    parse("name", &name)
+}
+
+pub(super) fn suspend(message: proto::SuspendKeyVersionRequest) -> Decoded<ChangeVersionState> {
+    let proto::SuspendKeyVersionRequest { name, reason, request_id } = message;
+    change(&name, reason, &request_id)
+}
+
+pub(super) fn resume(message: proto::ResumeKeyVersionRequest) -> Decoded<ChangeVersionState> {
+    let proto::ResumeKeyVersionRequest { name, reason, request_id } = message;
+    change(&name, reason, &request_id)
+}
+
+fn change(name: &str, reason: String, request_id: &str) -> Decoded<ChangeVersionState> {
+    let name = parse("name", name)?;
+    Ok(ChangeVersionState { name, reason, request_id: self::request_id(request_id)? })
+}
+
+fn field(name: &'static str, problem: impl Display) -> ServiceError {
+    ServiceError::field(name, problem.to_string())
+}
+
+fn parse<T: FromStr<Err: Display>>(name: &'static str, text: &str) -> Decoded<T> {
+    text.parse().map_err(|error: T::Err| field(name, error))
+}
+
+fn pairs(context: HashMap<String, String>) -> Decoded<EncryptionContext> {
+    EncryptionContext::from_caller(context).map_err(|error| field("context", error))
+}
+
+fn request_id(text: &str) -> Decoded<RequestId> {
+    parse("request_id", text)
+}
+
+fn purpose(number: i32) -> Decoded<Purpose> {
+    match proto::Purpose::try_from(number) {
+        Ok(proto::Purpose::Wrap) => Ok(Purpose::Wrap),
+        Ok(proto::Purpose::Unspecified) => Err(field("purpose", "must be given")),
+        Err(_) => Err(field("purpose", "is not known")),
+    }
+}
+
+fn protection(number: i32) -> Decoded<Protection> {
+    match proto::Protection::try_from(number) {
+        Ok(proto::Protection::Unspecified | proto::Protection::HsmWrapped) => {
+            Ok(Protection::HsmWrapped)
+        }
+        Ok(proto::Protection::HsmResident) => Ok(Protection::HsmResident),
+        Err(_) => Err(field("protection", "is not known")),
+    }
+}
+
+fn sensitivity(number: i32) -> Decoded<Sensitivity> {
+    match proto::Sensitivity::try_from(number) {
+        Ok(proto::Sensitivity::Low) => Ok(Sensitivity::Low),
+        Ok(proto::Sensitivity::Medium) => Ok(Sensitivity::Medium),
+        Ok(proto::Sensitivity::High) => Ok(Sensitivity::High),
+        Ok(proto::Sensitivity::Unspecified) => Err(field("sensitivity", "must be given")),
+        Err(_) => Err(field("sensitivity", "is not known")),
+    }
+}
+
+fn period(duration: Option<prost_types::Duration>) -> Decoded<Duration> {
+    const KEY: &str = "cryptoperiod";
+    let prost_types::Duration { seconds, nanos } =
+        duration.ok_or_else(|| field(KEY, "must be given"))?;
+    let seconds = u64::try_from(seconds).map_err(|_| field(KEY, "must not be negative"))?;
+    if nanos != 0 {
+        return Err(field(KEY, "must be whole seconds"));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

@@ -1,0 +1,59 @@
+//! The bounds of connections, handshakes and messages.
+//!
+//! Every number that keeps one client from using up the server stands here, with the reason for its value. It must
+//! never hold a bound of the domain: those are in kms-core.
+
+use std::time::Duration;
+
+/// The largest gRPC message, in either direction: a full batch of small items, a few dozen of the largest.
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// The most bytes of headers that one request may have; gRPC needs a few hundred.
+pub const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// Streams that a client may reset before we answered them, before the connection ends (CVE-2023-44487).
+pub const MAX_PENDING_RESETS: usize = 20;
+/// Streams that a client may make us reset, before the connection ends (CVE-2025-8671).
+pub const MAX_LOCAL_RESETS: usize = 256;
+/// Flow-control window of a connection and of a stream: one message of the largest size fits.
+pub const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Bytes of answers that are buffered for one stream before its handler has to wait.
+pub const MAX_SEND_BUFFER_BYTES: usize = 1024 * 1024;
+/// How long `accept` rests when the process is out of descriptors or memory; the kernel's backlog waits meanwhile.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The backlog of a listening socket.
+pub const LISTEN_BACKLOG: u32 = 1024;
+
+/// Bounds of one listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Connections at a time, those in the handshake included. One more is closed at once.
+    pub max_connections: usize,
+    /// Handshakes at a time: they cost a hundred times what a request costs. One more is closed at once.
+    pub max_handshakes: usize,
+    /// How long a client may take for its handshake.
+    pub handshake_timeout: Duration,
+    /// Requests at a time on one connection.
+    pub max_streams: u32,
+    /// How long a connection may be silent before it is asked for a sign of life.
+    pub keepalive_interval: Duration,
+    /// How long the sign of life may take.
+    pub keepalive_timeout: Duration,
+    /// How old a connection may get; then it is ended gracefully, so that new certificates and peers take hold.
+    pub max_age: Duration,
+    /// How long requests in flight may take after a connection is told to end.
+    pub age_grace: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            max_handshakes: 256,
+            handshake_timeout: Duration::from_secs(5),
+            max_streams: 256,
+            keepalive_interval: Duration::from_secs(60),
+            keepalive_timeout: Duration::from_secs(20),
+            max_age: Duration::from_hours(1),
+            age_grace: Duration::from_secs(30),
+        }
+    }
+}

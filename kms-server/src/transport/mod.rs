@@ -1,0 +1,23 @@
+//! Transport: TLS, connections, gRPC. The first thing that a request meets and the last that an answer leaves.
+//!
+//! The only module that names tonic. Responsible for accepting connections, for knowing whose they are, for turning
+//! messages into domain types and back, and for the one map from errors to gRPC codes. It must never decide who may do
+//! what, and never touch a key.
+
+pub mod accept;
+mod connection;
+pub mod event_id;
+pub mod grpc;
+pub mod health;
+pub mod limits;
+pub mod method;
+pub mod network;
+pub mod shutdown;
+pub mod stats;
+pub mod status;
+pub mod tls;
+
+pub use accept::{Drained, HttpService, Security, ServeOptions, serve};
+pub use limits::ConnectionLimits;
+pub use shutdown::{Shutdown, ShutdownTrigger};
+pub use tls::{Protocols, TlsFiles, TlsStore};

@@ -1,0 +1,210 @@
+//! The only map from errors to gRPC codes.
+//!
+//! Every error carries `google.rpc.ErrorInfo`; retryable ones carry RetryInfo, field violations BadRequest. Nothing here
+//! adds to the caller's text what the service did not clear for callers.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use kms_proto::v1::ItemStatus;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::authn::Unauthenticated;
+use crate::service::ServiceError;
+
+/// The domain of every `google.rpc.ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "holdfast.dev";
+/// Reason when a message is not protobuf, or has text that is not UTF-8.
+pub const MALFORMED_REQUEST: &str = "MALFORMED_REQUEST";
+/// Reason when a message is larger than the limit.
+pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
+/// Reason when there is no such method.
+pub const METHOD_UNKNOWN: &str = "METHOD_UNKNOWN";
+/// Reason when the client took its request back, or cut it short.
+pub const CANCELLED: &str = "CANCELLED";
+
+/// Returns the gRPC code of an error.
+pub const fn code(error: &ServiceError) -> Code {
+    match error {
+        ServiceError::FieldViolation { .. }
+        | ServiceError::PageTokenExpired
+        | ServiceError::CiphertextInvalid
+        | ServiceError::EnvelopeUnsupported { .. }
+        | ServiceError::RequestIdReused => Code::InvalidArgument,
+        ServiceError::AccessDenied => Code::PermissionDenied,
+        ServiceError::KeyNotFound { .. } | ServiceError::VersionNotFound { .. } => Code::NotFound,
+        ServiceError::KeyNotActive { .. }
+        | ServiceError::KeyExhausted
+        | ServiceError::VersionsExhausted => Code::FailedPrecondition,
+        ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
+        ServiceError::ResourceExists { .. } => Code::AlreadyExists,
+        ServiceError::HsmSaturated { .. } | ServiceError::HsmFull { .. } => Code::ResourceExhausted,
+        ServiceError::HsmUnavailable { .. }
+        | ServiceError::HsmLatched { .. }
+        | ServiceError::StoreUnavailable { .. }
+        | ServiceError::AuditUnavailable { .. } => Code::Unavailable,
+        ServiceError::QueueDeadline | ServiceError::HsmDeadline => Code::DeadlineExceeded,
+        ServiceError::MechanismUnsupported { .. } => Code::Unimplemented,
+        ServiceError::KeyIntegrity { .. } => Code::DataLoss,
+        ServiceError::Bug { .. } => Code::Internal,
+    }
+}
+
+/// Makes the status of a failed call.
+pub fn from_service(error: &ServiceError) -> Status {
+    let mut details = details(error.reason(), facts(error));
+    if let Some(delay) = error.retry() {
+        details.set_retry_info(Some(delay));
+    }
+    if let ServiceError::FieldViolation { field, description } = error {
+        details.add_bad_request_violation(*field, description.as_str());
+    }
+    Status::with_error_details(code(error), error.public_text(), details)
+}
+
+/// Makes the status of a batch item that failed.
+pub fn item(error: &ServiceError) -> ItemStatus {
+    ItemStatus {
+        code: code(error).into(),
+        message: error.public_text(),
+        reason: error.reason().to_owned(),
+        retry_delay_ms: error.retry().map_or(0, whole_ms),
+    }
+}
+
+/// Makes the status of a batch item that succeeded.
+pub fn item_ok() -> ItemStatus {
+    ItemStatus { code: Code::Ok.into(), ..ItemStatus::default() }
+}
+
+/// Makes the status of a call without a principal.
+pub fn from_unauthenticated(error: Unauthenticated) -> Status {
+    let details = details(error.reason(), HashMap::new());
+    Status::with_error_details(Code::Unauthenticated, error.to_string(), details)
+}
+
+/// Makes the status of a request that the gRPC layer refused with `code`, before any handler saw it.
+pub fn from_refused(code: Code) -> (Status, &'static str) {
+    let (code, reason, text) = match code {
+        // What tonic says of a message that is not protobuf: it thinks that we are to blame.
+        Code::Internal | Code::InvalidArgument | Code::DataLoss => {
+            (Code::InvalidArgument, MALFORMED_REQUEST, "the request cannot be decoded")
+        }
+        Code::OutOfRange | Code::ResourceExhausted => {
+            (Code::InvalidArgument, MESSAGE_TOO_LARGE, "the request is larger than 4 MiB")
+        }
+        Code::Unimplemented => (Code::Unimplemented, METHOD_UNKNOWN, "no such method or encoding"),
+        Code::Cancelled | Code::DeadlineExceeded => {
+            (Code::Cancelled, CANCELLED, "the request was cut short")
+        }
+        Code::Ok
+        | Code::Unknown
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Unavailable
+        | Code::Unauthenticated => (Code::Internal, "INTERNAL", "internal error"),
+    };
+    (Status::with_error_details(code, text, details(reason, HashMap::new())), reason)
+}
+
+/// What a program may want to know beside the reason.
+fn facts(error: &ServiceError) -> HashMap<String, String> {
+    let fact = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
+    match error {
+        ServiceError::KeyNotActive { state } => fact("state", state.to_string()),
+        ServiceError::MechanismUnsupported { mechanism } => {
+            fact("mechanism", (*mechanism).to_owned())
+        }
+        _ => HashMap::new(),
+    }
+}
+
+fn details(reason: &str, facts: HashMap<String, String>) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, ERROR_DOMAIN, facts)
+}
+
+/// Rounds up: a client that waits too short asks twice.
+fn whole_ms(delay: Duration) -> u32 {
+    u32::try_from(delay.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_carries_domain_and_reason() {
+        let status = from_service(&ServiceError::CiphertextInvalid);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(
+            (info.domain.as_str(), info.reason.as_str()),
+            (ERROR_DOMAIN, "CIPHERTEXT_INVALID")
+        );
+        assert!(details.retry_info().is_none());
+    }
+
+    #[test]
+    fn retryable_errors_say_when() {
+        let retry_after = Duration::from_millis(250);
+        let error = ServiceError::HsmSaturated { retry_after };
+        let status = from_service(&error);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        assert_eq!(delay, Some(retry_after));
+        assert_eq!(item(&error).retry_delay_ms, 250);
+    }
+
+    #[test]
+    fn field_violations_name_the_field() {
+        let status = from_service(&ServiceError::field("key", "must be a name"));
+        let details = status.get_error_details();
+        let violation = &details.bad_request().unwrap().field_violations[0];
+        assert_eq!(
+            (violation.field.as_str(), violation.description.as_str()),
+            ("key", "must be a name")
+        );
+    }
+
+    #[test]
+    fn what_is_for_the_operator_does_not_reach_the_caller() {
+        let canary = "canary /var/lib/x CKR_DEVICE_ERROR";
+        let errors = [
+            ServiceError::HsmUnavailable { detail: canary.into(), retry_after: Duration::ZERO },
+            ServiceError::HsmLatched { detail: canary.into() },
+            ServiceError::HsmFull { detail: canary.into() },
+            ServiceError::StoreUnavailable { detail: canary.into() },
+            ServiceError::AuditUnavailable { detail: canary.into() },
+            ServiceError::KeyIntegrity { detail: canary.into() },
+            ServiceError::Bug { reason: "canary" },
+        ];
+        for error in errors {
+            let status = from_service(&error);
+            let seen = format!("{} {:?} {:?}", status.message(), status.details(), item(&error));
+            assert!(!seen.contains("canary"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_of_the_grpc_layer_are_typed_too() {
+        let (status, reason) = from_refused(Code::Internal);
+        assert_eq!((status.code(), reason), (Code::InvalidArgument, MALFORMED_REQUEST));
+        let (status, reason) = from_refused(Code::OutOfRange);
+        assert_eq!((status.code(), reason), (Code::InvalidArgument, MESSAGE_TOO_LARGE));
+        let (status, reason) = from_refused(Code::Unimplemented);
+        assert_eq!((status.code(), reason), (Code::Unimplemented, METHOD_UNKNOWN));
+        assert_eq!(status.get_details_error_info().unwrap().domain, ERROR_DOMAIN);
+    }
+
+    #[test]
+    fn a_missing_principal_is_unauthenticated_with_its_reason() {
+        let status = from_unauthenticated(Unauthenticated::Expired);
+        assert_eq!(status.code(), Code::Unauthenticated);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "CERT_EXPIRED");
+    }
+}

@@ -1,0 +1,248 @@
+//! TLS 1.3 with client certificates, and its replacement while the server runs.
+//!
+//! Responsible for reading certificate, key, CA and CRL files into one consistent set, and for swapping sets. A set that
+//! does not fit together never replaces one that does. There are no session tickets: each connection proves its key.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+
+/// The largest certificate, key, CA or CRL file: a CRL of some 100,000 entries.
+pub const MAX_TLS_FILE_BYTES: u64 = 8 * 1024 * 1024;
+/// Permission bits that nobody but owner and group may have on a private key.
+const OTHERS_MASK: u32 = 0o007;
+
+/// Where the parts of a TLS set are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM chain of the server, leaf first.
+    pub certificate: PathBuf,
+    /// PEM private key of the leaf.
+    pub private_key: PathBuf,
+    /// PEM certificates of the CAs that issue client certificates.
+    pub client_ca: PathBuf,
+    /// PEM revocation lists. When there is one, every certificate of a client's chain must be covered by a current one.
+    pub crls: Vec<PathBuf>,
+}
+
+/// Why a TLS set cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {cause}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// A file is larger than [`MAX_TLS_FILE_BYTES`].
+    #[error("{path} is larger than 8 MiB")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The private key can be read by everyone.
+    #[error("{path} is open to everyone; run `chmod o-rwx` on it")]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} has no valid {expected}: {detail}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: &'static str,
+        /// Why it does not.
+        detail: String,
+    },
+    /// Certificate and key do not fit, or a CA or CRL cannot be used.
+    #[error("{part} cannot be used: {detail}")]
+    Unusable {
+        /// Which part.
+        part: &'static str,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// Which application protocols a listener offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocols {
+    /// gRPC only.
+    Http2,
+    /// gRPC, and HTTP/1.1 for probes and scrapers.
+    Http1AndHttp2,
+}
+
+impl Protocols {
+    fn alpn(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Http2 => vec![b"h2".to_vec()],
+            Self::Http1AndHttp2 => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        }
+    }
+}
+
+/// One consistent set: what new connections use, and what old ones are verified against again.
+#[derive(Debug)]
+pub struct TlsSet {
+    config: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    epoch: u64,
+}
+
+impl TlsSet {
+    /// Returns the configuration of new connections.
+    pub fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+
+    /// Returns the number of this set; every reload adds one.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Verifies a client's chain, leaf first, against this set's CAs and CRLs.
+    pub fn verify_client(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> bool {
+        match chain.split_first() {
+            Some((leaf, rest)) => self.verifier.verify_client_cert(leaf, rest, now).is_ok(),
+            None => false,
+        }
+    }
+}
+
+/// The set in force, and how to read the next one.
+#[derive(Debug)]
+pub struct TlsStore {
+    files: TlsFiles,
+    protocols: Protocols,
+    current: ArcSwap<TlsSet>,
+}
+
+impl TlsStore {
+    /// Reads the first set.
+    ///
+    /// # Errors
+    /// Says which file does not do, and why.
+    pub fn load(files: TlsFiles, protocols: Protocols) -> Result<Self, TlsError> {
+        let first = read_set(&files, protocols, 0)?;
+        Ok(Self { files, protocols, current: ArcSwap::from_pointee(first) })
+    }
+
+    /// Reads the files again. When they do not do, the set in force stays.
+    ///
+    /// # Errors
+    /// Says which file does not do, and why.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let epoch = self.current.load().epoch.saturating_add(1);
+        self.current.store(Arc::new(read_set(&self.files, self.protocols, epoch)?));
+        Ok(())
+    }
+
+    /// Returns the set in force.
+    pub fn current(&self) -> Arc<TlsSet> {
+        self.current.load_full()
+    }
+
+    /// Returns the number of the set in force, without touching its reference count.
+    pub fn epoch(&self) -> u64 {
+        self.current.load().epoch
+    }
+}
+
+fn read_set(files: &TlsFiles, protocols: Protocols, epoch: u64) -> Result<TlsSet, TlsError> {
+    let chain = read_certificates(&files.certificate)?;
+    let key = read_private_key(&files.private_key)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(&files.client_ca)? {
+        roots.add(certificate).map_err(|error| TlsError::Content {
+            path: files.client_ca.clone(),
+            expected: "CA certificate",
+            detail: error.to_string(),
+        })?;
+    }
+    let mut crls = Vec::new();
+    for path in &files.crls {
+        crls.extend(read_crls(path)?);
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let unusable = |part: &'static str| {
+        move |error: &dyn std::fmt::Display| TlsError::Unusable { part, detail: error.to_string() }
+    };
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .with_crls(crls)
+            .enforce_revocation_expiration()
+            .build()
+            .map_err(|error| unusable("client CA or CRL")(&error))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| unusable("TLS 1.3")(&error))?
+        .with_client_cert_verifier(Arc::clone(&verifier))
+        .with_single_cert(chain, key)
+        .map_err(|error| unusable("certificate with private key")(&error))?;
+    config.alpn_protocols = protocols.alpn();
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(TlsSet { config: Arc::new(config), verifier, epoch })
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    read_all(path, "certificate", |pem| CertificateDer::pem_slice_iter(pem).collect())
+}
+
+fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    read_all(path, "revocation list", |pem| {
+        CertificateRevocationListDer::pem_slice_iter(pem).collect()
+    })
+}
+
+fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let unreadable = |cause| TlsError::Unreadable { path: path.to_owned(), cause };
+    if fs::metadata(path).map_err(unreadable)?.mode() & OTHERS_MASK != 0 {
+        return Err(TlsError::Exposed { path: path.to_owned() });
+    }
+    let pem = zeroize::Zeroizing::new(read_bounded(path)?);
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| TlsError::Content {
+        path: path.to_owned(),
+        expected: "private key",
+        detail: error.to_string(),
+    })
+}
+
+fn read_all<T>(
+    path: &Path,
+    expected: &'static str,
+    parse: impl Fn(&[u8]) -> Result<Vec<T>, rustls_pki_types::pem::Error>,
+) -> Result<Vec<T>, TlsError> {
+    let content = |detail: String| TlsError::Content { path: path.to_owned(), expected, detail };
+    let items = parse(&read_bounded(path)?).map_err(|error| content(error.to_string()))?;
+    if items.is_empty() {
+        return Err(content("there is none in it".to_owned()));
+    }
+    Ok(items)
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let unreadable = |cause| TlsError::Unreadable { path: path.to_owned(), cause };
+    let file = File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TLS_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_TLS_FILE_BYTES {
+        return Err(TlsError::TooLarge { path: path.to_owned() });
+    }
+    Ok(bytes)
+}

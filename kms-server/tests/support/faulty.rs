@@ -1,0 +1,103 @@
+//! A store that fails on purpose: at its n-th call, before or after the effect.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use kms_core::clock::Timestamp;
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
+use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::manifest::Manifest;
+use kms_core::name::TenantName;
+use kms_core::root::RootPin;
+use kms_server::store::{
+    Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
+    StoredKey, VersionChoice,
+};
+
+/// What goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreFault {
+    /// The call has no effect and gives this error.
+    Refuse(StoreError),
+    /// The call has its effect, and the caller is told that the store is unavailable.
+    LoseReply,
+}
+
+/// A store around another one.
+#[derive(Debug)]
+pub struct FaultyStore {
+    inner: Arc<dyn Store>,
+    fault: StoreFault,
+    /// Calls until the fault; the call that counts it down from 1 is the one that fails.
+    countdown: AtomicU64,
+}
+
+impl FaultyStore {
+    /// Fails the `n`-th call, counted from 1, and no other; 0 fails none.
+    pub fn new(inner: Arc<dyn Store>, n: u64, fault: StoreFault) -> Self {
+        Self { inner, fault, countdown: AtomicU64::new(n) }
+    }
+
+    /// Returns whether the fault has happened.
+    pub fn has_failed(&self) -> bool {
+        self.countdown.load(Ordering::SeqCst) == 0
+    }
+
+    async fn call<T>(
+        &self,
+        effect: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let step = |left: u64| left.checked_sub(1);
+        let left = self.countdown.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step);
+        match (left, &self.fault) {
+            (Ok(1), StoreFault::Refuse(error)) => Err(error.clone()),
+            (Ok(1), StoreFault::LoseReply) => {
+                let _ = effect.await;
+                Err(StoreError::Unavailable { detail: "the reply was lost".into() })
+            }
+            _ => effect.await,
+        }
+    }
+}
+
+/// Forwards each method through [`FaultyStore::call`].
+macro_rules! forward {
+    ($($name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)+) => {
+        #[async_trait]
+        impl Store for FaultyStore {
+            $(
+                async fn $name(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
+                    self.call(self.inner.$name($($argument),*)).await
+                }
+            )+
+
+            async fn close(&self) {
+                self.inner.close().await;
+            }
+        }
+    };
+}
+
+forward! {
+    root_pins() -> Vec<(RootPin, RowMac)>;
+    add_root_pin(pin: RootPin, mac: RowMac) -> ();
+    key(key: KeyRef, version: VersionChoice) -> Option<StoredKey>;
+    list_keys(tenant: TenantName, after: Option<ListPosition>, limit: u32) -> Vec<Sealed<KeyRow>>;
+    list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
+    counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;
+    update_counters(changes: Vec<(Revision, Sealed<CounterRow>)>) -> Vec<Result<(), StoreError>>;
+    manifest(tenant: TenantName) -> Option<Sealed<Manifest>>;
+    request(principal: String, request_id: RequestId) -> Option<RequestRecord>;
+    forget_requests(before: Timestamp) -> u64;
+    open_intent(intent: Intent) -> ();
+    intents() -> Vec<Intent>;
+    abandon_intent(intent: IntentId) -> ();
+    create_key(new: NewKey, closing: Closing) -> ();
+    update_key(expected: Revision, key: Sealed<KeyRow>, closing: Closing) -> ();
+    roll_over(rollover: Rollover, closing: Closing) -> ();
+    update_version(expected: Revision, version: Sealed<VersionRow>, closing: Closing) -> ();
+    resident_ids() -> Vec<CkaId>;
+    due_deactivations(now: Timestamp, limit: u32) -> Vec<Sealed<VersionRow>>;
+    probe(now: Timestamp) -> ();
+}
