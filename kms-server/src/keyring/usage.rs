@@ -51,9 +51,9 @@ impl Protecting {
         CryptoOp::GenerateDataKey { key: self.key.clone(), aad, length_bytes, with_plaintext }
     }
 
-    /// Writes the envelope.
-    pub fn seal(&self, iv: &Iv, ciphertext_and_tag: &[u8]) -> Vec<u8> {
-        self.header.seal(iv, ciphertext_and_tag)
+    /// Writes the envelope, and hands out the name of the version.
+    pub fn seal(self, iv: &Iv, ciphertext_and_tag: &[u8]) -> (Vec<u8>, Arc<str>) {
+        (self.header.seal(iv, ciphertext_and_tag), Arc::clone(&self.version.name_text))
     }
 }
 

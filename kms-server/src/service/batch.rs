@@ -4,7 +4,7 @@ use kms_hsm::{CryptoOp, Finished};
 
 use super::kms::{Inner, check_batch};
 use super::trail::Trail;
-use super::{BatchItems, BatchResults, RequestContext, ServiceError};
+use super::{BatchResults, RequestContext, ServiceError};
 
 /// What is to be done for one item: with the HSM, or nothing any more.
 pub(super) enum Step<P> {
@@ -20,78 +20,69 @@ impl<P> From<(P, CryptoOp)> for Step<P> {
     }
 }
 
-impl Inner {
-    /// Plans each item, gives all of them to one worker, finishes and records each.
-    pub(super) async fn batch<I, P, T, F>(
-        &self,
-        request: &RequestContext,
-        items: BatchItems<I>,
-        name: impl Fn(&I) -> Trail,
-        plan: impl Fn(I, Trail) -> F,
-        finish: impl Fn(P, Finished) -> Result<T, ServiceError>,
-    ) -> Result<BatchResults<T>, ServiceError>
-    where
-        F: Future<Output = (Trail, Result<(P, CryptoOp), ServiceError>)>,
-    {
-        let unused = |_| Err(ServiceError::Bug { reason: "an item was done without the hsm" });
-        let step = |item: I, trail: Trail| {
-            let planned = plan(item, trail);
-            async move {
-                let (trail, planned) = planned.await;
-                (trail, planned.map(Step::from))
+/// The items of a batch, each planned or refused, in order.
+pub(super) struct Batch<P> {
+    operations: Vec<CryptoOp>,
+    items: Vec<(Trail, Result<Planned<P>, ServiceError>)>,
+}
+
+struct Planned<P> {
+    plan: P,
+    needs_hsm: bool,
+}
+
+impl<P> Batch<P> {
+    /// Adds an item.
+    pub(super) fn push(&mut self, trail: Trail, step: Result<impl Into<Step<P>>, ServiceError>) {
+        let planned = step.map(|step| match step.into() {
+            Step::Hsm(plan, operation) => {
+                self.operations.push(operation);
+                Planned { plan, needs_hsm: true }
             }
-        };
-        self.batch_steps(request, items, name, step, finish, unused).await
+            Step::Done(plan) => Planned { plan, needs_hsm: false },
+        });
+        self.items.push((trail, planned));
     }
 
-    /// As [`Inner::batch`], for items that may need no HSM.
-    ///
-    /// The trail is passed through by value: a closure that borrowed it could not be shown to be `Send`.
-    pub(super) async fn batch_steps<I, P, T, F>(
+    /// Adds an item that was refused before it could be planned.
+    pub(super) fn refuse(&mut self, error: ServiceError) {
+        self.items.push((Trail::unknown(), Err(error)));
+    }
+}
+
+impl Inner {
+    /// Starts a batch; one without items, or with too many, is refused and recorded as a whole.
+    pub(super) async fn start_batch<P>(
         &self,
         request: &RequestContext,
-        items: BatchItems<I>,
-        name: impl Fn(&I) -> Trail,
-        step: impl Fn(I, Trail) -> F,
-        finish: impl Fn(P, Finished) -> Result<T, ServiceError>,
-        done: impl Fn(P) -> Result<T, ServiceError>,
-    ) -> Result<BatchResults<T>, ServiceError>
-    where
-        F: Future<Output = (Trail, Result<Step<P>, ServiceError>)>,
-    {
-        if let Err(error) = check_batch(items.len()) {
-            return self.record(request, Trail::unknown(), Err(error)).await;
+        length: usize,
+    ) -> Result<Batch<P>, ServiceError> {
+        match check_batch(length) {
+            Ok(()) => Ok(Batch {
+                operations: Vec::with_capacity(length),
+                items: Vec::with_capacity(length),
+            }),
+            Err(error) => self.record(request, Trail::unknown(), Err(error)).await,
         }
-        let mut operations = Vec::with_capacity(items.len());
-        let mut planned = Vec::with_capacity(items.len());
-        for item in items {
-            planned.push(match item {
-                Err(error) => (Trail::unknown(), Err(error)),
-                Ok(item) => {
-                    let trail = name(&item);
-                    let (trail, step) = step(item, trail).await;
-                    let step = step.map(|step| match step {
-                        Step::Hsm(plan, operation) => {
-                            operations.push(operation);
-                            (plan, true)
-                        }
-                        Step::Done(plan) => (plan, false),
-                    });
-                    (trail, step)
-                }
-            });
-        }
-        let answers = self.crypt_all(request, operations).await;
-        let mut answers = answers.into_iter();
-        let mut results = Vec::with_capacity(planned.len());
-        for (mut trail, plan) in planned {
-            let result = match plan {
+    }
+
+    /// Gives all items to one worker, finishes and records each. An item that needed no HSM is finished with `None`.
+    pub(super) async fn finish_batch<P, T>(
+        &self,
+        request: &RequestContext,
+        batch: Batch<P>,
+        finish: fn(P, Option<Finished>) -> Result<T, ServiceError>,
+    ) -> Result<BatchResults<T>, ServiceError> {
+        let mut answers = self.crypt_all(request, batch.operations).await.into_iter();
+        let mut results = Vec::with_capacity(batch.items.len());
+        for (mut trail, planned) in batch.items {
+            let result = match planned {
                 Err(error) => Err(error),
-                Ok((plan, false)) => done(plan),
-                Ok((plan, true)) => match answers.next() {
+                Ok(Planned { plan, needs_hsm: false }) => finish(plan, None),
+                Ok(Planned { plan, needs_hsm: true }) => match answers.next() {
                     Some(Ok(finished)) => {
                         trail.timing = finished.timing;
-                        finish(plan, finished)
+                        finish(plan, Some(finished))
                     }
                     Some(Err(error)) => Err(error),
                     None => Err(ServiceError::Bug { reason: "the hsm gave too few answers" }),

@@ -37,19 +37,18 @@ impl Kms {
         items: BatchItems<GenerateDataKey>,
     ) -> Result<BatchResults<DataKey>, ServiceError> {
         let inner = &*self.inner;
-        let plan = |item: GenerateDataKey, mut trail: Trail| async move {
-            let planned = inner.plan_data_key(request, item, &mut trail).await;
-            (trail, planned)
-        };
-        inner
-            .batch(
-                request,
-                items,
-                |item| Trail::key(&item.key),
-                plan,
-                |ready, answer| finish(&ready, answer),
-            )
-            .await
+        let mut batch = inner.start_batch(request, items.len()).await?;
+        for item in items {
+            match item {
+                Err(error) => batch.refuse(error),
+                Ok(item) => {
+                    let mut trail = Trail::key(&item.key);
+                    let step = inner.plan_data_key(request, item, &mut trail).await;
+                    batch.push(trail, step);
+                }
+            }
+        }
+        inner.finish_batch(request, batch, finish).await
     }
 }
 
@@ -64,7 +63,7 @@ impl Inner {
         let finished = self.hsm.crypt(operation, request.deadline).await;
         let finished = finished.map_err(|error| self.device(error))?;
         trail.timing = finished.timing;
-        finish(&ready, finished)
+        finish(ready, Some(finished))
     }
 
     async fn plan_data_key(
@@ -88,14 +87,13 @@ impl Inner {
     }
 }
 
-fn finish(ready: &Protecting, finished: Finished) -> Result<DataKey, ServiceError> {
-    match finished.output {
-        CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag } => Ok(DataKey {
-            plaintext,
-            ciphertext: ready.seal(&iv, &ciphertext_and_tag),
-            key_version: ready.name().clone(),
-        }),
-        CryptoOutput::Encrypted { .. } | CryptoOutput::Decrypted(_) => {
+fn finish(ready: Protecting, finished: Option<Finished>) -> Result<DataKey, ServiceError> {
+    match finished.map(|finished| finished.output) {
+        Some(CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag }) => {
+            let (ciphertext, key_version) = ready.seal(&iv, &ciphertext_and_tag);
+            Ok(DataKey { plaintext, ciphertext, key_version })
+        }
+        Some(CryptoOutput::Encrypted { .. } | CryptoOutput::Decrypted(_)) | None => {
             Err(ServiceError::Bug { reason: "the hsm answered a data key with something else" })
         }
     }

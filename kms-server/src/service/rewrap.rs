@@ -43,12 +43,18 @@ impl Kms {
         items: BatchItems<Rewrap>,
     ) -> Result<BatchResults<Rewrapped>, ServiceError> {
         let inner = &*self.inner;
-        let step = |item: Rewrap, mut trail: Trail| async move {
-            let planned = inner.plan_rewrap(request, item, &mut trail).await;
-            (trail, planned)
-        };
-        let name = |item: &Rewrap| Trail::key(&item.key);
-        inner.batch_steps(request, items, name, step, finish, current).await
+        let mut batch = inner.start_batch(request, items.len()).await?;
+        for item in items {
+            match item {
+                Err(error) => batch.refuse(error),
+                Ok(item) => {
+                    let mut trail = Trail::key(&item.key);
+                    let step = inner.plan_rewrap(request, item, &mut trail).await;
+                    batch.push(trail, step);
+                }
+            }
+        }
+        inner.finish_batch(request, batch, finish).await
     }
 }
 
@@ -60,12 +66,12 @@ impl Inner {
         trail: &mut Trail,
     ) -> Result<Rewrapped, ServiceError> {
         match self.plan_rewrap(request, item, trail).await? {
-            Step::Done(plan) => current(plan),
+            Step::Done(plan) => finish(plan, None),
             Step::Hsm(plan, operation) => {
                 let finished = self.hsm.crypt(operation, request.deadline).await;
                 let finished = finished.map_err(|error| self.device(error))?;
                 trail.timing = finished.timing;
-                finish(plan, finished)
+                finish(plan, Some(finished))
             }
         }
     }
@@ -99,24 +105,18 @@ impl Inner {
     }
 }
 
-const MIXED_UP: ServiceError = ServiceError::Bug { reason: "a rewrap was mixed up" };
-
-fn current(plan: Plan) -> Result<Rewrapped, ServiceError> {
-    let Plan::Current { ciphertext, name } = plan else { return Err(MIXED_UP) };
-    let previous_key_version = Arc::clone(&name);
-    Ok(Rewrapped { ciphertext, key_version: name, previous_key_version, changed: false })
-}
-
-fn finish(plan: Plan, finished: Finished) -> Result<Rewrapped, ServiceError> {
-    match (plan, finished.output) {
-        (Plan::Changed { from, to }, CryptoOutput::Encrypted { iv, ciphertext_and_tag }) => {
-            Ok(Rewrapped {
-                ciphertext: to.seal(&iv, &ciphertext_and_tag),
-                key_version: Arc::clone(to.name()),
-                previous_key_version: from,
-                changed: true,
-            })
+fn finish(plan: Plan, finished: Option<Finished>) -> Result<Rewrapped, ServiceError> {
+    match (plan, finished.map(|finished| finished.output)) {
+        (Plan::Current { ciphertext, name }, None) => {
+            let previous_key_version = Arc::clone(&name);
+            Ok(Rewrapped { ciphertext, key_version: name, previous_key_version, changed: false })
         }
-        (Plan::Changed { .. } | Plan::Current { .. }, _) => Err(MIXED_UP),
+        (Plan::Changed { from, to }, Some(CryptoOutput::Encrypted { iv, ciphertext_and_tag })) => {
+            let (ciphertext, key_version) = to.seal(&iv, &ciphertext_and_tag);
+            Ok(Rewrapped { ciphertext, key_version, previous_key_version: from, changed: true })
+        }
+        (Plan::Changed { .. } | Plan::Current { .. }, _) => {
+            Err(ServiceError::Bug { reason: "the hsm answered a rewrap with something else" })
+        }
     }
 }

@@ -36,11 +36,18 @@ impl Kms {
         items: BatchItems<Unwrap>,
     ) -> Result<BatchResults<Unwrapped>, ServiceError> {
         let inner = &*self.inner;
-        let plan = |item: Unwrap, mut trail: Trail| async move {
-            let planned = inner.plan_unwrap(request, item, &mut trail).await;
-            (trail, planned)
-        };
-        inner.batch(request, items, |item| Trail::key(&item.key), plan, finish).await
+        let mut batch = inner.start_batch(request, items.len()).await?;
+        for item in items {
+            match item {
+                Err(error) => batch.refuse(error),
+                Ok(item) => {
+                    let mut trail = Trail::key(&item.key);
+                    let step = inner.plan_unwrap(request, item, &mut trail).await;
+                    batch.push(trail, step);
+                }
+            }
+        }
+        inner.finish_batch(request, batch, finish).await
     }
 }
 
@@ -55,7 +62,7 @@ impl Inner {
         let finished = self.hsm.crypt(operation, request.deadline).await;
         let finished = finished.map_err(|error| self.device(error))?;
         trail.timing = finished.timing;
-        finish(name, finished)
+        finish(name, Some(finished))
     }
 
     async fn plan_unwrap(
@@ -77,10 +84,10 @@ impl Inner {
     }
 }
 
-fn finish(key_version: Arc<str>, finished: Finished) -> Result<Unwrapped, ServiceError> {
-    match finished.output {
-        CryptoOutput::Decrypted(plaintext) => Ok(Unwrapped { plaintext, key_version }),
-        CryptoOutput::Encrypted { .. } | CryptoOutput::DataKey { .. } => {
+fn finish(key_version: Arc<str>, finished: Option<Finished>) -> Result<Unwrapped, ServiceError> {
+    match finished.map(|finished| finished.output) {
+        Some(CryptoOutput::Decrypted(plaintext)) => Ok(Unwrapped { plaintext, key_version }),
+        Some(CryptoOutput::Encrypted { .. } | CryptoOutput::DataKey { .. }) | None => {
             Err(ServiceError::Bug { reason: "the hsm answered an unwrap with something else" })
         }
     }

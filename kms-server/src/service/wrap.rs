@@ -36,12 +36,18 @@ impl Kms {
         items: BatchItems<Wrap>,
     ) -> Result<BatchResults<Wrapped>, ServiceError> {
         let inner = &*self.inner;
-        let plan = |item: Wrap, mut trail: Trail| async move {
-            let planned = inner.plan_wrap(request, item, &mut trail).await;
-            (trail, planned)
-        };
-        let name = |item: &Wrap| Trail::key(&item.key.key);
-        inner.batch(request, items, name, plan, |ready, answer| finish(&ready, answer)).await
+        let mut batch = inner.start_batch(request, items.len()).await?;
+        for item in items {
+            match item {
+                Err(error) => batch.refuse(error),
+                Ok(item) => {
+                    let mut trail = Trail::key(&item.key.key);
+                    let step = inner.plan_wrap(request, item, &mut trail).await;
+                    batch.push(trail, step);
+                }
+            }
+        }
+        inner.finish_batch(request, batch, finish).await
     }
 }
 
@@ -56,7 +62,7 @@ impl Inner {
         let finished = self.hsm.crypt(operation, request.deadline).await;
         let finished = finished.map_err(|error| self.device(error))?;
         trail.timing = finished.timing;
-        finish(&ready, finished)
+        finish(ready, Some(finished))
     }
 
     async fn plan_wrap(
@@ -90,13 +96,13 @@ fn check_plaintext(length: usize) -> Result<(), ServiceError> {
     Err(ServiceError::field("plaintext", format!("must be 1 to {MAX_PLAINTEXT_BYTES} bytes")))
 }
 
-fn finish(ready: &Protecting, finished: Finished) -> Result<Wrapped, ServiceError> {
-    match finished.output {
-        CryptoOutput::Encrypted { iv, ciphertext_and_tag } => Ok(Wrapped {
-            ciphertext: ready.seal(&iv, &ciphertext_and_tag),
-            key_version: ready.name().clone(),
-        }),
-        CryptoOutput::Decrypted(_) | CryptoOutput::DataKey { .. } => {
+fn finish(ready: Protecting, finished: Option<Finished>) -> Result<Wrapped, ServiceError> {
+    match finished.map(|finished| finished.output) {
+        Some(CryptoOutput::Encrypted { iv, ciphertext_and_tag }) => {
+            let (ciphertext, key_version) = ready.seal(&iv, &ciphertext_and_tag);
+            Ok(Wrapped { ciphertext, key_version })
+        }
+        Some(CryptoOutput::Decrypted(_) | CryptoOutput::DataKey { .. }) | None => {
             Err(ServiceError::Bug { reason: "the hsm answered a wrap with something else" })
         }
     }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use kms_core::audit::Phase;
 use kms_core::key::Protection;
 use kms_server::service::{CreateKey, RotateKey};
+use kms_server::store::{KeyRef, VersionChoice};
 
 use crate::support::*;
 
@@ -27,12 +28,22 @@ async fn check(world: &World, point: &str) {
     assert_eq!(objects, rows, "{point}: objects and rows differ");
     world.kms.verify_manifest(name(KEY).tenant()).await.expect(point);
     let mut outcomes: HashMap<_, (usize, usize)> = HashMap::new();
+    let mut told: HashMap<_, bool> = HashMap::new();
     for record in world.records() {
+        if record.phase == Phase::Outcome {
+            let made = (record.key_uid.unwrap(), record.key_version.unwrap());
+            *told.entry(made).or_default() |= record.result == "OK";
+        }
         match (record.phase, record.intent_id) {
             (Phase::Intent, Some(id)) => outcomes.entry(id).or_default().0 += 1,
             (Phase::Outcome, Some(id)) => outcomes.entry(id).or_default().1 += 1,
             _ => {}
         }
+    }
+    for ((uid, number), ok) in told {
+        let stored = world.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await;
+        let there = stored.unwrap().is_some_and(|stored| stored.version.is_some());
+        assert_eq!(ok, there, "{point}: the log tells another story");
     }
     for (id, (intents, outcomes)) in outcomes {
         assert!(intents <= 1 && outcomes >= 1, "{point}: {id} has {intents} and {outcomes}");
@@ -72,6 +83,35 @@ async fn creation_survives_a_crash_at_every_step() {
             assert!(first.is_err() || first.unwrap() == again, "{at}");
             check(&world, &at).await;
             world.wrap(KEY).await;
+        }
+    }
+}
+
+/// Recovery itself is cut off, at each of its calls, and run again.
+#[tokio::test]
+async fn recovery_survives_a_crash_at_every_step() {
+    let steps = calls(resident(), false).await;
+    for point in 0..steps {
+        let at = format!("step {point}");
+        let mut cut = 0;
+        loop {
+            let world = World::new().await;
+            world.faults.arm(point, true);
+            let wanted = resident();
+            let created = world.kms.create_key(&world.request(CREATE), wanted.clone()).await;
+            assert!(created.is_err() || point + 1 == steps, "{at}");
+            let world = world.restart();
+            let before = world.faults.calls();
+            world.faults.arm(cut, true);
+            let _ = world.kms.recover().await;
+            let finished = world.faults.calls() - before <= cut;
+            let world = world.restart();
+            world.kms.recover().await.expect(&at);
+            check(&world, &format!("{at}, cut at {cut}")).await;
+            if finished {
+                break;
+            }
+            cut += 1;
         }
     }
 }
