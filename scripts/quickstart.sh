@@ -61,7 +61,7 @@ bytes=$(stat -c %s "$work/tree.tar" 2>/dev/null || stat -f %z "$work/tree.tar")
 [ "$bytes" -ge 20000000 ] || fail "found no tree of 20 MB to seal ($tree has $bytes bytes)"
 before=$(sha256sum "$work/tree.tar" | cut -d' ' -f1)
 rm -f "$work/tree.tar.age" "$work/tree.out.tar"
-kms seal --key "$key" --out "$work/tree.tar.age" "$work/tree.tar"
+kms seal --key "$key" --in "$work/tree.tar" --out "$work/tree.tar.age"
 echo "   $tree: $bytes bytes as tar, sha256 $before"
 payload() { tail -c "$((bytes < 16000000 ? bytes : 16000000))" "$work/tree.tar.age" | sha256sum | cut -d' ' -f1; }
 payload_before=$(payload)
@@ -77,7 +77,7 @@ kms reseal "$work/tree.tar.age"
 echo "   the payload is untouched"
 
 say "7. Open it again, and compare"
-kms open --out "$work/tree.out.tar" "$work/tree.tar.age"
+kms open --in "$work/tree.tar.age" --out "$work/tree.out.tar"
 after=$(sha256sum "$work/tree.out.tar" | cut -d' ' -f1)
 [ "$before" = "$after" ] || fail "the opened backup differs: $after"
 echo "   sha256 $after: the same, byte for byte"
