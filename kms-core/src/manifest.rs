@@ -6,6 +6,7 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use crate::audit::ManifestStamp;
 use crate::canonical::CanonicalWriter;
 use crate::domain;
 use crate::id::{Revision, RootGeneration};
@@ -90,6 +91,12 @@ impl Manifest {
         Self { tenant, revision: Revision::new(0), rows: RowSet::empty() }
     }
 
+    /// Returns what audit records say of it.
+    pub fn stamp(&self) -> ManifestStamp {
+        let digest = data_encoding::HEXLOWER.encode(&self.rows.digest());
+        ManifestStamp { revision: self.revision, digest }
+    }
+
     /// Returns the bytes whose MAC is stored beside the manifest.
     pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         let Self { tenant, revision, rows } = self;
@@ -144,6 +151,18 @@ mod tests {
         set.insert(&row);
         assert_ne!(set.digest(), once);
         assert_ne!(set.digest(), RowSet::empty().digest());
+    }
+
+    #[test]
+    fn a_stamp_names_revision_and_rows() {
+        let mut manifest = Manifest::empty(TenantName::from_id("t").unwrap());
+        let empty = manifest.stamp();
+        assert_eq!(empty.revision, Revision::new(0));
+        manifest.revision = Revision::FIRST;
+        manifest.rows.insert(&RowMac([5; 32]));
+        let digest = data_encoding::HEXLOWER.encode(&manifest.rows.digest());
+        assert_eq!(manifest.stamp(), ManifestStamp { revision: Revision::FIRST, digest });
+        assert_ne!(manifest.stamp().digest, empty.digest);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kms_testkit::{Process, softhsm};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kms-server"));

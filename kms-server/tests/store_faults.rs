@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kms_server::store::sqlite::SqliteStore;
-use kms_server::store::{Store, StoreError};
+use kms_server::store::{Intent, Store, StoreError};
 use support::faulty::{FaultyStore, StoreFault};
 use support::samples::{closing, intent, new_key, request_id};
 
@@ -49,7 +49,9 @@ async fn after_fault(call: u64, fault: StoreFault) -> Vec<StoreError> {
     assert!(faulty.has_failed());
     let keys = store.list_keys(new_key(1, 1).key.row.name.tenant().clone(), None, 10).await;
     assert_eq!(keys, Ok(vec![new_key(1, 1).key]));
-    assert_eq!(store.intents().await, Ok(vec![]));
+    let stamp = closing(1, 1).manifest.manifest.row.stamp();
+    let applied = Intent { applied: Some(stamp), ..intent(1, 1) };
+    assert_eq!(store.intents().await, Ok(vec![applied]));
     refusals
 }
 

@@ -1,6 +1,6 @@
 //! Contexts: which server, as whom, and for which tenant.
 //!
-//! [`file`] reads and writes the TOML file of named contexts, [`resolve`] lays flags over it. Nothing here connects, and
+//! [`mod@file`] reads and writes the TOML file of named contexts, [`resolve`] lays flags over it. Nothing here connects, and
 //! nothing here reads a private key: it only knows where the key stands.
 
 pub mod file;

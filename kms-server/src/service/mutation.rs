@@ -1,17 +1,15 @@
 //! The protocol of every mutation (design section 3 and 7):
 //!
-//! intent rows -> intent record durable -> effect in the HSM -> rows, manifest, request id and the end of the intent in
-//! one transaction -> outcome record durable -> answer.
+//! intent row -> intent record durable -> effect in the HSM -> rows, manifest and request id in one transaction, which
+//! marks the intent applied -> outcome record durable -> intent closed -> answer.
 //!
-//! Each mutation opens two rows: its intent, which the transaction closes, and its *echo*, which stays until the outcome
-//! is in the log. After a crash the reconciler reads from them what happened: intent there, nothing was committed;
-//! only the echo there, it was committed and only the outcome is missing. The intent is opened first and closed last,
-//! so a lone echo never stands for something that was not committed.
+//! After a crash the reconciler reads from the intent what happened: not applied, nothing was committed; applied, only
+//! the outcome is missing, and the intent holds the manifest that it must tell.
 
 use std::sync::{Arc, PoisonError};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use kms_core::audit::{ManifestStamp, Phase};
+use kms_core::audit::Phase;
 use kms_core::canonical::CanonicalWriter;
 use kms_core::domain;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
@@ -73,7 +71,6 @@ impl Drop for OpenIntent {
     fn drop(&mut self) {
         let mut intents = self.inner.intents.lock().unwrap_or_else(PoisonError::into_inner);
         intents.remove(&self.intent.id);
-        intents.remove(&echo(self.intent.id));
     }
 }
 
@@ -84,20 +81,6 @@ pub(super) struct Subject {
     pub(super) key_uid: KeyUid,
     pub(super) version: KeyVersion,
     pub(super) protection: Protection,
-}
-
-/// Returns the id of the echo of an intent, and the other way round.
-pub(super) fn echo(id: IntentId) -> IntentId {
-    let mut bytes = *id.as_bytes();
-    if let Some(last) = bytes.last_mut() {
-        *last ^= 1;
-    }
-    IntentId::from_bytes(bytes)
-}
-
-/// Intents end in an even byte, echoes in an odd one.
-pub(super) fn is_echo(id: IntentId) -> bool {
-    id.as_bytes().last().is_some_and(|last| last & 1 == 1)
 }
 
 /// Returns the hash of a request whose fields are written canonically.
@@ -152,17 +135,14 @@ impl Inner {
         Ok(Some(result))
     }
 
-    /// Opens an intent and its echo, and makes the intent record durable.
+    /// Opens an intent, and makes the intent record durable.
     pub(super) async fn begin(
         self: &Arc<Self>,
         request: &RequestContext,
         subject: Subject,
         trail: &mut Trail,
     ) -> Result<OpenIntent, ServiceError> {
-        let mut bytes = self.draw()?;
-        if let Some(last) = bytes.last_mut() {
-            *last &= !1;
-        }
+        let bytes = self.draw()?;
         let id = IntentId::from_bytes(bytes);
         let Subject { kind, key_name, key_uid, version, protection } = subject;
         trail.key_uid = Some(key_uid);
@@ -178,30 +158,30 @@ impl Inner {
             // Random, recorded before the object is made, and as unique as the intent.
             resident_id: CkaId(bytes),
             time: self.clock.now(),
+            applied: None,
         };
-        self.intents.lock().unwrap_or_else(PoisonError::into_inner).extend([id, echo(id)]);
+        // Invariant: known as active before the row can be seen, until nothing more is done to it.
+        self.intents.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         let open = OpenIntent { inner: Arc::clone(self), intent };
         self.store.open_intent(open.intent.clone()).await?;
         trail.intent = Some(id);
-        let begun = async {
-            self.store.open_intent(Intent { id: echo(id), ..open.intent.clone() }).await?;
-            self.record_phase(request, trail, Phase::Intent, PENDING).await
-        };
-        if let Err(error) = begun.await {
-            self.forget_intent(id).await;
+        if let Err(error) = self.record_phase(request, trail, Phase::Intent, PENDING).await {
+            self.close_intent(id).await;
             trail.intent = None;
             return Err(error);
         }
         Ok(open)
     }
 
-    /// Closes echo and intent of a mutation that did not happen. When the store fails, the reconciler does it.
-    pub(super) async fn forget_intent(&self, id: IntentId) {
-        for id in [echo(id), id] {
-            if let Err(error) = self.store.abandon_intent(id).await {
-                tracing::warn!(%error, intent = %id, "left to the reconciler");
-                return;
-            }
+    /// Returns whether a mutation of this process still works on an intent.
+    pub(super) fn is_active(&self, id: IntentId) -> bool {
+        self.intents.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    /// Closes an intent of which nothing is left to do. When the store fails, the reconciler does it.
+    async fn close_intent(&self, id: IntentId) {
+        if let Err(error) = self.store.close_intent(id).await {
+            tracing::warn!(%error, intent = %id, "left to the reconciler");
         }
     }
 
@@ -222,8 +202,7 @@ impl Inner {
         manifest.revision = expected.next();
         rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
         rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
-        let digest = data_encoding::HEXLOWER.encode(&manifest.rows.digest());
-        trail.manifest = Some(ManifestStamp { revision: manifest.revision, digest });
+        trail.manifest = Some(manifest.stamp());
         let generation = self.keyring.config().generation;
         let manifest = self.keyring.seal(manifest, generation, request.deadline).await?;
         Ok(Closing {
@@ -244,16 +223,18 @@ impl Inner {
             Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
             Err(error) => return Err(Unsettled::NotCommitted(error)),
         };
-        match self.store.intents().await {
-            Ok(open_now) if open_now.iter().any(|intent| intent.id == open.intent.id) => {
-                Err(Unsettled::NotCommitted(error))
-            }
-            Ok(_) => Ok(()),
-            Err(_) => Err(Unsettled::Unknown(error)),
+        let Ok(intents) = self.store.intents().await else {
+            return Err(Unsettled::Unknown(error));
+        };
+        match intents.into_iter().find(|intent| intent.id == open.intent.id) {
+            Some(Intent { applied: Some(_), .. }) => Ok(()),
+            Some(Intent { applied: None, .. }) => Err(Unsettled::NotCommitted(error)),
+            // Only another process could have closed it, and it alone knows why.
+            None => Err(Unsettled::Unknown(error)),
         }
     }
 
-    /// Ends a mutation: outcome record durable, intents gone, then the answer.
+    /// Ends a mutation: outcome record durable, intent closed, then the answer.
     pub(super) async fn conclude<T>(
         &self,
         request: &RequestContext,
@@ -264,11 +245,9 @@ impl Inner {
         let id = open.intent.id;
         match result {
             Ok(value) => {
-                // Without the outcome the echo stays, and the reconciler writes it later.
+                // Without the outcome the intent stays, applied, and the reconciler writes it later.
                 self.record_phase(request, trail, Phase::Outcome, OK).await?;
-                if let Err(error) = self.store.abandon_intent(echo(id)).await {
-                    tracing::warn!(%error, intent = %id, "left to the reconciler");
-                }
+                self.close_intent(id).await;
                 Ok(value)
             }
             Err(Failure::Unknown(error)) => Err(error),
@@ -283,7 +262,7 @@ impl Inner {
                     }
                 }
                 self.record_phase(request, trail, Phase::Outcome, error.reason()).await?;
-                self.forget_intent(id).await;
+                self.close_intent(id).await;
                 Err(error)
             }
         }

@@ -8,13 +8,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use kms_core::audit::{ManifestStamp, Phase};
-use kms_core::id::IntentId;
 use kms_core::key::{CkaId, Protection};
 use kms_core::name::VersionName;
 use tokio::sync::watch;
 
 use super::kms::{Inner, Kms};
-use super::mutation::{echo, is_echo};
 use super::trail::{OK, Trail};
 use super::{RequestContext, ServiceError};
 use crate::store::{Intent, KeyRef, REQUEST_MEMORY, VersionChoice};
@@ -102,23 +100,17 @@ impl Inner {
         grace: Option<Duration>,
     ) -> Result<Reconciled, ServiceError> {
         let mut done = Reconciled::default();
-        let own = self.intents.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let request = self.internal_request(OPERATION)?;
         // The order matters: an object listed here has its intent, or its row, in what is read after.
         let residents = self.hsm.list_residents(request.deadline).await;
         let intents = self.store.intents().await?;
+        let abandoned = self.abandoned(&intents, grace).await?;
         let known: HashSet<CkaId> = self.store.resident_ids().await?.into_iter().collect();
         let now = self.clock.now();
-        let abandoned = |intent: &Intent| {
-            !own.contains(&intent.id) && grace.is_none_or(|grace| intent.time.after(grace) <= now)
-        };
-        let ids: HashSet<IntentId> = intents.iter().map(|intent| intent.id).collect();
-        for intent in intents.iter().filter(|intent| abandoned(intent)) {
-            let result = match (is_echo(intent.id), ids.contains(&echo(intent.id))) {
-                // Closed together with its intent.
-                (true, true) => continue,
-                (true, false) => self.finish(intent).await.map(|()| done.finished += 1),
-                (false, _) => self.undo(intent, &known).await.map(|()| done.undone += 1),
+        for intent in &abandoned {
+            let result = match &intent.applied {
+                Some(stamp) => self.finish(intent, stamp).await.map(|()| done.finished += 1),
+                None => self.undo(intent, &known).await.map(|()| done.undone += 1),
             };
             if let Err(error) = result {
                 tracing::warn!(%error, intent = %intent.id, "an intent stays open");
@@ -144,15 +136,39 @@ impl Inner {
         Ok(done)
     }
 
+    /// Returns those of the listed intents that nobody works on, as they are now.
+    ///
+    /// Invariant: read again after each was seen inactive, as its own task may have applied or closed it since the
+    /// listing (`an_intent_that_its_own_task_ends_meanwhile_is_left_alone`).
+    async fn abandoned(
+        &self,
+        listed: &[Intent],
+        grace: Option<Duration>,
+    ) -> Result<Vec<Intent>, ServiceError> {
+        let now = self.clock.now();
+        let old = |intent: &&Intent| grace.is_none_or(|grace| intent.time.after(grace) <= now);
+        let inactive = listed.iter().filter(old).filter(|intent| !self.is_active(intent.id));
+        let inactive: HashSet<_> = inactive.map(|intent| intent.id).collect();
+        if inactive.is_empty() {
+            return Ok(Vec::new());
+        }
+        let again = self.store.intents().await?;
+        Ok(again.into_iter().filter(|intent| inactive.contains(&intent.id)).collect())
+    }
+
     /// Writes the outcome of a mutation that was committed.
-    async fn finish(&self, echo_of: &Intent) -> Result<(), ServiceError> {
-        let (request, mut trail) = self.trail_of(echo_of)?;
-        trail.intent = Some(echo(echo_of.id));
-        let manifest = self.keyring.manifest(echo_of.key_name.tenant()).await?;
-        let digest = data_encoding::HEXLOWER.encode(&manifest.rows.digest());
-        trail.manifest = Some(ManifestStamp { revision: manifest.revision, digest });
+    async fn finish(&self, intent: &Intent, stamp: &ManifestStamp) -> Result<(), ServiceError> {
+        let (request, mut trail) = self.trail_of(intent)?;
+        // Intents carry no MAC: what this one says may at least not contradict the manifest, which does.
+        let manifest = self.keyring.manifest(intent.key_name.tenant()).await?.stamp();
+        let later = stamp.revision < manifest.revision;
+        if !later && *stamp != manifest {
+            let detail = format!("intent {} names a manifest that never was", intent.id);
+            return Err(self.keyring.integrity(detail).into());
+        }
+        trail.manifest = Some(stamp.clone());
         self.record_phase(&request, &trail, Phase::Outcome, OK).await?;
-        Ok(self.store.abandon_intent(echo_of.id).await?)
+        Ok(self.store.close_intent(intent.id).await?)
     }
 
     /// Undoes a mutation that was not committed: its object goes, the outcome says so, the intent is closed.
@@ -166,8 +182,7 @@ impl Inner {
             destroyed.map_err(|error| self.device(error))?;
         }
         self.record_phase(&request, &trail, Phase::Outcome, ABANDONED).await?;
-        self.forget_intent(intent.id).await;
-        Ok(())
+        Ok(self.store.close_intent(intent.id).await?)
     }
 
     fn trail_of(&self, intent: &Intent) -> Result<(RequestContext, Trail), ServiceError> {

@@ -11,6 +11,7 @@ mod suite;
 use std::fmt;
 
 use async_trait::async_trait;
+use kms_core::audit::ManifestStamp;
 use kms_core::clock::Timestamp;
 use kms_core::fault::{Fault, Retry};
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
@@ -153,7 +154,7 @@ pub struct RequestRecord {
     pub time: Timestamp,
 }
 
-/// What a mutation was about to do.
+/// A mutation that was begun, and what became of it. It stays until its outcome is in the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {
     /// Id.
@@ -174,6 +175,8 @@ pub struct Intent {
     pub resident_id: CkaId,
     /// When it was begun.
     pub time: Timestamp,
+    /// The tenant's manifest as the mutation left it; `None` as long as the mutation is not committed.
+    pub applied: Option<ManifestStamp>,
 }
 
 /// Kinds of mutations that leave an intent.
@@ -249,7 +252,7 @@ pub struct Rollover {
 /// What ends with a mutation, in the same transaction as its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closing {
-    /// The intent that is done.
+    /// The intent that becomes applied. [`StoreError::NotFound`] when it is not there, or applied already.
     pub intent: IntentId,
     /// The manifest of the tenant.
     pub manifest: ManifestChange,
@@ -324,19 +327,19 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Forgets requests recorded before `before`; returns how many.
     async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError>;
 
-    /// Records an intent, durably, before its effect.
+    /// Records an intent, durably, before its effect. It is not applied yet, whatever `applied` says.
     async fn open_intent(&self, intent: Intent) -> Result<(), StoreError>;
 
     /// Lists the intents that are not closed, oldest first.
     async fn intents(&self) -> Result<Vec<Intent>, StoreError>;
 
-    /// Closes an intent whose mutation did not happen. Closing what is not there succeeds.
-    async fn abandon_intent(&self, intent: IntentId) -> Result<(), StoreError>;
+    /// Forgets an intent: it was undone, or its outcome is in the log. Closing what is not there succeeds.
+    async fn close_intent(&self, intent: IntentId) -> Result<(), StoreError>;
 
-    /// Inserts a key with its first version and closes the intent.
+    /// Inserts a key with its first version and marks the intent applied.
     async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError>;
 
-    /// Replaces a key row at its expected revision and closes the intent.
+    /// Replaces a key row at its expected revision and marks the intent applied.
     async fn update_key(
         &self,
         expected: Revision,
@@ -344,10 +347,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         closing: Closing,
     ) -> Result<(), StoreError>;
 
-    /// Inserts a version, moves the primary, replaces the old one's row, and closes the intent.
+    /// Inserts a version, moves the primary, replaces the old one's row, and marks the intent applied.
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError>;
 
-    /// Replaces a version row at its expected revision and closes the intent.
+    /// Replaces a version row at its expected revision and marks the intent applied.
     async fn update_version(
         &self,
         expected: Revision,

@@ -56,6 +56,8 @@ macro_rules! store_suite {
             lists::the_probe_writes,
             lists::versions_are_listed_by_number,
             requests::a_manifest_is_replaced_only_at_its_revision,
+            requests::a_mutation_happens_once,
+            requests::a_mutation_marks_its_intent_with_its_manifest,
             requests::a_mutation_needs_its_intent,
             requests::a_repeated_request_id_is_told_apart_and_changes_nothing,
             requests::a_request_id_can_be_used_again_after_its_memory,
@@ -169,10 +171,17 @@ pub(crate) fn intent(number: u8) -> Intent {
         protection: Protection::HsmWrapped,
         resident_id: CkaId([number; 16]),
         time: time(i64::from(number)),
+        applied: None,
     }
 }
 
-/// Closes an intent, taking the manifest from one revision to the next.
+/// The same, when its mutation is committed.
+pub(crate) fn applied(number: u8, manifest_revision: u64) -> Intent {
+    let applied = Some(closing(number, manifest_revision).manifest.manifest.row.stamp());
+    Intent { applied, ..intent(number) }
+}
+
+/// Applies an intent, taking the manifest from one revision to the next.
 pub(crate) fn closing(intent: u8, manifest_revision: u64) -> Closing {
     let mut rows = RowSet::empty();
     rows.insert(&RowMac([intent; 32]));
@@ -201,10 +210,11 @@ fn request(number: u8, ms: i64) -> RequestRecord {
     }
 }
 
-/// Creates the key `number` when the manifest is at `manifest_revision`.
+/// Creates the key `number` when the manifest is at `manifest_revision`, and closes the intent.
 async fn create(store: &Arc<impl Store>, number: u8, manifest_revision: u64) {
     store.open_intent(intent(number)).await.unwrap();
     store.create_key(new_key(number), closing(number, manifest_revision)).await.unwrap();
+    store.close_intent(intent_id(number)).await.unwrap();
 }
 
 async fn stored_key(store: &Arc<impl Store>, number: u8) -> Sealed<KeyRow> {

@@ -1,8 +1,8 @@
 //! Wrappers that fail at the n-th external call, before it or after it (the reply is lost), and stay dead from then on.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -38,9 +38,15 @@ pub(crate) struct Faults {
     armed: AtomicBool,
     reply_lost: AtomicBool,
     calls: AtomicI64,
+    stale: Mutex<Option<Vec<Intent>>>,
 }
 
 impl Faults {
+    /// Answers the next listing of intents with an old one.
+    pub(crate) fn list_once(&self, stale: Vec<Intent>) {
+        *self.stale.lock().unwrap() = Some(stale);
+    }
+
     /// Lets `good` calls pass and kills everything from the next on.
     pub(crate) fn arm(&self, good: i64, reply_lost: bool) {
         self.left.store(good, Ordering::SeqCst);
@@ -238,10 +244,13 @@ impl Store for FaultyStore {
         through!(self.open_intent(intent))
     }
     async fn intents(&self) -> Result<Vec<Intent>, StoreError> {
+        if let Some(stale) = self.1.stale.lock().unwrap().take() {
+            return Ok(stale);
+        }
         through!(self.intents())
     }
-    async fn abandon_intent(&self, intent: IntentId) -> Result<(), StoreError> {
-        through!(self.abandon_intent(intent))
+    async fn close_intent(&self, intent: IntentId) -> Result<(), StoreError> {
+        through!(self.close_intent(intent))
     }
     async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError> {
         through!(self.create_key(new, closing))

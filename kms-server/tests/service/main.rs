@@ -11,6 +11,7 @@ mod crash;
 mod crypto;
 mod faults;
 mod integrity;
+mod intents;
 mod keys;
 mod leases;
 mod states;

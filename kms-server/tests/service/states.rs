@@ -29,6 +29,7 @@ async fn seed(world: &World, state: VersionState) {
         protection: stored.key.row.protection,
         resident_id: kms_core::key::CkaId([0; 16]),
         time: old.create_time,
+        applied: None,
     };
     world.store.open_intent(intent.clone()).await.unwrap();
     let row = VersionRow { state, revision: old.revision.next(), ..old.clone() };
@@ -45,6 +46,7 @@ async fn seed(world: &World, state: VersionState) {
     };
     let row = Sealed { row, mac: macs[0], generation };
     world.store.update_version(old.revision, row, closing).await.unwrap();
+    world.store.close_intent(intent.id).await.unwrap();
 }
 
 fn allowed(verdict: Verdict, permitted: bool) -> bool {

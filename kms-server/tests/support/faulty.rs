@@ -92,7 +92,7 @@ forward! {
     forget_requests(before: Timestamp) -> u64;
     open_intent(intent: Intent) -> ();
     intents() -> Vec<Intent>;
-    abandon_intent(intent: IntentId) -> ();
+    close_intent(intent: IntentId) -> ();
     create_key(new: NewKey, closing: Closing) -> ();
     update_key(expected: Revision, key: Sealed<KeyRow>, closing: Closing) -> ();
     roll_over(rollover: Rollover, closing: Closing) -> ();

@@ -94,6 +94,7 @@ pub fn intent(tenant_number: u8, number: u8) -> Intent {
         protection: Protection::HsmWrapped,
         resident_id: CkaId(bytes(tenant_number, number)),
         time: Timestamp::from_unix_ms(i64::from(number)),
+        applied: None,
     }
 }
 
@@ -101,7 +102,7 @@ pub fn request_id(tenant_number: u8, number: u8) -> RequestId {
     RequestId::from_bytes(bytes(tenant_number, number))
 }
 
-/// Closes the intent of the key, whose number is also the tenant's new manifest revision.
+/// Applies the intent of the key, whose number is also the tenant's new manifest revision.
 pub fn closing(tenant_number: u8, number: u8) -> Closing {
     Closing {
         intent: intent(tenant_number, number).id,

@@ -276,8 +276,8 @@ impl Store for SqliteStore {
         self.read(read::intents).await
     }
 
-    async fn abandon_intent(&self, intent: IntentId) -> Result<(), StoreError> {
-        self.write(move |db| write::abandon_intent(db, intent)).await
+    async fn close_intent(&self, intent: IntentId) -> Result<(), StoreError> {
+        self.write(move |db| write::close_intent(db, intent)).await
     }
 
     async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError> {

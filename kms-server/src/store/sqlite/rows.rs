@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use kms_core::audit::ManifestStamp;
 use kms_core::clock::Timestamp;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{
@@ -189,6 +190,14 @@ pub(super) fn request(row: &Row<'_>) -> Result<RequestRecord, StoreError> {
 /// Reads a row of `intents`.
 pub(super) fn intent(row: &Row<'_>) -> Result<Intent, StoreError> {
     let columns = Columns { table: "intents", row };
+    let revision: Option<i64> = columns.read("applied_revision")?;
+    let applied = match revision {
+        None => None,
+        Some(_) => Some(ManifestStamp {
+            revision: columns.number("applied_revision").map(Revision::new)?,
+            digest: columns.read("applied_digest")?,
+        }),
+    };
     Ok(Intent {
         id: IntentId::from_bytes(columns.array("id")?),
         kind: columns.parsed("kind", IntentKind::parse)?,
@@ -199,6 +208,7 @@ pub(super) fn intent(row: &Row<'_>) -> Result<Intent, StoreError> {
         protection: columns.parsed("protection", Protection::parse)?,
         resident_id: CkaId(columns.array("resident_id")?),
         time: columns.time("time")?,
+        applied,
     })
 }
 

@@ -32,7 +32,7 @@ pub(super) fn create_key(
     new: &NewKey,
     closing: &Closing,
 ) -> Result<(), StoreError> {
-    close_intent(connection, closing)?;
+    apply(connection, closing)?;
     insert_key(connection, &new.key)?;
     insert_version(connection, &new.version)?;
     insert_counter(connection, &new.counter)?;
@@ -45,7 +45,7 @@ pub(super) fn update_key(
     key: &Sealed<KeyRow>,
     closing: &Closing,
 ) -> Result<(), StoreError> {
-    close_intent(connection, closing)?;
+    apply(connection, closing)?;
     replace_key(connection, expected, key)?;
     require_primary(connection, &key.row)
 }
@@ -56,7 +56,7 @@ pub(super) fn roll_over(
     closing: &Closing,
 ) -> Result<(), StoreError> {
     let Rollover { expected_key, key, version, counter, expected_previous, previous } = rollover;
-    close_intent(connection, closing)?;
+    apply(connection, closing)?;
     replace_key(connection, *expected_key, key)?;
     insert_version(connection, version)?;
     insert_counter(connection, counter)?;
@@ -70,7 +70,7 @@ pub(super) fn update_version(
     version: &Sealed<VersionRow>,
     closing: &Closing,
 ) -> Result<(), StoreError> {
-    close_intent(connection, closing)?;
+    apply(connection, closing)?;
     replace_version(connection, expected, version)
 }
 
@@ -110,8 +110,18 @@ pub(super) fn forget_requests(
 }
 
 pub(super) fn open_intent(connection: &Connection, intent: &Intent) -> Result<(), StoreError> {
-    let Intent { id, kind, principal, key_name, key_uid, version, protection, resident_id, time } =
-        intent;
+    let Intent {
+        id,
+        kind,
+        principal,
+        key_name,
+        key_uid,
+        version,
+        protection,
+        resident_id,
+        time,
+        applied: _,
+    } = intent;
     insert(
         connection,
         "INSERT INTO intents (id, kind, principal, tenant, key_id, key_uid, version, protection,
@@ -133,7 +143,7 @@ pub(super) fn open_intent(connection: &Connection, intent: &Intent) -> Result<()
     )
 }
 
-pub(super) fn abandon_intent(connection: &Connection, intent: IntentId) -> Result<(), StoreError> {
+pub(super) fn close_intent(connection: &Connection, intent: IntentId) -> Result<(), StoreError> {
     execute(connection, "DELETE FROM intents WHERE id = ?1", [intent.as_bytes()]).map(|_| ())
 }
 
@@ -153,14 +163,20 @@ pub(super) fn probe(connection: &Connection, now: Timestamp) -> Result<(), Store
 }
 
 /// The request id comes first: a repeat must see it taken, not that its name or revision is.
-fn close_intent(connection: &Connection, closing: &Closing) -> Result<(), StoreError> {
+fn apply(connection: &Connection, closing: &Closing) -> Result<(), StoreError> {
     let Closing { intent, manifest, request } = closing;
     if let Some(request) = request {
         remember(connection, request)?;
     }
-    let closed = execute(connection, "DELETE FROM intents WHERE id = ?1", [intent.as_bytes()])?;
-    if closed == 0 {
-        // The reconciler undid it meanwhile: the mutation must not happen after all.
+    let stamp = manifest.manifest.row.stamp();
+    let applied = execute(
+        connection,
+        "UPDATE intents SET applied_revision = ?2, applied_digest = ?3
+         WHERE id = ?1 AND applied_revision IS NULL",
+        (intent.as_bytes(), integer(stamp.revision.get())?, stamp.digest),
+    )?;
+    if applied == 0 {
+        // The reconciler undid it meanwhile, or it happened before: it must not happen now.
         return Err(StoreError::NotFound);
     }
     change_manifest(connection, manifest)

@@ -84,6 +84,7 @@ pub(crate) async fn lists_are_bounded(store: Arc<impl Store>) {
             previous: sealed(previous),
         };
         store.roll_over(change, closing(2, u64::from(number) - 1)).await.unwrap();
+        store.close_intent(intent_id(2)).await.unwrap();
         previous = version_row(1, number);
     }
     let limit = MAX_LIST_ROWS as usize;

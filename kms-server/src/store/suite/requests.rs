@@ -8,7 +8,7 @@ pub(crate) async fn a_mutation_needs_its_intent(store: Arc<impl Store>) {
     let refused = store.create_key(new_key(1), closing(1, 0)).await;
     assert_eq!(refused, Err(StoreError::NotFound));
     store.open_intent(intent(1)).await.unwrap();
-    store.abandon_intent(intent_id(1)).await.unwrap();
+    store.close_intent(intent_id(1)).await.unwrap();
     let refused = store.create_key(new_key(1), closing(1, 0)).await;
     assert_eq!(refused, Err(StoreError::NotFound));
     assert_eq!(store.key(KeyRef::Uid(uid(1)), VersionChoice::Primary).await, Ok(None));
@@ -19,10 +19,43 @@ pub(crate) async fn intents_are_listed_oldest_first_until_closed(store: Arc<impl
         store.open_intent(intent(number)).await.unwrap();
     }
     assert_eq!(store.intents().await, Ok(vec![intent(1), intent(2), intent(3)]));
-    store.abandon_intent(intent_id(2)).await.unwrap();
-    store.abandon_intent(intent_id(2)).await.unwrap();
+    store.close_intent(intent_id(2)).await.unwrap();
+    store.close_intent(intent_id(2)).await.unwrap();
     store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    assert_eq!(store.intents().await, Ok(vec![applied(1, 0), intent(3)]));
+    store.close_intent(intent_id(1)).await.unwrap();
     assert_eq!(store.intents().await, Ok(vec![intent(3)]));
+}
+
+pub(crate) async fn a_mutation_marks_its_intent_with_its_manifest(store: Arc<impl Store>) {
+    let early = Intent { applied: applied(1, 0).applied, ..intent(1) };
+    store.open_intent(early).await.unwrap();
+    assert_eq!(store.intents().await, Ok(vec![intent(1)]), "only a mutation applies it");
+    store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    store.open_intent(intent(2)).await.unwrap();
+    store.create_key(new_key(2), closing(2, 1)).await.unwrap();
+    store.open_intent(intent(3)).await.unwrap();
+    let next = updated(stored_key(&store, 1).await, "other");
+    store.update_key(Revision::FIRST, next.clone(), closing(3, 2)).await.unwrap();
+    store.open_intent(intent(4)).await.unwrap();
+    store.roll_over(keys::rollover(next), closing(4, 3)).await.unwrap();
+    store.open_intent(intent(5)).await.unwrap();
+    let mut suspended = version_row(1, 2);
+    suspended.state = VersionState::Suspended;
+    suspended.revision = suspended.revision.next();
+    store.update_version(Revision::FIRST, sealed(suspended), closing(5, 4)).await.unwrap();
+    let all = (1..=5).map(|number| applied(number, u64::from(number) - 1)).collect();
+    assert_eq!(store.intents().await, Ok(all));
+}
+
+pub(crate) async fn a_mutation_happens_once(store: Arc<impl Store>) {
+    store.open_intent(intent(1)).await.unwrap();
+    store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    let refused = store.create_key(new_key(2), closing(1, 1)).await;
+    assert_eq!(refused, Err(StoreError::NotFound));
+    assert_eq!(store.key(KeyRef::Uid(uid(2)), VersionChoice::Primary).await, Ok(None));
+    assert_eq!(store.intents().await, Ok(vec![applied(1, 0)]));
+    assert_eq!(store.manifest(tenant()).await, Ok(Some(closing(1, 0).manifest.manifest)));
 }
 
 pub(crate) async fn an_intent_is_opened_once(store: Arc<impl Store>) {
@@ -59,7 +92,7 @@ pub(crate) async fn a_repeated_request_id_is_told_apart_and_changes_nothing(
     let RequestRecord { principal, request_id, .. } = request(7, 0);
     assert_eq!(store.request(principal, request_id).await, Ok(Some(request(7, 100))));
     assert_eq!(store.request("someone else".into(), request_id).await, Ok(None));
-    assert_eq!(store.intents().await, Ok(vec![intent(2)]));
+    assert_eq!(store.intents().await, Ok(vec![applied(1, 0), intent(2)]));
 }
 
 pub(crate) async fn a_request_id_can_be_used_again_after_its_memory(store: Arc<impl Store>) {

@@ -106,7 +106,11 @@ CREATE TABLE intents (
     protection  TEXT    NOT NULL CHECK (protection IN ('HSM_WRAPPED', 'HSM_RESIDENT')),
     resident_id BLOB    NOT NULL CHECK (length(resident_id) = 16),
     time        INTEGER NOT NULL,
-    sequence    INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT
+    -- The manifest as the mutation left it, once it is committed.
+    applied_revision INTEGER CHECK (applied_revision >= 1),
+    applied_digest   TEXT    CHECK (octet_length(applied_digest) = 64),
+    sequence    INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    CHECK ((applied_revision IS NULL) = (applied_digest IS NULL))
 ) STRICT;
 
 CREATE TABLE probe (
