@@ -38,6 +38,8 @@ pub struct Rig {
     pub pin_file: PathBuf,
     pub grants: Vec<Grant>,
     pub log_level: &'static str,
+    /// How long a rolled-over version keeps protecting when pinned.
+    pub overlap_ms: u64,
     pub environment: Vec<(String, String)>,
     /// Put before the server's own command line: `strace`, for example.
     pub wrapper: Vec<String>,
@@ -71,6 +73,7 @@ impl Rig {
             pin_file: dev.join("user-pin"),
             grants: vec![everything(TENANT), everything(OTHER_TENANT)],
             log_level: "info",
+            overlap_ms: 600_000,
             environment: vec![],
             wrapper: vec![],
             operator: pki.issue_serial("operator", &Kind::Spiffe(OPERATOR), 100),
@@ -98,7 +101,8 @@ impl Rig {
              [tls]\ncertificate = {}\nprivate_key = {}\nclient_ca = {}\n\
              [admin]\naddress = \"127.0.0.1:0\"\ntls = false\n\
              [hsm]\nmodule = {}\ntoken_serial = {}\npin = {{ file = {} }}\ntoken_dir = {}\n\
-             [store]\npath = {}\n[audit]\ndirectory = {}\n[log]\nlevel = {}\n",
+             [store]\npath = {}\n[audit]\ndirectory = {}\n[log]\nlevel = {}\n\
+             [limits]\noverlap_ms = {}\n",
             quoted(&self.server.certificate),
             quoted(&self.server.key),
             quoted(&self.pki.ca()),
@@ -109,6 +113,7 @@ impl Rig {
             quoted(&self.path("store.db")),
             quoted(&self.path("audit")),
             toml_text(self.log_level),
+            self.overlap_ms,
         );
         for Grant { principal, tenant, actions } in &self.grants {
             let (principal, tenant) = (toml_text(principal), toml_text(tenant));
