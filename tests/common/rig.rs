@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, Weak};
 
 use kms_testkit::pki::{Identity, Kind};
 use kms_testkit::process::binary;
-use kms_testkit::{Pki, Process, softhsm};
+use kms_testkit::{Faulty, Pki, Process, SoftHsm, softhsm};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -146,14 +147,47 @@ impl Rig {
 
     /// Starts the server and waits until it serves.
     pub fn start(self) -> Server {
-        let mut process = self.spawn();
-        let line = process.await_line("serving listen=", LIMIT);
-        let address = |name: &str| -> SocketAddr {
-            let (_, rest) = line.split_once(name).unwrap();
-            rest.split_whitespace().next().unwrap().parse().unwrap()
-        };
-        Server { listen: address("listen="), admin: address("admin="), process, rig: self }
+        let process = self.spawn();
+        serving(process, self)
     }
+
+    /// Puts the faulty module between server and token. It forwards everything until it is told otherwise.
+    pub fn use_faulty_module(&mut self) -> Faulty {
+        let file = |name: &str| self.path(name).to_str().unwrap().to_owned();
+        self.environment = vec![
+            ("HOLDFAST_FAULTY_REAL".to_owned(), softhsm::module().to_str().unwrap().to_owned()),
+            ("HOLDFAST_FAULTY_PLAN".to_owned(), file("faulty.plan")),
+            ("HOLDFAST_FAULTY_LOG".to_owned(), file("faulty.log")),
+        ];
+        self.module = kms_testkit::faulty::module();
+        Faulty::of(&SoftHsm::existing(&self.path("")))
+    }
+
+    /// Writes a file that only its owner can read, and returns its path.
+    pub fn secret_file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        path
+    }
+}
+
+/// Waits until a started server serves, well or not.
+pub fn serving(mut process: Process, rig: Rig) -> Server {
+    let line = process.await_line("serving listen=", LIMIT);
+    Server { listen: address(&line, "listen="), admin: address(&line, "admin="), process, rig }
+}
+
+/// Waits until the admin listener of a started server is open.
+pub fn admin_address(process: &mut Process) -> SocketAddr {
+    address(&process.await_line("the admin listener is open", LIMIT), "admin=")
+}
+
+/// Reads an address out of a log line.
+fn address(line: &str, field: &str) -> SocketAddr {
+    let (_, rest) = line.split_once(field).unwrap();
+    rest.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Debug text of a str is a TOML basic string as long as it is printable ASCII.
