@@ -28,6 +28,10 @@ use support_dev::{DevServer, LIMIT, spawn};
 const KILLS_UNDER_LOAD: usize = 32;
 /// How often a server is killed while it starts, on a directory that a killed one left.
 const KILLS_AT_START: usize = 10;
+/// How many directories see their first start killed, three times each.
+const KILLS_AT_FIRST_START: usize = 8;
+/// About how long a first start takes.
+const FIRST_START_MS: usize = 600;
 const CLIENTS: usize = 4;
 /// The longest a server lives under load.
 const MAX_LOAD_MS: usize = 1_000;
@@ -108,4 +112,33 @@ fn log_and_token_agree(directory: &Path, examiner: &Examiner) {
     };
     let unnamed: Vec<_> = in_token.iter().filter(|id| !named(id)).collect();
     assert!(unnamed.is_empty(), "nobody reported {unnamed:?}");
+}
+
+#[test]
+fn a_first_start_that_was_killed_is_resumed() {
+    let seed = Random::seed();
+    println!("HOLDFAST_CRASH_SEED={seed}");
+    let mut random = Random(seed);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for _ in 0..KILLS_AT_FIRST_START {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("dev");
+        for most_ms in [FIRST_START_MS, FIRST_START_MS, START_MS] {
+            let mut starting = spawn(&directory);
+            runtime.block_on(random_while(&mut random, most_ms, std::future::pending::<()>()));
+            starting.kill();
+        }
+        let mut server = DevServer::start(&directory);
+        runtime.block_on(async {
+            let channel = server.connect().await;
+            let ledger = home.path().join("ledger");
+            let mut client = Client::new(0, random.clone(), &ledger);
+            client.create(&channel).await.unwrap();
+            client.wrap(&channel, 0).await.unwrap();
+            let mut examiner = Examiner::new(&directory, &[ledger]);
+            examiner.examine_all(&channel).await;
+            assert_eq!(examiner.acknowledged.len(), 2);
+        });
+        assert_eq!(server.process.terminate(LIMIT).code(), Some(0));
+    }
 }
