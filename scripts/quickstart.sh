@@ -88,7 +88,9 @@ cmp -s "$work/secret" "$work/secret.out" || fail "the old version did not open i
 kms key versions "$key"
 
 say "9. What the audit log says of it"
-grep -h "$key" "$dir"/audit/*.jsonl | tail -n 8 | cut -c 1-220
+echo "   (one JSON line each in $dir/audit; shown: number, phase, operation, principal, result)"
+grep -h "$key" "$dir"/audit/*.jsonl | tail -n 8 | sed -E \
+  's/.*"seq":([0-9]+),.*"phase":"([a-z]+)".*"operation":"kms.v1.([^"]+)","principal":"([^"]+)".*"result":"([^"]+)".*/   \1  \2  \3  \4  \5/'
 
 say "10. Stop"
 stop

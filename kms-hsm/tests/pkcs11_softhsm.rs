@@ -113,6 +113,23 @@ fn a_token_that_is_absent_is_unavailable_until_it_comes() {
 }
 
 #[test]
+fn a_token_whose_file_a_killed_login_left_empty_is_put_back() {
+    isolated("a_token_whose_file_a_killed_login_left_empty_is_put_back", |token| {
+        let entries: Vec<_> = std::fs::read_dir(token.token_dir()).expect("list").collect();
+        let file = entries[0].as_ref().expect("entry").path().join("token.object");
+        start(config(token)).close();
+        // What SoftHSM leaves between truncating and writing.
+        std::fs::write(&file, b"").expect("truncate");
+        let unguarded = start(Pkcs11Config { token_dir: None, ..config(token) });
+        assert!(matches!(unguarded.status().health, HsmHealth::Unavailable(_)));
+        unguarded.close();
+        let hsm = start(config(token));
+        assert_eq!(hsm.status().health, HsmHealth::NoRoots);
+        assert!(hsm.random(16, soon()).wait().is_ok());
+    });
+}
+
+#[test]
 fn two_tokens_with_one_label_are_refused_and_a_serial_decides() {
     isolated("two_tokens_with_one_label_are_refused_and_a_serial_decides", |token| {
         let serial = {

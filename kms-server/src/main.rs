@@ -12,6 +12,10 @@ use kms_server::config::{Config, ConfigError, Flags, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
 use kms_server::telemetry::log;
 
+/// Audit records and HSM jobs are made on one thread and freed on another, which the system's allocator does under locks.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit statuses, shown by `--help`.
 const EXIT_STATUSES: &str = "Exit status:\n  \
     0   stopped by SIGTERM or SIGINT after a drain\n  \

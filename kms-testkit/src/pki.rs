@@ -46,6 +46,13 @@ pub struct Identity {
     serial: u64,
 }
 
+impl Identity {
+    /// Takes files that another authority wrote, such as dev mode's.
+    pub const fn existing(certificate: PathBuf, key: PathBuf) -> Self {
+        Self { certificate, key, serial: 0 }
+    }
+}
+
 /// A certificate authority, which writes what it issues into a directory.
 #[derive(Debug)]
 pub struct Pki {

@@ -22,6 +22,7 @@ mod seat;
 mod shared;
 mod template;
 mod token;
+mod token_file;
 mod watchdog;
 mod worker;
 

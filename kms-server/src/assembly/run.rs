@@ -120,6 +120,8 @@ impl Core {
         let public_listener = listen(config.listen.address)?;
         let admin_listener = listen(config.admin.address)?;
         let addresses = (address(&public_listener)?, address(&admin_listener)?);
+        // Said before the token is there: this is where to ask why nothing is served yet.
+        tracing::info!(admin = %addresses.1, "the admin listener is open");
         let mut reloads = vec![Arc::clone(&public_tls)];
         reloads.extend(admin_tls.clone());
 

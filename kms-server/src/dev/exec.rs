@@ -15,12 +15,10 @@ pub(super) const TOKENS: &str = "tokens";
 
 /// Returns when SoftHSM will find the configuration of this directory; executes the process again until then.
 ///
+/// The files are made in any case: the variable may have been exported for a directory that was removed since.
 /// The content follows from the directory alone, so it does not matter that nobody holds the directory yet.
 pub fn enter(directory: &DevDirectory) -> Result<(), DevError> {
     let configuration = directory.join(CONFIGURATION);
-    if std::env::var_os(VARIABLE).as_deref() == Some(configuration.as_os_str()) {
-        return Ok(());
-    }
     let tokens = directory.join(TOKENS);
     let text = format!(
         "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n\
@@ -31,6 +29,9 @@ pub fn enter(directory: &DevDirectory) -> Result<(), DevError> {
         directory.put(CONFIGURATION, text.as_bytes())?;
     }
     std::fs::create_dir_all(&tokens).map_err(|cause| DevError::File { path: tokens, cause })?;
+    if std::env::var_os(VARIABLE).as_deref() == Some(configuration.as_os_str()) {
+        return Ok(());
+    }
     let program = std::env::current_exe().map_err(DevError::Exec)?;
     let arguments = std::env::args_os().skip(1);
     Err(again(program.as_os_str(), arguments, &configuration))

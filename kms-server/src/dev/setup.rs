@@ -49,6 +49,8 @@ pub fn prepare(
     config.hsm.token_serial = Some(serial);
     config.hsm.pin = PinPlace::File(directory.join(PIN_FILE));
     config.hsm.token_dir = Some(directory.join(TOKENS));
+    // SoftHSM works under global locks: a second lane costs more than it gives.
+    config.hsm.workers = 1;
     config.store.path = directory.join("store.db");
     config.audit.directory = directory.join("audit");
     config.authz.grants = vec![GrantConfig {

@@ -1,6 +1,8 @@
 //! Connecting: C_Initialize, token, login, roots; and the way back.
 
 use std::collections::HashMap;
+use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,7 +18,7 @@ use crate::pkcs11::ckr::{Class, Failure, classify};
 use crate::pkcs11::config::TokenSelector;
 use crate::pkcs11::fatal::FatalReason;
 use crate::pkcs11::gate::Live;
-use crate::pkcs11::mechanism;
+use crate::pkcs11::{mechanism, token_file};
 
 /// What C_Login found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,7 @@ impl Keeper {
         }
         self.module_epoch += 1;
         self.epoch += 1;
+        self.with_token_files(token_file::guard)?;
         match self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
             Err(error) => return Err(error.into()),
@@ -54,6 +57,7 @@ impl Keeper {
         let session = self.context.open_rw_session_no_drop(slot)?;
         self.log_in(&session)?;
         self.session = Some(session);
+        self.with_token_files(token_file::sync)?;
         let mut sessions = Vec::with_capacity(shared.config.workers);
         for _ in 0..shared.config.workers {
             sessions.push(self.context.open_rw_session_no_drop(slot)?);
@@ -94,6 +98,12 @@ impl Keeper {
         self.index_residents()?;
         let pins = self.pins.clone();
         self.resolve_roots(&pins)
+    }
+
+    /// Does something with the token's files, where they are known.
+    fn with_token_files(&self, act: fn(&Path) -> io::Result<()>) -> Result<(), Failure> {
+        let Some(directory) = &self.shared.config.token_dir else { return Ok(()) };
+        act(directory).map_err(|error| Failure::Device(format!("the token directory: {error}")))
     }
 
     /// One login a connect; a refusal ends the use of this PIN.

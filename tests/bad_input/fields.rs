@@ -1,0 +1,159 @@
+//! Empty, oversized and malformed fields of the crypto service; messages that are not protobuf or not text.
+
+use std::collections::HashMap;
+
+use kms_proto::v1 as proto;
+use tonic::{Code, Response};
+
+use crate::common::{Client, Server, TENANT, raw_call, refusal};
+
+const WRAP: &str = "kms.v1.CryptoService/Wrap";
+
+#[tokio::test]
+async fn plaintexts_of_1_byte_to_64_kib_are_taken_and_others_refused() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let key = client.create("plaintext-bounds").await.name;
+    for length in [1, 64 * 1024] {
+        let plaintext = vec![7; length];
+        let wrapped = client.wrap(&key, &plaintext, &[]).await.unwrap();
+        assert_eq!(client.unwrap(&key, &wrapped.ciphertext, &[]).await.unwrap(), plaintext);
+    }
+    for length in [0, 64 * 1024 + 1] {
+        refusal(client.wrap(&key, &vec![7; length], &[]).await).is_field("plaintext");
+    }
+}
+
+#[tokio::test]
+async fn messages_of_4_mib_reach_the_service_and_larger_ones_do_not() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let key = client.create("message-bounds").await.name;
+    // Field 1, the key, then field 2, the plaintext: a tag, four bytes of length, the bytes.
+    let head = 2 + key.len() + 5;
+    let message = |length: usize| {
+        let request = proto::WrapRequest {
+            key: key.clone(),
+            plaintext: vec![7; length - head].into(),
+            context: HashMap::new(),
+        };
+        let bytes = prost::Message::encode_to_vec(&request);
+        assert_eq!(bytes.len(), length);
+        bytes
+    };
+    let most = 4 * 1024 * 1024;
+    refusal(raw_call(&client.channel, WRAP, message(most)).await).is_field("plaintext");
+    let refused = refusal(raw_call(&client.channel, WRAP, message(most + 1)).await);
+    refused.is(Code::InvalidArgument, "MESSAGE_TOO_LARGE");
+    assert!(client.wrap(&key, b"x", &[]).await.is_ok(), "the connection goes on");
+}
+
+#[tokio::test]
+async fn what_is_not_protobuf_or_not_utf8_is_malformed() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let key = client.create("malformed").await.name;
+    let broken: [&[u8]; 5] = [
+        // A key, `tenants/\xff`, and a context with a key, then a value, that is not UTF-8.
+        b"\x0a\x09tenants/\xff",
+        b"\x1a\x05\x0a\x01\xff\x12\x00",
+        b"\x1a\x06\x0a\x01a\x12\x01\xc0",
+        // A length beyond the end, and a wire type that does not exist.
+        b"\x0a\x7f",
+        b"\x0f",
+    ];
+    for message in broken {
+        let refused = refusal(raw_call(&client.channel, WRAP, message.to_vec()).await);
+        refused.is(Code::InvalidArgument, "MALFORMED_REQUEST");
+    }
+    assert!(client.wrap(&key, b"x", &[]).await.is_ok(), "the connection goes on");
+}
+
+#[tokio::test]
+async fn unknown_methods_are_unimplemented() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    for method in ["kms.v1.CryptoService/Sign", "kms.v2.CryptoService/Wrap", "x"] {
+        let refused = refusal(raw_call(&client.channel, method, vec![]).await);
+        refused.is(Code::Unimplemented, "METHOD_UNKNOWN");
+    }
+}
+
+#[tokio::test]
+async fn data_keys_are_bounded() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let key = client.create("data-key-bounds").await.name;
+    let generate = async |length_bytes: u32, without_plaintext: bool| {
+        let request = proto::GenerateDataKeyRequest {
+            key: key.clone(),
+            length_bytes,
+            context: HashMap::new(),
+            without_plaintext,
+        };
+        client.crypto().generate_data_key(request).await.map(Response::into_inner)
+    };
+    for (asked, given) in [(0, 32), (16, 16), (1024, 1024)] {
+        let made = generate(asked, false).await.unwrap();
+        assert_eq!(made.plaintext.len(), given);
+        let opened = client.unwrap(&key, &made.ciphertext, &[]).await.unwrap();
+        assert_eq!(opened, made.plaintext);
+        assert!(generate(asked, true).await.unwrap().plaintext.is_empty());
+    }
+    for asked in [1025, u32::MAX] {
+        refusal(generate(asked, false).await).is_field("length_bytes");
+    }
+}
+
+#[tokio::test]
+async fn random_is_bounded() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let draw = async |length_bytes: u32, tenant: &str| {
+        let tenant = tenant.to_owned();
+        let request = proto::GenerateRandomRequest { length_bytes, tenant };
+        client.crypto().generate_random(request).await.map(|answer| answer.into_inner().random)
+    };
+    let tenant = format!("tenants/{TENANT}");
+    for length in [1, 1024] {
+        assert_eq!(draw(length, &tenant).await.unwrap().len(), length as usize);
+    }
+    for length in [0, 1025, u32::MAX] {
+        refusal(draw(length, &tenant).await).is_field("length_bytes");
+    }
+    for tenant in ["", TENANT, "tenants/", "tenants/UPPER", "tenants/a/keys/b"] {
+        refusal(draw(16, tenant).await).is_field("tenant");
+    }
+}
+
+async fn wrap_with(client: &Client, key: &str, context: HashMap<String, String>) -> Outcome {
+    let plaintext = b"x".to_vec().into();
+    let request = proto::WrapRequest { key: key.to_owned(), plaintext, context };
+    client.crypto().wrap(request).await.map(drop)
+}
+
+type Outcome = Result<(), tonic::Status>;
+
+#[tokio::test]
+async fn contexts_are_bounded() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let key = client.create("context-bounds").await.name;
+    let one = |key: usize, value: usize| HashMap::from([("k".repeat(key), "v".repeat(value))]);
+    let pairs = |count: usize| (0..count).map(|n| (format!("k{n}"), String::new())).collect();
+    // Eight pairs of 1 + 1,023 bytes are 8 KiB.
+    let total = |last: usize| {
+        let value = |n| "v".repeat(if n == 7 { last } else { 1023 });
+        (0..8).map(|n| (n.to_string(), value(n))).collect()
+    };
+    let good: [HashMap<_, _>; 4] = [one(128, 1024), pairs(32), total(1023), one(1, 0)];
+    for (number, context) in good.into_iter().enumerate() {
+        let wrapped = wrap_with(&client, &key, context).await;
+        assert!(wrapped.is_ok(), "{number}: {wrapped:?}");
+    }
+    let reserved = HashMap::from([("kms:tenant".to_owned(), "x".to_owned())]);
+    let bad = [one(129, 1), one(1, 1025), one(0, 1), pairs(33), total(1024), reserved];
+    for context in bad {
+        refusal(wrap_with(&client, &key, context).await).is_field("context");
+    }
+}

@@ -1,0 +1,333 @@
+//! Every RPC of the contract, called without a principal, without permission, and with it: what is answered, and what
+//! the audit log says of it. A new RPC without a case here fails the test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failure in a test's helper is a failed test"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::calls::{key_name, new_key, pairs};
+use common::{
+    Client, LIMIT, OPERATOR, OTHER_TENANT, Refusal, STRANGER, Server, TENANT, raw_call, request_id,
+};
+use kms_proto::v1 as proto;
+use kms_testkit::Pki;
+use kms_testkit::deadline::eventually;
+use kms_testkit::pki::Kind;
+use prost::Message as _;
+use serde_json::Value;
+use tonic::{Code, Status};
+
+/// Carries the id of a request, as in the audit log.
+const EVENT_ID: &str = "holdfast-event-id";
+
+/// A good call of one method.
+struct Case {
+    method: &'static str,
+    message: Vec<u8>,
+    /// Refusals stand in the items; the call itself is OK.
+    batch: bool,
+}
+
+fn case(method: &'static str, message: &impl prost::Message) -> Case {
+    let batch = method.contains("/Batch");
+    Case { method, message: message.encode_to_vec(), batch }
+}
+
+/// Returns a good call of every method, in an order in which each is permitted.
+fn cases(key: &proto::Key, ciphertext: &[u8]) -> Vec<Case> {
+    [crypto_cases(&key.name, ciphertext), key_cases(key)].into_iter().flatten().collect()
+}
+
+fn crypto_cases(key: &str, ciphertext: &[u8]) -> Vec<Case> {
+    let key = key.to_owned();
+    let ciphertext: prost::bytes::Bytes = ciphertext.to_vec().into();
+    let context = pairs(&[]);
+    let wrap = proto::WrapRequest {
+        key: key.clone(),
+        plaintext: b"secret".to_vec().into(),
+        context: context.clone(),
+    };
+    let unwrap = proto::UnwrapRequest {
+        key: key.clone(),
+        ciphertext: ciphertext.clone(),
+        context: context.clone(),
+    };
+    let rewrap = proto::RewrapRequest {
+        key: key.clone(),
+        ciphertext: ciphertext.clone(),
+        context: context.clone(),
+    };
+    let data_key =
+        proto::GenerateDataKeyRequest { key, length_bytes: 32, context, without_plaintext: false };
+    let describe = proto::DescribeCiphertextRequest { ciphertext };
+    let random =
+        proto::GenerateRandomRequest { length_bytes: 16, tenant: format!("tenants/{TENANT}") };
+    let (wraps, unwraps) = (vec![wrap.clone(); 2], vec![unwrap.clone(); 2]);
+    let (rewraps, data_keys) = (vec![rewrap.clone(); 2], vec![data_key.clone(); 2]);
+    vec![
+        case("kms.v1.CryptoService/Wrap", &wrap),
+        case("kms.v1.CryptoService/Unwrap", &unwrap),
+        case("kms.v1.CryptoService/Rewrap", &rewrap),
+        case("kms.v1.CryptoService/GenerateDataKey", &data_key),
+        case("kms.v1.CryptoService/BatchWrap", &proto::BatchWrapRequest { items: wraps }),
+        case("kms.v1.CryptoService/BatchUnwrap", &proto::BatchUnwrapRequest { items: unwraps }),
+        case("kms.v1.CryptoService/BatchRewrap", &proto::BatchRewrapRequest { items: rewraps }),
+        case(
+            "kms.v1.CryptoService/BatchGenerateDataKey",
+            &proto::BatchGenerateDataKeyRequest { items: data_keys },
+        ),
+        case("kms.v1.CryptoService/DescribeCiphertext", &describe),
+        case("kms.v1.CryptoService/GenerateRandom", &random),
+    ]
+}
+
+fn key_cases(key: &proto::Key) -> Vec<Case> {
+    let name = || key.name.clone();
+    let version = || format!("{}/versions/1", key.name);
+    let reason = || "coverage".to_owned();
+    let update = proto::UpdateKeyRequest {
+        name: name(),
+        revision: key.revision,
+        update_mask: Some(prost_types::FieldMask { paths: vec!["owner".to_owned()] }),
+        owner: "somebody else".to_owned(),
+        request_id: request_id(),
+        ..Default::default()
+    };
+    let rotate =
+        proto::RotateKeyRequest { name: name(), reason: reason(), request_id: request_id() };
+    let suspend = proto::SuspendKeyVersionRequest {
+        name: version(),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let resume = proto::ResumeKeyVersionRequest {
+        name: version(),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let list = proto::ListKeysRequest {
+        parent: format!("tenants/{TENANT}"),
+        page_size: 0,
+        page_token: String::new(),
+    };
+    let versions =
+        proto::ListKeyVersionsRequest { parent: name(), page_size: 0, page_token: String::new() };
+    vec![
+        case("kms.v1.KeyService/CreateKey", &new_key("another")),
+        case("kms.v1.KeyService/DescribeKey", &proto::DescribeKeyRequest { name: name() }),
+        case("kms.v1.KeyService/ListKeys", &list),
+        case("kms.v1.KeyService/UpdateKey", &update),
+        case("kms.v1.KeyService/RotateKey", &rotate),
+        case(
+            "kms.v1.KeyService/DescribeKeyVersion",
+            &proto::DescribeKeyVersionRequest { name: version() },
+        ),
+        case("kms.v1.KeyService/ListKeyVersions", &versions),
+        case("kms.v1.KeyService/SuspendKeyVersion", &suspend),
+        case("kms.v1.KeyService/ResumeKeyVersion", &resume),
+    ]
+}
+
+/// Returns every method of the contract.
+fn contract() -> BTreeSet<String> {
+    let set = prost_types::FileDescriptorSet::decode(kms_proto::FILE_DESCRIPTOR_SET).unwrap();
+    let mut methods = BTreeSet::new();
+    for file in set.file.iter().filter(|file| file.package() == "kms.v1") {
+        for service in &file.service {
+            for method in &service.method {
+                methods.insert(format!("kms.v1.{}/{}", service.name(), method.name()));
+            }
+        }
+    }
+    methods
+}
+
+/// Makes the key that the cases are about.
+async fn world(operator: &Client) -> Vec<Case> {
+    let key = operator.create("subject").await;
+    let wrapped = operator.wrap(&key.name, b"secret", &[]).await.unwrap();
+    cases(&key, &wrapped.ciphertext)
+}
+
+/// What all batch answers have in common.
+#[derive(Clone, PartialEq, prost::Message)]
+struct BatchAnswer {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<BatchItem>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BatchItem {
+    #[prost(message, optional, tag = "1")]
+    status: Option<proto::ItemStatus>,
+}
+
+/// Returns the statuses of the items of any batch answer.
+fn item_statuses(answer: &[u8]) -> Vec<(Code, String)> {
+    let answer = BatchAnswer::decode(answer).unwrap();
+    let statuses = answer.items.into_iter().map(|item| item.status.unwrap());
+    statuses.map(|status| (Code::from(status.code), status.reason)).collect()
+}
+
+fn of_event<'r>(records: &'r [Value], event_id: &str) -> Vec<&'r Value> {
+    records.iter().filter(|record| record["event_id"] == event_id).collect()
+}
+
+fn event_id(metadata: &tonic::metadata::MetadataMap) -> String {
+    metadata.get(EVENT_ID).expect("an event id").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn every_rpc_has_a_case() {
+    let key = proto::Key { name: key_name("subject"), ..Default::default() };
+    let covered: BTreeSet<_> = cases(&key, b"").iter().map(|case| case.method.to_owned()).collect();
+    assert_eq!(covered, contract());
+}
+
+#[tokio::test]
+async fn permitted_calls_succeed_and_are_in_the_audit_log() {
+    let server = Server::fresh();
+    let operator = server.operator().await;
+    for Case { method, message, batch } in world(&operator).await {
+        let answer = raw_call(&operator.channel, method, message).await;
+        let answer = answer.unwrap_or_else(|status| panic!("{method}: {status:?}"));
+        if batch {
+            let ok = (Code::Ok, String::new());
+            assert_eq!(item_statuses(answer.get_ref()), [ok.clone(), ok], "{method}");
+        }
+        // The record was durable before the answer left.
+        let records = server.records();
+        let records = of_event(&records, &event_id(answer.metadata()));
+        let last = records.last().unwrap_or_else(|| panic!("{method} left no record"));
+        assert_eq!(last["result"], "OK", "{method}: {last}");
+        assert_eq!(last["decision"]["effect"], "allow", "{method}: {last}");
+        for record in &records {
+            assert_eq!(record["operation"], method);
+            assert_eq!(record["principal"], OPERATOR);
+            assert_eq!(record["authn_method"], "mtls");
+        }
+        let expected = match (batch, last["phase"].as_str().unwrap()) {
+            (true, "complete") | (false, "outcome") => 2,
+            (false, "complete") => 1,
+            other => panic!("{method}: {other:?}"),
+        };
+        assert_eq!(records.len(), expected, "{method}: {records:?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_without_a_grant_are_refused_and_are_in_the_audit_log() {
+    let server = Server::fresh();
+    let cases = world(&server.operator().await).await;
+    let stranger = server.client(&server.rig.stranger).await;
+    for Case { method, message, batch } in cases {
+        let answer = raw_call(&stranger.channel, method, message).await;
+        let id = if batch {
+            let answer = answer.unwrap_or_else(|status| panic!("{method}: {status:?}"));
+            let denied = (Code::PermissionDenied, "ACCESS_DENIED".to_owned());
+            assert_eq!(item_statuses(answer.get_ref()), [denied.clone(), denied], "{method}");
+            event_id(answer.metadata())
+        } else {
+            let status = answer.map(drop).unwrap_err();
+            Refusal::of(&status).is(Code::PermissionDenied, "ACCESS_DENIED");
+            event_id(status.metadata())
+        };
+        let records = server.records();
+        let records = of_event(&records, &id);
+        assert_eq!(records.len(), if batch { 2 } else { 1 }, "{method}: {records:?}");
+        for record in records {
+            assert_eq!(record["operation"], method);
+            assert_eq!(record["principal"], STRANGER);
+            assert_eq!(record["phase"], "complete");
+            assert_eq!(record["result"], "ACCESS_DENIED", "{method}: {record}");
+            assert_eq!(record["decision"]["effect"], "deny", "{method}: {record}");
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_grant_in_one_tenant_is_none_in_another() {
+    let mut rig = common::Rig::new();
+    rig.grants.retain(|grant| grant.tenant == TENANT);
+    let neighbour = "spiffe://holdfast.test/neighbour";
+    rig.grants.push(common::Grant::new(neighbour, OTHER_TENANT, &common::ACTIONS));
+    let identity = rig.pki.issue_serial("neighbour", &Kind::Spiffe(neighbour), 102);
+    let server = rig.start();
+    let cases = world(&server.operator().await).await;
+    let client = server.client(&identity).await;
+    for Case { method, message, batch } in cases {
+        let answer = raw_call(&client.channel, method, message).await;
+        if method == "kms.v1.CryptoService/DescribeCiphertext" {
+            // May be asked by whoever may ask it anywhere; but what is not his looks unknown.
+            let answer = proto::DescribeCiphertextResponse::decode(&answer.unwrap().get_ref()[..]);
+            let answer = answer.unwrap();
+            assert_eq!((answer.key_version.as_str(), answer.current), ("", false));
+        } else if batch {
+            let denied = (Code::PermissionDenied, "ACCESS_DENIED".to_owned());
+            assert_eq!(item_statuses(answer.unwrap().get_ref())[0], denied, "{method}");
+        } else {
+            let status = answer.map(drop).unwrap_err();
+            Refusal::of(&status).is(Code::PermissionDenied, "ACCESS_DENIED");
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_without_a_principal_are_refused_and_are_in_the_audit_log() {
+    let server = Server::fresh();
+    let cases = world(&server.operator().await).await;
+    let nameless = server.rig.pki.issue_serial("nameless", &Kind::WithoutSan, 103);
+    let client = server.client(&nameless).await;
+    for Case { method, message, .. } in &cases {
+        let answer = raw_call(&client.channel, method, message.clone()).await;
+        let status: Status = answer.map(drop).unwrap_err();
+        Refusal::of(&status).is(Code::Unauthenticated, "CERT_NAMES_NOBODY");
+        // Such records are written soon, not before the answer: nothing happened that they could be late for.
+        eventually(LIMIT, &format!("the record of a refused {method}"), || {
+            server.records().iter().any(|record| {
+                record["operation"] == *method
+                    && record["result"] == "CERT_NAMES_NOBODY"
+                    && record["principal"] == ""
+                    && record["authn_method"] == "none"
+                    && record["decision"]["effect"] == "not_reached"
+            })
+        });
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_without_a_certificate_of_ours_reach_no_method() {
+    let server = Server::fresh();
+    let cases = world(&server.operator().await).await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Pki::create(elsewhere.path());
+    let foreign = other.issue("operator", &Kind::Spiffe(OPERATOR));
+    let before = server.records().len();
+    for identity in [None, Some(&foreign)] {
+        for Case { method, message, .. } in &cases {
+            // The refusal of the handshake comes with the connection or with the first call.
+            let Ok(client) = server.try_client(identity).await else { continue };
+            let status = raw_call(&client.channel, method, message.clone()).await;
+            let status = status.map(drop).unwrap_err();
+            assert!(
+                matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled),
+                "{method}: {status:?}"
+            );
+        }
+    }
+    // Nothing came as far as to be audited, and the server is well.
+    assert_eq!(server.records().len(), before);
+    assert!(server.operator().await.wrap(&key_name("subject"), b"x", &[]).await.is_ok());
+    server.stop().await;
+}

@@ -1,0 +1,144 @@
+//! `kill -9` at random moments under load: what a client was told is true after the restart.
+//!
+//! Clients keep lists of what was acknowledged. After each restart on the same directory every key, version and
+//! ciphertext on them is there, and every operation has its audit record; a change that was cut off is repeated with its
+//! request id and is done exactly once. At the end the audit chain verifies from its first entry, and the token holds no
+//! key that neither the database nor a record names. What kill -9 cannot show, fsync, is in durability.rs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "test program: a failure here is a failed test"
+)]
+
+mod support_crash;
+mod support_dev;
+
+use std::path::Path;
+use std::time::Duration;
+
+use support_crash::Random;
+use support_crash::client::Client;
+use support_crash::examiner::Examiner;
+use support_crash::residents;
+use support_dev::{DevServer, LIMIT, spawn};
+
+/// How often a server is killed while clients work.
+const KILLS_UNDER_LOAD: usize = 32;
+/// How often a server is killed while it starts, on a directory that a killed one left.
+const KILLS_AT_START: usize = 10;
+/// How many directories see their first start killed, three times each.
+const KILLS_AT_FIRST_START: usize = 8;
+/// About how long a first start takes.
+const FIRST_START_MS: usize = 600;
+const CLIENTS: usize = 4;
+/// The longest a server lives under load.
+const MAX_LOAD_MS: usize = 1_000;
+/// About how long a start takes, so that kills hit all of it.
+const START_MS: usize = 400;
+
+/// Waits for a random time, in which the process is expected to live on.
+async fn random_while<F: Future>(random: &mut Random, most_ms: usize, meanwhile: F) {
+    let time = Duration::from_millis(random.below(most_ms) as u64);
+    let ended = tokio::time::timeout(time, meanwhile).await;
+    assert!(ended.is_err(), "the clients stopped before their server was killed");
+}
+
+#[test]
+fn what_was_acknowledged_survives_kills_under_load() {
+    // SOFTHSM2_CONF for the look into the token at the end; dev mode writes this very file.
+    kms_testkit::isolated_with(
+        "what_was_acknowledged_survives_kills_under_load",
+        &[("SOFTHSM2_CONF", "{root}/dev/softhsm2.conf")],
+        |token| {
+            let seed = Random::seed();
+            println!("HOLDFAST_CRASH_SEED={seed}");
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let examiner = runtime.block_on(kill_and_examine(token.root(), Random(seed)));
+            log_and_token_agree(&token.root().join("dev"), &examiner);
+        },
+    );
+}
+
+async fn kill_and_examine(root: &Path, mut random: Random) -> Examiner {
+    let directory = root.join("dev");
+    let ledgers: Vec<_> = (0..CLIENTS).map(|n| root.join(format!("ledger-{n}"))).collect();
+    let numbered = ledgers.iter().enumerate();
+    let mut clients: Vec<_> = numbered
+        .map(|(number, ledger)| Client::new(number, Random(random.next()), ledger))
+        .collect();
+    let mut examiner = Examiner::new(&directory, &ledgers);
+    let mut server = DevServer::start(&directory);
+    for round in 0..KILLS_UNDER_LOAD {
+        let mut working = tokio::task::JoinSet::new();
+        for client in clients.drain(..) {
+            working.spawn(client.work(server.connect().await));
+        }
+        random_while(&mut random, MAX_LOAD_MS, working.join_next()).await;
+        server.process.kill();
+        let stopped = kms_testkit::deadline::within(LIMIT, "the clients' end", working.join_all());
+        clients = stopped.await;
+        if round % (KILLS_UNDER_LOAD / KILLS_AT_START) == 0 {
+            let mut starting = spawn(&directory);
+            random_while(&mut random, START_MS, std::future::pending::<()>()).await;
+            starting.kill();
+        }
+        server = DevServer::start(&directory);
+        examiner.examine(&server.connect().await, &mut random).await;
+    }
+    let channel = server.connect().await;
+    for client in &mut clients {
+        client.settle(&channel).await;
+    }
+    examiner.examine_all(&channel).await;
+    let operations = examiner.acknowledged.len();
+    println!("{operations} operations were acknowledged");
+    assert!(operations > KILLS_UNDER_LOAD * CLIENTS, "too little load: {operations}");
+    assert_eq!(server.process.terminate(LIMIT).code(), Some(0));
+    examiner
+}
+
+fn log_and_token_agree(directory: &Path, examiner: &Examiner) {
+    let report = kms_server::audit::verify::verify(&directory.join("audit"), None).unwrap();
+    assert_eq!(report.first_seq, Some(1));
+    let (in_versions, in_intents) = residents::in_store(directory);
+    let in_token = residents::in_token(directory);
+    assert!(!in_versions.is_empty(), "no resident key was made");
+    let lost: Vec<_> = in_versions.difference(&in_token).collect();
+    assert!(lost.is_empty(), "the token lost {lost:?}");
+    let named = |id: &&String| {
+        in_versions.contains(*id) || in_intents.contains(*id) || examiner.orphans.contains(*id)
+    };
+    let unnamed: Vec<_> = in_token.iter().filter(|id| !named(id)).collect();
+    assert!(unnamed.is_empty(), "nobody reported {unnamed:?}");
+}
+
+#[test]
+fn a_first_start_that_was_killed_is_resumed() {
+    let seed = Random::seed();
+    println!("HOLDFAST_CRASH_SEED={seed}");
+    let mut random = Random(seed);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for _ in 0..KILLS_AT_FIRST_START {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("dev");
+        for most_ms in [FIRST_START_MS, FIRST_START_MS, START_MS] {
+            let mut starting = spawn(&directory);
+            runtime.block_on(random_while(&mut random, most_ms, std::future::pending::<()>()));
+            starting.kill();
+        }
+        let mut server = DevServer::start(&directory);
+        runtime.block_on(async {
+            let channel = server.connect().await;
+            let ledger = home.path().join("ledger");
+            let mut client = Client::new(0, random.clone(), &ledger);
+            client.create(&channel).await.unwrap();
+            client.wrap(&channel, 0).await.unwrap();
+            let mut examiner = Examiner::new(&directory, &[ledger]);
+            examiner.examine_all(&channel).await;
+            assert_eq!(examiner.acknowledged.len(), 2);
+        });
+        assert_eq!(server.process.terminate(LIMIT).code(), Some(0));
+    }
+}

@@ -1,0 +1,14 @@
+//! What the server does when what it stands on fails: PIN, module, token, database rows, disk.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failure in a test's helper is a failed test"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod disk;
+mod integrity;
+mod token;
