@@ -4,6 +4,7 @@
 //! methods; `route` finds the service of a path and types what tonic itself refuses.
 
 mod batch;
+mod bounded;
 mod crypto;
 mod deadline;
 mod decode;

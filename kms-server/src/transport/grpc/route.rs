@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use kms_proto::v1::crypto_service_server::CryptoServiceServer;
+use kms_proto::v1::crypto_service_server::{CryptoService as _, CryptoServiceServer};
 use kms_proto::v1::key_service_server::KeyServiceServer;
+use prost::Message;
 use tonic::Code;
 use tonic::body::Body;
 use tonic::codegen::BoxFuture;
 use tower::Service;
 
+use super::bounded::BoundedCodec;
 use super::gateway::{Gateway, GatewayParts};
 use crate::authn::Peer;
 use crate::transport::health::HealthService;
@@ -37,7 +39,7 @@ struct Inner {
     crypto: CryptoServiceServer<Gateway>,
     key: KeyServiceServer<Gateway>,
     health: HealthService,
-    parts: Arc<GatewayParts>,
+    gateway: Gateway,
 }
 
 impl GrpcService {
@@ -49,7 +51,7 @@ impl GrpcService {
         let key = KeyServiceServer::new(gateway.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Self(Arc::new(Inner { crypto, key, health, parts: Arc::clone(&gateway.parts) }))
+        Self(Arc::new(Inner { crypto, key, health, gateway: gateway.clone() }))
     }
 }
 
@@ -72,7 +74,9 @@ impl Service<Request<Incoming>> for GrpcService {
         let path = request.uri().path();
         let method = Method::from_path(path);
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let answer: BoxFuture<Response<Body>, Infallible> = if path.starts_with(CRYPTO_PREFIX) {
+        let answer: BoxFuture<Response<Body>, Infallible> = if let Some(batch) = Batch::of(method) {
+            batch.call(self.0.gateway.clone(), request)
+        } else if path.starts_with(CRYPTO_PREFIX) {
             self.0.crypto.clone().call(request)
         } else if path.starts_with(KEY_PREFIX) {
             self.0.key.clone().call(request)
@@ -82,8 +86,68 @@ impl Service<Request<Incoming>> for GrpcService {
             let status = tonic::Status::new(Code::Unimplemented, "");
             Box::pin(std::future::ready(Ok(status.into_http())))
         };
-        Answer { answer, refusal: Some(Refusal { method, peer, parts: Arc::clone(&self.0.parts) }) }
+        Answer {
+            answer,
+            refusal: Some(Refusal { method, peer, parts: Arc::clone(&self.0.gateway.parts) }),
+        }
     }
+}
+
+/// Methods whose requests are decoded by [`BoundedCodec`].
+#[derive(Clone, Copy)]
+enum Batch {
+    Wrap,
+    Unwrap,
+    Rewrap,
+    GenerateDataKey,
+}
+
+impl Batch {
+    const fn of(method: Method) -> Option<Self> {
+        match method {
+            Method::BatchWrap => Some(Self::Wrap),
+            Method::BatchUnwrap => Some(Self::Unwrap),
+            Method::BatchRewrap => Some(Self::Rewrap),
+            Method::BatchGenerateDataKey => Some(Self::GenerateDataKey),
+            _ => None,
+        }
+    }
+
+    fn call(
+        self,
+        gateway: Gateway,
+        request: Request<Incoming>,
+    ) -> BoxFuture<Response<Body>, Infallible> {
+        macro_rules! unary {
+            ($method:ident) => {
+                Box::pin(bounded(request, move |request| {
+                    let gateway = gateway.clone();
+                    async move { gateway.$method(request).await }
+                }))
+            };
+        }
+        match self {
+            Self::Wrap => unary!(batch_wrap),
+            Self::Unwrap => unary!(batch_unwrap),
+            Self::Rewrap => unary!(batch_rewrap),
+            Self::GenerateDataKey => unary!(batch_generate_data_key),
+        }
+    }
+}
+
+/// Serves one call as the generated services do, with the bounded codec.
+async fn bounded<T, U, F>(
+    request: Request<Incoming>,
+    method: impl Fn(tonic::Request<U>) -> F,
+) -> Result<Response<Body>, Infallible>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+    F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
+    let mut grpc = tonic::server::Grpc::new(BoundedCodec::<T, U>::default())
+        .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
+    Ok(grpc.unary(tower::service_fn(method), request).await)
 }
 
 /// The answer, typed when it is tonic's own refusal.
