@@ -21,7 +21,7 @@ use serde_json::Value;
 use tonic::transport::Channel;
 
 /// How long anything may take on a loaded machine.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_mins(1);
 /// The tenant of dev mode.
 pub const TENANT: &str = "tenants/dev";
 /// Response metadata with the id of the request, as in the audit log.
