@@ -9,4 +9,4 @@ mod routes;
 
 pub use metrics::Gauges;
 pub use readiness::{PROBE_INTERVAL, Probes, Readiness, watch};
-pub use routes::routes;
+pub use routes::{Access, routes};

@@ -2,20 +2,36 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use kms_core::clock::Clock;
 use prometheus_client::registry::Registry;
 use tonic::service::Routes;
 
 use super::metrics::Gauges;
 use super::readiness::Readiness;
+use crate::authn::{Peer, Unauthenticated};
 use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::health::HealthService;
+use crate::transport::status;
 
 /// The media type of OpenMetrics text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How the media types of gRPC begin.
+const GRPC: &[u8] = b"application/grpc";
+
+/// Who gets an answer.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// Everybody whom the listener lets in: it has no TLS.
+    Everybody,
+    /// Who has a certificate that is trusted now and names a principal, by this clock. Asked for every request, as on
+    /// the public listener: certificates run out, and lose their trust, while connections are open.
+    Authenticated(Arc<dyn Clock>),
+}
 
 /// Puts the routes together.
 ///
@@ -26,6 +42,7 @@ pub fn routes(
     readiness: Arc<Readiness>,
     requests: Arc<RequestMetrics>,
     gauges: Gauges,
+    access: Access,
 ) -> Result<Routes, tonic_reflection::server::Error> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(kms_proto::FILE_DESCRIPTOR_SET)
@@ -39,7 +56,27 @@ pub fn routes(
         .route("/readyz", get(readyz).with_state(readiness))
         .route("/metrics", get(metrics).with_state(Arc::new(registry)));
     let grpc = Routes::new(health.server()).add_service(reflection).into_axum_router();
-    Ok(Routes::from(http.merge(grpc)).prepare())
+    let all = http.merge(grpc).layer(from_fn_with_state(access, authenticate));
+    Ok(Routes::from(all).prepare())
+}
+
+async fn authenticate(State(access): State<Access>, request: Request, next: Next) -> Response {
+    let clock = match access {
+        Access::Everybody => return next.run(request).await,
+        Access::Authenticated(clock) => clock,
+    };
+    let peer = request.extensions().get::<Arc<Peer>>();
+    let refused = match peer.map(|peer| peer.authenticate(clock.now()).map(drop)) {
+        Some(Ok(())) => return next.run(request).await,
+        Some(Err(refused)) => refused,
+        None => Unauthenticated::NoCertificate,
+    };
+    tracing::warn!(reason = refused.reason(), "an admin request was refused");
+    let kind = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if kind.is_some_and(|kind| kind.starts_with(GRPC)) {
+        return status::from_unauthenticated(refused).into_http();
+    }
+    (StatusCode::UNAUTHORIZED, format!("{refused}\n")).into_response()
 }
 
 async fn readyz(State(readiness): State<Arc<Readiness>>) -> Response {

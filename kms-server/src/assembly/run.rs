@@ -191,8 +191,12 @@ impl Core {
             public: Arc::clone(&public_options.stats),
             admin: Arc::clone(&admin_options.stats),
         };
+        let access = match &admin_tls {
+            Some(_) => admin::Access::Authenticated(Arc::clone(&clock)),
+            None => admin::Access::Everybody,
+        };
         let routes =
-            admin::routes(&health, Arc::clone(&readiness), Arc::clone(&metrics), gauges)
+            admin::routes(&health, Arc::clone(&readiness), Arc::clone(&metrics), gauges, access)
                 .map_err(|_| StartError::Bug("the descriptors of the contract cannot be read"))?;
         let security = admin_tls.map_or(Security::Plain, Security::Tls);
         let admin = tokio::spawn(serve(
