@@ -1,7 +1,7 @@
-//! Numbers that are read when they are asked for: HSM, health, connections.
+//! Numbers that are read when they are asked for: HSM, health, keyring, connections.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kms_hsm::{Hsm, HsmHealth};
 use prometheus_client::collector::Collector;
@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::readiness::Readiness;
+use crate::service::Kms;
 use crate::transport::stats::ConnectionStats;
 
 /// Where the numbers come from.
@@ -19,6 +20,8 @@ pub struct Gauges {
     pub hsm: Arc<dyn Hsm>,
     /// Readiness.
     pub readiness: Arc<Readiness>,
+    /// The service, once it is put together: the admin listener is there before it.
+    pub kms: Arc<OnceLock<Kms>>,
     /// The gRPC listener.
     pub public: Arc<ConnectionStats>,
     /// The admin listener.
@@ -29,6 +32,9 @@ impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.encode_hsm(&mut encoder)?;
         self.encode_health(&mut encoder)?;
+        if let Some(kms) = self.kms.get() {
+            encode_keyring(&mut encoder, kms)?;
+        }
         encode_connections(&mut encoder, &self.public, "public")?;
         encode_connections(&mut encoder, &self.admin, "admin")
     }
@@ -83,6 +89,29 @@ impl Gauges {
             u64::from(report.audit),
         )
     }
+}
+
+fn encode_keyring(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result {
+    for (name, help, value) in kms.counters().all() {
+        // The encoder ends the help with a full stop.
+        let help = help.trim_end_matches('.');
+        counter(encoder, &format!("holdfast_keyring_{name}"), help, value)?;
+    }
+    let (keys, versions) = kms.loaded();
+    gauge(encoder, "holdfast_keyring_cached_keys", "Key rows in memory", count(keys))?;
+    gauge(encoder, "holdfast_keyring_cached_versions", "Key versions loaded", count(versions))?;
+    gauge(
+        encoder,
+        "holdfast_hsm_orphan_objects",
+        "Key objects in the token that no row and no intent names",
+        count(kms.orphans()),
+    )?;
+    gauge(
+        encoder,
+        "holdfast_stuck_intents",
+        "Abandoned mutations that recovery could neither finish nor undo",
+        count(kms.stuck_intents()),
+    )
 }
 
 fn encode_connections(

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kms_core::clock::{Clock, SystemClock};
@@ -183,8 +183,10 @@ impl Core {
 
         // The admin listener first: it tells why the rest is not ready.
         let (admin_trigger, admin_shutdown) = Shutdown::channel();
+        let late_kms = Arc::new(OnceLock::new());
         let gauges = Gauges {
             hsm: Arc::clone(&hsm),
+            kms: Arc::clone(&late_kms),
             readiness: Arc::clone(&readiness),
             public: Arc::clone(&public_options.stats),
             admin: Arc::clone(&admin_options.stats),
@@ -213,6 +215,8 @@ impl Core {
             randomness: Arc::new(SystemRandomness),
             keyring: parts::keyring(config, roots::newest(&pins)),
         });
+        // The only place that sets it, so it cannot be taken.
+        let _ = late_kms.set(kms.clone());
         match kms.recover().await {
             Ok(done) => tracing::info!(?done, "recovered what an earlier process left"),
             // The periodic run tries again; what is not recovered yet is refused or reported, never lost.

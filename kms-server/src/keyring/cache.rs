@@ -100,3 +100,94 @@ impl Cache {
         (inner.keys.len(), inner.versions.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kms_core::name::VersionName;
+
+    use super::super::lease::Lease;
+    use super::*;
+    use crate::store::suite::new_key;
+
+    fn cache() -> Cache {
+        Cache::new(NonZeroUsize::MIN, NonZeroUsize::MIN)
+    }
+
+    fn key(number: u8) -> Arc<CachedKey> {
+        let sealed = new_key(number).key;
+        Arc::new(CachedKey {
+            name_text: sealed.row.name.to_string().into(),
+            context_hashed: false,
+            mac: sealed.mac,
+            row: sealed.row,
+        })
+    }
+
+    fn version(number: u8) -> Arc<LoadedVersion> {
+        let name = VersionName::new(key(number).row.name.clone(), KeyVersion::FIRST);
+        let row = new_key(number).version.row;
+        let lease = Arc::new(Lease::new(row.key_uid, &name));
+        Arc::new(LoadedVersion { row, name_text: name.to_string().into(), key: None, lease })
+    }
+
+    /// Whether the key and the version 1 told apart by `number` are cached.
+    fn cached(cache: &Cache, number: u8) -> (bool, bool) {
+        let row = &key(number).row;
+        let id = (row.uid, KeyVersion::FIRST);
+        (cache.key(&row.name).is_some(), cache.version(id).is_some())
+    }
+
+    #[test]
+    fn what_was_read_before_an_invalidation_is_not_cached() {
+        let invalidations: [fn(&Cache); 3] = [
+            |cache| drop(cache.invalidate(&key(1).row.name, key(1).row.uid, &[KeyVersion::FIRST])),
+            // Which key it is for does not matter: the reader's row may be about to be the next.
+            |cache| drop(cache.invalidate(&key(2).row.name, key(2).row.uid, &[])),
+            |cache| drop(cache.clear()),
+        ];
+        for invalidate in invalidations {
+            let cache = cache();
+            let (key, version) = (key(1), version(1));
+            let seen = cache.epoch();
+            invalidate(&cache);
+            cache.admit_key(seen, &key);
+            let out = cache.admit_version(seen, &version);
+            assert!(out.is_some_and(|out| Arc::ptr_eq(&out, &version)), "it is given back");
+            assert_eq!(cached(&cache, 1), (false, false));
+            assert_eq!(cache.len(), (0, 0));
+
+            let seen = cache.epoch();
+            cache.admit_key(seen, &key);
+            assert!(cache.admit_version(seen, &version).is_none());
+            assert_eq!(cached(&cache, 1), (true, true), "what was read after it is");
+        }
+    }
+
+    #[test]
+    fn an_invalidation_drops_what_is_cached_and_nothing_else() {
+        let cache =
+            Cache::new(NonZeroUsize::MIN.saturating_add(1), NonZeroUsize::MIN.saturating_add(1));
+        for number in [1, 2] {
+            cache.admit_key(cache.epoch(), &key(number));
+            assert!(cache.admit_version(cache.epoch(), &version(number)).is_none());
+        }
+        let row = key(1).row.clone();
+        let dropped = cache.invalidate(&row.name, row.uid, &[KeyVersion::FIRST]);
+        assert_eq!(dropped.len(), 1);
+        assert_eq!((cached(&cache, 1), cached(&cache, 2)), ((false, false), (true, true)));
+    }
+
+    #[test]
+    fn the_bound_holds_and_the_version_that_goes_is_given_back() {
+        let cache = cache();
+        for number in [1, 2] {
+            cache.admit_key(cache.epoch(), &key(number));
+        }
+        let (first, second) = (version(1), version(2));
+        assert!(cache.admit_version(cache.epoch(), &first).is_none());
+        let out = cache.admit_version(cache.epoch(), &second);
+        assert!(out.is_some_and(|out| Arc::ptr_eq(&out, &first)));
+        assert_eq!((cached(&cache, 1), cached(&cache, 2)), ((false, false), (true, true)));
+        assert_eq!(cache.len(), (1, 1));
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ pub(super) struct Inner {
     pub(super) intents: Mutex<HashSet<IntentId>>,
     /// Orphans that were reported already, and how many there are now.
     pub(super) orphans: Mutex<HashSet<kms_core::key::CkaId>>,
+    /// Abandoned intents that the last run of the reconciler could not close.
+    pub(super) stuck_intents: AtomicUsize,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
     tenant_locks: Vec<tokio::sync::Mutex<()>>,
 }
@@ -107,6 +110,7 @@ impl Kms {
             requests: Mutex::default(),
             intents: Mutex::default(),
             orphans: Mutex::default(),
+            stuck_intents: AtomicUsize::new(0),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
         };
         Self { inner: Arc::new(inner) }

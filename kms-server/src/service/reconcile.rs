@@ -4,6 +4,7 @@
 //! named by an intent known to be abandoned, and never touch an intent of a mutation that is being worked on.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +67,11 @@ impl Kms {
         self.inner.orphans.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Returns how many abandoned intents the last run could not close.
+    pub fn stuck_intents(&self) -> usize {
+        self.inner.stuck_intents.load(Ordering::Relaxed)
+    }
+
     /// Reconciles every `interval`, and rolls over what is due, until `stop` says true or its sender is gone.
     pub async fn run(&self, interval: Duration, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(interval);
@@ -117,6 +123,7 @@ impl Inner {
                 done.failed += 1;
             }
         }
+        self.stuck_intents.store(done.failed, Ordering::Relaxed);
         match residents {
             Ok(residents) => {
                 let named = intents.iter().map(|intent| intent.resident_id);

@@ -15,7 +15,7 @@ const ROTATE: &str = "kms.v1.KeyService/RotateKey";
 const END: i64 = 2;
 
 /// Creates a key in a process that dies before the outcome is in the log; returns the intent it leaves.
-async fn create_without_outcome(world: &World, protection: Protection) -> Intent {
+pub(crate) async fn create_without_outcome(world: &World, protection: Protection) -> Intent {
     let wanted = CreateKey { protection, ..create(KEY) };
     let probe = World::new().await;
     let before = probe.faults.calls();

@@ -14,5 +14,6 @@ mod integrity;
 mod intents;
 mod keys;
 mod leases;
+mod metrics;
 mod states;
 mod support;
