@@ -22,7 +22,7 @@ pub use calls::{Client, Refusal, raw_call, refusal, request_id};
 pub use rig::{Grant, Rig, Server};
 
 /// How long anything may take on a loaded machine.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_mins(1);
 /// The tenant of the tests.
 pub const TENANT: &str = "acme";
 /// Another tenant, in which [`OPERATOR`] may do everything too.
