@@ -41,6 +41,8 @@ pub struct Rig {
     pub log_level: &'static str,
     /// How long a rolled-over version keeps protecting when pinned.
     pub overlap_ms: u64,
+    /// The longest deadline of a request.
+    pub max_request_ms: u64,
     pub environment: Vec<(String, String)>,
     /// Put before the server's own command line: `strace`, for example.
     pub wrapper: Vec<String>,
@@ -75,6 +77,7 @@ impl Rig {
             grants: vec![everything(TENANT), everything(OTHER_TENANT)],
             log_level: "info",
             overlap_ms: 600_000,
+            max_request_ms: 30_000,
             environment: vec![],
             wrapper: vec![],
             operator: pki.issue_serial("operator", &Kind::Spiffe(OPERATOR), 100),
@@ -103,7 +106,7 @@ impl Rig {
              [admin]\naddress = \"127.0.0.1:0\"\ntls = false\n\
              [hsm]\nmodule = {}\ntoken_serial = {}\npin = {{ file = {} }}\ntoken_dir = {}\n\
              [store]\npath = {}\n[audit]\ndirectory = {}\n[log]\nlevel = {}\n\
-             [limits]\noverlap_ms = {}\n",
+             [limits]\noverlap_ms = {}\nmax_request_ms = {}\n",
             quoted(&self.server.certificate),
             quoted(&self.server.key),
             quoted(&self.pki.ca()),
@@ -115,6 +118,7 @@ impl Rig {
             quoted(&self.path("audit")),
             toml_text(self.log_level),
             self.overlap_ms,
+            self.max_request_ms,
         );
         for Grant { principal, tenant, actions } in &self.grants {
             let (principal, tenant) = (toml_text(principal), toml_text(tenant));

@@ -1,0 +1,161 @@
+//! The admin listener, health, and certificates that are read again while the server runs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failure in a test's helper is a failed test"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{LIMIT, Rig, STRANGER, Server, TENANT, refusal};
+use kms_testkit::deadline::eventually;
+use kms_testkit::pki::Kind;
+use rustix::process::Signal;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ListServiceResponse, ServerReflectionRequest};
+
+async fn admin_channel(server: &Server) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.admin)).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
+async fn health(channel: Channel) -> ServingStatus {
+    let mut client = HealthClient::new(channel);
+    client.check(HealthCheckRequest::default()).await.unwrap().into_inner().status()
+}
+
+async fn services(channel: Channel) -> Result<BTreeSet<String>, Status> {
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let asking = tokio_stream::once(request);
+    let mut client = ServerReflectionClient::new(channel);
+    let mut answers = client.server_reflection_info(asking).await?.into_inner();
+    let answer = answers.message().await?.unwrap();
+    let Some(MessageResponse::ListServicesResponse(ListServiceResponse { service })) =
+        answer.message_response
+    else {
+        panic!("not a list of services");
+    };
+    Ok(service.into_iter().map(|service| service.name).collect())
+}
+
+#[tokio::test]
+async fn health_is_on_both_listeners_and_reflection_on_the_admin_one_only() {
+    let server = Server::fresh();
+    let operator = server.operator().await;
+    assert_eq!(health(admin_channel(&server).await).await, ServingStatus::Serving);
+    assert_eq!(health(operator.channel.clone()).await, ServingStatus::Serving);
+    let known = services(admin_channel(&server).await).await.unwrap();
+    for service in ["kms.v1.CryptoService", "kms.v1.KeyService", "grpc.health.v1.Health"] {
+        assert!(known.contains(service), "{known:?}");
+    }
+    let refused = services(operator.channel.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn no_use_of_keys_is_on_the_admin_listener() {
+    let server = Server::fresh();
+    let channel = admin_channel(&server).await;
+    let method = "kms.v1.CryptoService/Wrap";
+    let status = common::raw_call(&channel, method, vec![]).await.map(drop).unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_count_what_was_asked_and_refused() {
+    let server = Server::fresh();
+    let client = server.operator().await;
+    let key = client.create("counted").await.name;
+    client.wrap(&key, b"x", &[]).await.unwrap();
+    let stranger = server.client(&server.rig.stranger).await;
+    refusal(stranger.wrap(&key, b"x", &[]).await).is(Code::PermissionDenied, "ACCESS_DENIED");
+    let (code, text) = server.get("/metrics");
+    assert_eq!(code, 200);
+    assert!(text.ends_with("# EOF\n"), "OpenMetrics ends so: {text}");
+    let counted = |needles: &[&str]| {
+        text.lines().any(|line| {
+            !line.starts_with('#')
+                && needles.iter().all(|needle| line.contains(needle))
+                && line.ends_with(" 1")
+        })
+    };
+    assert!(counted(&["holdfast_requests_ok_total{", "CryptoService/Wrap"]), "{text}");
+    assert!(counted(&["CryptoService/Wrap", "ACCESS_DENIED"]), "{text}");
+    assert!(!text.contains(&key) && !text.contains(STRANGER), "no names in metrics: {text}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn after_sighup_another_authority_is_trusted_and_the_old_one_is_not() {
+    let mut server = Server::fresh();
+    let client = server.operator().await;
+    let key = client.create("reloaded").await.name;
+    let other = kms_testkit::Pki::create(&server.rig.path("other-pki"));
+    let operator = other.issue_serial("operator", &Kind::Spiffe(common::OPERATOR), 300);
+    let ours = server.rig.pki.ca();
+    let old = std::fs::read(&ours).unwrap();
+    // The file of trusted authorities is replaced whole, as an operator would.
+    let fresh = server.rig.path("ca.new");
+    std::fs::copy(other.ca(), &fresh).unwrap();
+    std::fs::rename(&fresh, &ours).unwrap();
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates reloaded", LIMIT);
+    let status = client.wrap(&key, b"x", &[]).await.unwrap_err();
+    let refused = common::Refusal::of(&status);
+    refused.is(Code::Unauthenticated, "CERT_UNTRUSTED");
+    // The server's own certificate is still of the old authority: the new client trusts that one.
+    let trusted = server.rig.path("old-ca.pem");
+    std::fs::write(&trusted, old).unwrap();
+    let connecting = kms_testkit::client::connect(server.listen, &trusted, Some(&operator));
+    let channel = kms_testkit::deadline::within(LIMIT, "a connection", connecting).await.unwrap();
+    let renewed = common::Client { channel };
+    assert!(renewed.wrap(&key, b"x", &[]).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_broken_certificate_file_keeps_the_old_ones() {
+    let mut server = Server::fresh();
+    let client = server.operator().await;
+    let key = client.create("kept").await.name;
+    std::fs::write(server.rig.pki.ca().with_file_name("server.pem"), "rubbish").unwrap();
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates not reloaded", LIMIT);
+    assert!(client.wrap(&key, b"x", &[]).await.is_ok());
+    assert!(server.operator().await.wrap(&key, b"x", &[]).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_ends_with_success_and_all_is_there_afterwards() {
+    let server = Rig::new().start();
+    let client = server.operator().await;
+    let key = client.create("drained").await.name;
+    let wrapped = client.wrap(&key, b"before", &[]).await.unwrap().ciphertext;
+    let rig = server.stop().await;
+    let server = rig.start();
+    let client = server.operator().await;
+    assert_eq!(client.unwrap(&key, &wrapped, &[]).await.unwrap(), b"before");
+    let parent = format!("tenants/{TENANT}");
+    let list = kms_proto::v1::ListKeysRequest { parent, ..Default::default() };
+    let listed = client.keys().list_keys(list).await.unwrap().into_inner().keys;
+    assert_eq!(listed.into_iter().map(|key| key.name).collect::<Vec<_>>(), [key]);
+    eventually(LIMIT, "readiness", || server.get("/readyz").0 == 200);
+    server.stop().await;
+}

@@ -1,0 +1,148 @@
+//! The real server's system calls: a dev server under strace, and what its trace says about answers and disks.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "test support: a failure here is a failed test"
+)]
+
+pub mod sockets;
+
+use std::path::Path;
+use std::process::Command;
+
+use kms_testkit::Process;
+use tempfile::TempDir;
+
+use crate::strace::{Call, Effect, parse};
+use crate::support_dev::{DevServer, LIMIT, dev_command, forget_ready};
+use sockets::Connection;
+
+/// The calls that are traced. `recvfrom` tells where a request begins.
+const CALLS: &str = "openat,close,lseek,read,write,pwrite64,writev,pwritev,sendto,sendmsg,recvfrom,fsync,fdatasync,\
+                     ftruncate,fallocate,unlink,unlinkat";
+
+/// A dev server under strace.
+#[derive(Debug)]
+pub struct Traced {
+    pub server: DevServer,
+    pid: String,
+    home: TempDir,
+}
+
+/// What a server did until it ended.
+#[derive(Debug)]
+pub struct Trace {
+    pub calls: Vec<Call>,
+    pub connections: Vec<Connection>,
+}
+
+impl Traced {
+    /// Starts a server on a new directory.
+    pub fn start() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("dev");
+        forget_ready(&directory);
+        let plain = dev_command(&directory);
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-y", "-xx", "-s", "4000000", "-e"]).arg(format!("trace={CALLS}"));
+        strace.arg("-o").arg(home.path().join("trace")).arg(plain.get_program());
+        strace.args(plain.get_args()).env_remove("SOFTHSM2_CONF");
+        let server = DevServer::ready(Process::start(&mut strace), &directory);
+        let ready = std::fs::read_to_string(directory.join("ready.json")).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+        Self { server, pid: ready["pid"].to_string(), home }
+    }
+
+    /// Ends the server and reads what it did.
+    pub fn end(mut self) -> Trace {
+        self.signal("-TERM");
+        assert_eq!(self.server.process.await_end(LIMIT).code(), Some(0));
+        let text = std::fs::read_to_string(self.home.path().join("trace")).unwrap();
+        Trace { calls: parse(&sockets::without(&text)), connections: sockets::connections(&text) }
+    }
+
+    /// strace does not pass signals on: they go to the server itself.
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.pid]).output();
+        assert!(sent.unwrap().status.success(), "kill {signal} {}", self.pid);
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // A server outlives a strace that is killed; after `end` there is none any more, and its number is not reused.
+        if std::thread::panicking() {
+            let _ = Command::new("kill").args(["-KILL", &self.pid]).output();
+        }
+    }
+}
+
+/// Returns whether a path is a file of the audit log.
+pub fn is_log(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "jsonl")
+}
+
+/// Returns whether a path is the write-ahead log of the store.
+pub fn is_wal(path: &Path) -> bool {
+    path.ends_with("store.db-wal")
+}
+
+/// Returns whether a path lies in the token's directory.
+pub fn is_token(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "tokens")
+}
+
+/// Returns the first answer that began to leave while fewer log lines with `needle` were durable than it needs.
+///
+/// `answers` are ticks with the number of lines that must be covered by a sync which was done before.
+pub fn early_answer(calls: &[Call], needle: &str, answers: &[(usize, usize)]) -> Option<usize> {
+    let lines = |until: usize| -> usize {
+        let written = calls.iter().filter(|call| call.done < until);
+        let counted = written.map(|call| match &call.effect {
+            Effect::Write { path, data, .. } if is_log(path) => {
+                let text = String::from_utf8_lossy(data);
+                text.lines().filter(|line| line.contains(needle)).count()
+            }
+            _ => 0,
+        });
+        counted.sum()
+    };
+    let syncs =
+        calls.iter().filter(|call| matches!(&call.effect, Effect::Sync { path } if is_log(path)));
+    let syncs: Vec<_> = syncs.map(|call| (call.done, lines(call.start))).collect();
+    answers.iter().find_map(|(answer, needed)| {
+        let done = syncs.iter().filter(|(done, _)| done < answer).map(|(_, lines)| *lines);
+        (done.max().unwrap_or(0) < *needed).then_some(*answer)
+    })
+}
+
+/// Returns the files that were written between two ticks and not synced after it before the second, and the directories
+/// that got a name and were not synced.
+pub fn unsynced(
+    calls: &[Call],
+    ours: impl Fn(&Call) -> bool,
+    from: usize,
+    until: usize,
+) -> Vec<std::path::PathBuf> {
+    let inside = |call: &&Call| from < call.start && call.start < until;
+    let synced = |after: usize, wanted: &Path| {
+        calls.iter().any(|call| {
+            let done = after < call.start && call.done < until;
+            done && matches!(&call.effect, Effect::Sync { path } if path == wanted)
+        })
+    };
+    let mut found = vec![];
+    for call in calls.iter().filter(inside).filter(|call| ours(call)) {
+        let path = match &call.effect {
+            Effect::Write { path, .. } | Effect::SetLength { path, .. } => path.clone(),
+            Effect::Open { path, create: true, .. } => path.parent().unwrap().to_owned(),
+            _ => continue,
+        };
+        if !synced(call.done, &path) {
+            found.push(path);
+        }
+    }
+    found
+}
