@@ -35,7 +35,7 @@ stop() {
 trap stop EXIT
 for _ in $(seq 300); do
   [ ! -e "$dir/ready.json" ] || break
-  kill -0 "$server" 2>/dev/null || fail "the server stopped before it was ready"
+  kill -0 "$server" 2>/dev/null || fail "the server stopped before it was ready; if $dir was made by an earlier build, remove it and run again"
   sleep 0.1
 done
 [ -e "$dir/ready.json" ] || fail "the server was not ready within 30 s"
