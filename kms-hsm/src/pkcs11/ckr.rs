@@ -69,6 +69,14 @@ impl Failure {
         Self::Device(format!("the module lies: {what}"))
     }
 
+    /// Makes of the failure to connect what it is for everyone: no single job's answer, but a device that is not there.
+    pub(crate) fn of_connection(self) -> Self {
+        match self {
+            Self::Latch(reason) => Self::Latch(reason),
+            other => Self::Device(other.detail()),
+        }
+    }
+
     /// Returns the text for the operator.
     pub(crate) fn detail(&self) -> String {
         match self {

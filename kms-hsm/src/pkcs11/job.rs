@@ -72,8 +72,8 @@ pub(crate) enum Cause {
 pub(crate) enum KeeperMessage {
     /// Work that someone waits for.
     Job { work: KeeperWork, reply: Reply, deadline: Instant },
-    /// A worker's job that needs the keeper's help, and the epoch it was tried in.
-    Rescue { job: Box<Job>, cause: Cause, epoch: u64 },
+    /// A worker's job that needs the keeper's help, and the count of logins it was tried in.
+    Rescue { job: Box<Job>, cause: Cause, login: u64 },
     /// The last user of a session object is gone.
     Release { epoch: u64, object: ObjectHandle },
     /// A worker opened the breaker.

@@ -55,7 +55,10 @@ impl Worker<'_> {
         let inside = match shared.gate.enter(deadline, &*shared.clock) {
             Ok(inside) => inside,
             Err(Refused::Deadline) => return reply.fail(HsmError::QueueDeadline),
-            Err(Refused::NotLive) => return reply.fail(shared.unavailable("not connected")),
+            Err(Refused::NotLive) => {
+                shared.trouble("not connected");
+                return reply.fail(shared.unavailable("not connected"));
+            }
         };
         let started = shared.now();
         self.seat.begin(Some(reply), deadline, started);
@@ -70,7 +73,7 @@ impl Worker<'_> {
             self.discard_session(&inside.live);
             result = self.attempt(&inside, &bench, &mut work);
         }
-        let epoch = inside.live.epoch;
+        let login = inside.live.login;
         drop(inside);
         let Some(reply) = self.seat.finish() else { return };
         let cause = match result {
@@ -81,7 +84,7 @@ impl Worker<'_> {
             Err(failure) => return reply.send(self.give_up(failure, work)),
         };
         let job = Box::new(Job { work, reply, deadline, queued_at, retried });
-        shared.tell_keeper(KeeperMessage::Rescue { job, cause, epoch });
+        shared.tell_keeper(KeeperMessage::Rescue { job, cause, login });
     }
 
     fn attempt(

@@ -102,6 +102,21 @@ fn a_hung_keeper_is_fatal_and_its_caller_answered() {
 }
 
 #[test]
+fn a_keeper_that_hangs_while_it_destroys_an_evicted_key_is_fatal() {
+    let test = "hang::a_keeper_that_hangs_while_it_destroys_an_evicted_key_is_fatal";
+    with_rig(test, |rig, faulty| {
+        let (kept, evicted) = (rig.key(1), rig.key(2));
+        let mark = faulty.mark();
+        faulty.script(&["C_DestroyObject 1 hang"]);
+        drop(evicted);
+        faulty.await_hang(mark, "C_DestroyObject", LIMIT);
+        assert_eq!(rig.round_trip(&kept.key), Ok(()));
+        assert_eq!(rig.await_fatal(), FatalReason::KeeperHung);
+        assert_eq!(faulty.count_since(mark, "C_Finalize"), 0);
+    });
+}
+
+#[test]
 fn finalize_never_runs_under_a_hung_call() {
     with_rig("hang::finalize_never_runs_under_a_hung_call", |rig, faulty| {
         let key = rig.key(1).key;

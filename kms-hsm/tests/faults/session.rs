@@ -49,6 +49,27 @@ fn it_is_retried_once_only_and_recovers_by_itself() {
 }
 
 #[test]
+fn a_reconnect_that_finds_no_room_opens_the_breaker_and_is_tried_again() {
+    let test = "session::a_reconnect_that_finds_no_room_opens_the_breaker_and_is_tried_again";
+    with_rig(test, |rig, faulty| {
+        let key = rig.key(1).key;
+        // The token drops all sessions; the keeper learns it while it mends a worker's job, and finds no room for new ones.
+        faulty.script(&[
+            "C_EncryptInit 1 return CKR_OBJECT_HANDLE_INVALID",
+            "C_DecryptInit 1 return CKR_SESSION_HANDLE_INVALID",
+            "C_GetSessionInfo 1 return CKR_SESSION_HANDLE_INVALID",
+            "C_OpenSession * return CKR_SESSION_COUNT",
+        ]);
+        let answer = rig.encrypt(&key);
+        assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
+        assert!(matches!(rig.health(), HsmHealth::Unavailable(_)), "{:?}", rig.health());
+        faulty.heal();
+        rig.await_recovery(&key);
+        rig.assert_not_fatal();
+    });
+}
+
+#[test]
 fn sessions_that_fail_are_closed() {
     with_rig("session::sessions_that_fail_are_closed", |rig, faulty| {
         let key = rig.key(1).key;

@@ -23,6 +23,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender};
 use cryptoki::context::Pkcs11;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::{Session, SessionState};
+use cryptoki::slot::Slot;
 use kms_core::key::CkaId;
 use kms_core::root::RootPin;
 use kms_core::secret::Pin;
@@ -44,6 +45,8 @@ pub(crate) struct Keeper {
     initialized: bool,
     module_epoch: u64,
     epoch: u64,
+    login: u64,
+    slot: Option<Slot>,
     pins: Vec<RootPin>,
     residents: HashMap<CkaId, Vec<ObjectHandle>>,
     ivs: IvPool,
@@ -63,6 +66,8 @@ impl Keeper {
             initialized: false,
             module_epoch: 0,
             epoch: 0,
+            login: 0,
+            slot: None,
             pins: Vec::new(),
             residents: HashMap::new(),
             ivs: IvPool::default(),
@@ -93,11 +98,13 @@ impl Keeper {
                     self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
                     self.serve(&work, reply, deadline);
                 }
-                Ok(KeeperMessage::Rescue { job, cause, epoch }) => self.rescue(*job, cause, epoch),
-                Ok(KeeperMessage::Release { epoch, object }) => self.release(epoch, object),
+                Ok(KeeperMessage::Rescue { job, cause, login }) => self.rescue(*job, cause, login),
+                Ok(KeeperMessage::Release { epoch, object }) => {
+                    self.seated(|keeper| keeper.release(epoch, object));
+                }
                 Ok(KeeperMessage::Trouble) => self.probe_at = Some(self.shared.now()),
                 Ok(KeeperMessage::Close(done)) => {
-                    self.disconnect_for_good();
+                    self.seated(Self::disconnect_for_good);
                     self.shared.keeper_ended.store(true, Ordering::Release);
                     self.shared.refuse_waiting_for_keeper(|_| false);
                     let _ = done.send(());
@@ -141,6 +148,15 @@ impl Keeper {
             KeeperWork::DestroyResident(id) => self.destroy_resident(*id).map(|()| Answer::Done),
             KeeperWork::ListResidents => self.list_residents().map(Answer::Ids),
         }
+    }
+
+    /// Does what no one waits for, watched all the same: whatever calls the module can hang in it.
+    fn seated<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let now = self.shared.now();
+        self.shared.keeper_seat.begin(None, now, now);
+        let result = work(self);
+        self.shared.keeper_seat.finish();
+        result
     }
 
     /// Destroys a session object whose last user is gone.
@@ -194,8 +210,8 @@ impl Keeper {
     /// SoftHSM finds 0 objects, with CKR_OK, when its directory is gone, and when the login is: private objects do not
     /// show without it. [`Failure::Module`] and [`Failure::Login`] are what mends the two.
     fn token_is_there(&self) -> Result<(), Failure> {
-        let live = self.live()?;
-        if let Err(error) = live.context.get_token_info(live.slot) {
+        let slot = self.slot.ok_or_else(|| Failure::Device("not connected".into()))?;
+        if let Err(error) = self.context.get_token_info(slot) {
             return Err(Failure::Module(crate::pkcs11::ckr::describe(&error)));
         }
         match self.session()?.get_session_info()?.session_state() {

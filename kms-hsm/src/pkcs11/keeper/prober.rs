@@ -32,11 +32,7 @@ impl Keeper {
     }
 
     fn probe_with(&mut self, probe: fn(&mut Self) -> Result<(), Failure>) {
-        let now = self.shared.now();
-        self.shared.keeper_seat.begin(None, now, now);
-        let result = probe(self);
-        self.shared.keeper_seat.finish();
-        match result {
+        match self.seated(probe) {
             Ok(()) => self.came_up(),
             Err(Failure::Latch(reason)) => {
                 self.pin = None;
@@ -55,15 +51,13 @@ impl Keeper {
 
     /// Asks whether everything is as it was, without giving anything up.
     fn soft_probe(&mut self) -> Result<(), Failure> {
-        let now = self.shared.now();
-        self.shared.keeper_seat.begin(None, now, now);
-        let result = self.token_is_there().and_then(|()| {
+        self.seated(|keeper| {
+            keeper.live()?;
+            keeper.token_is_there()?;
             let mut bytes = [0; 16];
-            self.session()?.generate_random_slice(&mut bytes)?;
-            self.verify_open_roots()
-        });
-        self.shared.keeper_seat.finish();
-        result
+            keeper.session()?.generate_random_slice(&mut bytes)?;
+            keeper.verify_open_roots()
+        })
     }
 
     fn came_up(&mut self) {

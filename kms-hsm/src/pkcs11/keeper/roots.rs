@@ -1,5 +1,6 @@
 //! Root sets: creation in dev mode, and the pin that every other opening is checked against.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use cryptoki::mechanism::Mechanism;
@@ -69,17 +70,20 @@ impl Keeper {
             let pinned = pin.token_serial.clone();
             return Err(Failure::Latch(LatchReason::OtherToken { found: serial, pinned }));
         }
-        self.resolve_roots(pins)?;
+        let roots = self.find_roots(pins)?;
+        self.put_roots(roots)?;
         self.pins.retain(|old| pins.iter().all(|new| new.generation != old.generation));
         self.pins.extend_from_slice(pins);
         self.shared.health.up(!self.pins.is_empty());
         Ok(())
     }
 
-    /// Finds and verifies root sets, and puts their handles in place.
-    pub(super) fn resolve_roots(&self, pins: &[RootPin]) -> Result<(), Failure> {
-        let live = self.live()?;
-        let mut roots = live.roots.clone();
+    /// Finds and verifies root sets.
+    pub(super) fn find_roots(
+        &self,
+        pins: &[RootPin],
+    ) -> Result<HashMap<RootGeneration, Root>, Failure> {
+        let mut roots = HashMap::with_capacity(pins.len());
         for pin in pins {
             let root = Root {
                 wrap: self.find_root(Role::Wrap, pin.wrap_id, pin.generation)?,
@@ -88,14 +92,15 @@ impl Keeper {
             self.verify(root, pin)?;
             roots.insert(pin.generation, root);
         }
-        self.shared.gate.swap(Arc::new(Live {
-            module_epoch: live.module_epoch,
-            epoch: live.epoch,
-            context: live.context.clone(),
-            slot: live.slot,
-            roots,
-            sessions: Arc::clone(&live.sessions),
-        }));
+        Ok(roots)
+    }
+
+    /// Puts the handles of root sets in place, beside those of others.
+    pub(super) fn put_roots(&self, found: HashMap<RootGeneration, Root>) -> Result<(), Failure> {
+        let live = self.live()?;
+        let mut roots = live.roots.clone();
+        roots.extend(found);
+        self.shared.gate.swap(Arc::new(Live { roots, ..live.renewed() }));
         Ok(())
     }
 
