@@ -1,11 +1,14 @@
 //! Rows "wrong tag" and "object": a client's garbage is no device fault; what is not found is no reason to create.
 
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
 use kms_core::key::Protection;
 use kms_hsm::error::LatchReason;
 use kms_hsm::{Hsm as _, HsmError, HsmHealth};
-use kms_testkit::deadline;
+use kms_testkit::{deadline, isolated_faulty};
 
-use crate::rig::{LIMIT, soon, with_rig};
+use crate::rig::{LIMIT, Rig, soon, with_rig};
 
 #[test]
 fn garbage_is_the_callers_fault_and_leaves_the_breaker_alone() {
@@ -118,6 +121,35 @@ fn roots_that_are_not_found_at_start_latch_and_none_is_made() {
         );
         assert_eq!(faulty.count_since(mark, "C_GenerateKey"), 0);
     });
+}
+
+#[test]
+fn a_resident_key_that_another_destroyed_is_missing_and_says_so() {
+    let test = "object::a_resident_key_that_another_destroyed_is_missing_and_says_so";
+    isolated_faulty(test, |token, _| {
+        let rig = Rig::start();
+        let kept = rig.key(1).key;
+        let before = files_below(&token.token_dir());
+        let gone = rig.try_key(2, Protection::HsmResident).unwrap();
+        assert_eq!(rig.round_trip(&gone.key), Ok(()));
+        for file in files_below(&token.token_dir()).difference(&before) {
+            std::fs::remove_file(file).unwrap();
+        }
+        // Not once and for ever "try again": this key is gone, and the others are not.
+        for _ in 0..3 {
+            assert_eq!(rig.encrypt(&gone.key).unwrap_err(), HsmError::ResidentMissing);
+        }
+        assert_eq!(rig.load(&gone.source).unwrap_err(), HsmError::ResidentMissing);
+        assert_eq!(rig.round_trip(&kept), Ok(()));
+        assert_eq!(rig.health(), HsmHealth::Ready);
+        rig.assert_not_fatal();
+    });
+}
+
+/// Lists the files of a token directory, two levels down.
+fn files_below(directory: &Path) -> HashSet<PathBuf> {
+    let list = |path: &Path| std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    list(directory).flat_map(|token| list(&token).collect::<Vec<_>>()).collect()
 }
 
 #[test]
