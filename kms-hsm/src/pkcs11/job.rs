@@ -36,6 +36,13 @@ pub(crate) struct Job {
     pub(crate) retried: bool,
 }
 
+impl Job {
+    /// Returns the answer when its deadline has passed: what was tried before may be done in part.
+    pub(crate) const fn expired(&self) -> HsmError {
+        if self.retried { HsmError::CallDeadline } else { HsmError::QueueDeadline }
+    }
+}
+
 /// What the workers take from their queue.
 #[derive(Debug)]
 pub(crate) enum Ticket {

@@ -27,12 +27,12 @@ mod watchdog;
 mod worker;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use cryptoki::context::Pkcs11;
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
@@ -49,11 +49,8 @@ use crate::hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, KeySource, KeySpec, MAX_BATCH,
     MAX_RANDOM_BYTES, Pending,
 };
-use gate::Gate;
-use health::Health;
 use job::{Job, KeeperMessage, KeeperWork, Reply, Ticket, Work};
 use keeper::Keeper;
-use seat::Seat;
 use shared::Shared;
 
 /// The shortest data key.
@@ -82,30 +79,9 @@ impl Pkcs11Hsm {
         let context = Pkcs11::new(&config.module).map_err(|error| {
             no_start(format!("module {}: {}", config.module.display(), ckr::describe(&error)))
         })?;
-        let (queue_in, queue_out) = bounded(config.queue_capacity);
-        let (keeper, inbox) = unbounded();
         let (ended_in, ended) = bounded(2 * MAX_WORKERS);
         let workers = config.workers;
-        let shared = Arc::new(Shared {
-            config,
-            clock,
-            gate: Gate::default(),
-            health: Health::starting(),
-            queue_in,
-            queue_out,
-            keeper,
-            keeper_out: inbox,
-            keeper_ended: AtomicBool::new(false),
-            keeper_waiting: AtomicUsize::new(0),
-            keeper_seat: Seat::default(),
-            seats: Mutex::default(),
-            loaded: Arc::default(),
-            workers: AtomicUsize::new(0),
-            written_off: AtomicUsize::new(0),
-            reconnects: AtomicU64::new(0),
-            serial: Mutex::default(),
-            ended: ended_in,
-        });
+        let shared = Arc::new(Shared::new(config, clock, ended_in));
         let (watchdog, stop) = bounded(0);
         let watched = Arc::clone(&shared);
         spawn("hsm-watchdog", move || watchdog::run(&watched, &stop))?;

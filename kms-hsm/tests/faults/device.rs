@@ -1,5 +1,8 @@
 //! Rows "device": breaker, Unavailable with a time to retry, one prober, recovery without a restart.
 
+use std::time::Duration;
+
+use kms_core::clock::{Clock as _, SystemClock};
 use kms_core::key::Protection;
 use kms_hsm::error::LatchReason;
 use kms_hsm::{HsmError, HsmHealth};
@@ -77,6 +80,33 @@ fn the_prober_is_one_and_waits_longer_each_time() {
         assert!(turns.iter().skip(1).step_by(2).all(|turn| *turn == "C_Finalize"), "{turns:?}");
         faulty.heal();
         rig.await_recovery(&key);
+    });
+}
+
+#[test]
+fn a_device_that_fails_only_under_work_is_left_alone_for_longer_each_time() {
+    let test = "device::a_device_that_fails_only_under_work_is_left_alone_for_longer_each_time";
+    isolated_faulty(test, |_, faulty| {
+        let first = Duration::from_millis(20);
+        let rig = Rig::start_with(|config| {
+            config.budgets.probe_first = first;
+            config.budgets.probe_max = first * 8;
+        });
+        let key = rig.key(1).key;
+        faulty.script(&["C_EncryptInit * return CKR_DEVICE_ERROR"]);
+        // Every probe finds all in order.
+        for pause in [1, 2, 4, 8, 8, 8] {
+            let start = SystemClock.monotonic();
+            assert_unavailable(rig.encrypt(&key), "under work");
+            deadline::eventually(LIMIT, "the breaker to close", || {
+                rig.health() == HsmHealth::Ready
+            });
+            let down = SystemClock.monotonic() - start;
+            assert!(down >= first * pause, "{down:?}, at least {pause} times the first pause");
+        }
+        faulty.heal();
+        rig.await_recovery(&key);
+        rig.assert_not_fatal();
     });
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Keeper {
     probe_at: Option<Instant>,
     pause: Duration,
     last_soft: Option<Instant>,
+    /// When the device came up last.
+    up_since: Option<Instant>,
 }
 
 impl Keeper {
@@ -74,6 +76,7 @@ impl Keeper {
             probe_at: None,
             pause,
             last_soft: None,
+            up_since: None,
         }
     }
 
@@ -98,11 +101,14 @@ impl Keeper {
                     self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
                     self.serve(&work, reply, deadline);
                 }
-                Ok(KeeperMessage::Rescue { job, cause, login }) => self.rescue(*job, cause, login),
+                Ok(KeeperMessage::Rescue { job, cause, login }) => {
+                    self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+                    self.rescue(*job, cause, login);
+                }
                 Ok(KeeperMessage::Release { epoch, object }) => {
                     self.seated(|keeper| keeper.release(epoch, object));
                 }
-                Ok(KeeperMessage::Trouble) => self.probe_at = Some(self.shared.now()),
+                Ok(KeeperMessage::Trouble) => self.probe_soon(),
                 Ok(KeeperMessage::Close(done)) => {
                     self.seated(Self::disconnect_for_good);
                     self.shared.keeper_ended.store(true, Ordering::Release);
@@ -125,11 +131,14 @@ impl Keeper {
             return reply.fail(error);
         }
         self.shared.keeper_seat.begin(Some(reply), deadline, now);
+        let own = self.own_resident(work);
         let mut result = self.perform(work);
         if let Err(failure) = &result
             && self.mend(failure)
         {
-            result = self.perform(work);
+            // What the first attempt left behind must not be in the way of the second.
+            let cleared = own.map_or(Ok(()), |id| self.destroy_resident(id));
+            result = cleared.and_then(|()| self.perform(work));
         }
         let result = result.map_err(|failure| self.give_up(failure));
         if let Some(reply) = self.shared.keeper_seat.finish() {
@@ -183,7 +192,7 @@ impl Keeper {
             other => {
                 let detail = other.detail();
                 if self.shared.health.trip(&detail) {
-                    self.probe_at = Some(self.shared.now());
+                    self.probe_soon();
                 }
                 self.shared.unavailable(&detail)
             }

@@ -15,7 +15,8 @@ impl Keeper {
     pub(super) fn rescue(&mut self, job: Job, cause: Cause, login: u64) {
         let now = self.shared.now();
         if now >= job.deadline {
-            return job.reply.fail(HsmError::QueueDeadline);
+            // Not "not done": a worker tried it, and part of a batch may be.
+            return job.reply.fail(HsmError::CallDeadline);
         }
         if let Err(error) = self.shared.health.check_taken(|| now) {
             return job.reply.fail(error);

@@ -1,12 +1,13 @@
 //! The index of `HSM_RESIDENT` keys: one pass over the token a connect, never a search for one key.
 
 use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
-use kms_core::key::CkaId;
+use kms_core::key::{CkaId, Protection};
 
 use super::Keeper;
 use crate::error::HsmError;
 use crate::pkcs11::ckr::{Class, Failure, classify};
 use crate::pkcs11::durable::sync_tree;
+use crate::pkcs11::job::KeeperWork;
 use crate::pkcs11::template;
 
 /// The most resident keys: SoftHSM reads each object's file on every pass.
@@ -71,9 +72,26 @@ impl Keeper {
         Ok(())
     }
 
+    /// Returns the id of a resident key that this work would make: what has the id afterwards is its own.
+    pub(super) fn own_resident(&self, work: &KeeperWork) -> Option<CkaId> {
+        match work {
+            KeeperWork::Generate(spec)
+                if spec.protection == Protection::HsmResident
+                    && !self.residents.contains_key(&spec.resident_id) =>
+            {
+                Some(spec.resident_id)
+            }
+            _ => None,
+        }
+    }
+
     /// Destroys every object with this id; none is fine, when the token itself answers.
     pub(super) fn destroy_resident(&mut self, id: CkaId) -> Result<(), Failure> {
         self.token_is_there()?;
+        // A creation whose answer was lost is not in the index: without a look the object would stay.
+        if !self.residents.contains_key(&id) {
+            self.index_residents()?;
+        }
         let objects = self.residents.get(&id).cloned().unwrap_or_default();
         for object in objects {
             match self.session()?.destroy_object(object) {
