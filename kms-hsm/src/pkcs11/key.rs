@@ -8,6 +8,7 @@ use cryptoki::object::ObjectHandle;
 
 use crate::error::HsmError;
 use crate::hsm::KeySource;
+use crate::pkcs11::inbox::Inbox;
 use crate::pkcs11::job::KeeperMessage;
 
 /// The state behind an [`crate::HsmKey`] of this provider.
@@ -22,7 +23,7 @@ pub(crate) struct KeyState {
     lost: Mutex<Option<HsmError>>,
     /// Whether the object is a session object, destroyed with the last user.
     session_object: bool,
-    keeper: crossbeam_channel::Sender<KeeperMessage>,
+    keeper: Arc<Inbox>,
     loaded: Arc<AtomicUsize>,
 }
 
@@ -40,7 +41,7 @@ impl KeyState {
     pub(crate) fn new(
         source: KeySource,
         handle: Handle,
-        keeper: crossbeam_channel::Sender<KeeperMessage>,
+        keeper: Arc<Inbox>,
         loaded: Arc<AtomicUsize>,
     ) -> Self {
         loaded.fetch_add(1, Ordering::Relaxed);
@@ -97,7 +98,7 @@ impl KeyState {
     fn give_back(&self, Handle { epoch, object }: Handle) {
         if self.session_object {
             // A keeper that has ended has closed its session, and the object with it.
-            let _ = self.keeper.send(KeeperMessage::Release { epoch, object });
+            self.keeper.send(KeeperMessage::Release { epoch, object });
         }
     }
 

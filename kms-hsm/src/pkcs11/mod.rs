@@ -13,6 +13,7 @@ mod durable;
 mod fatal;
 mod gate;
 mod health;
+mod inbox;
 mod iv;
 mod job;
 mod keeper;

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use kms_core::clock::Clock;
 
 use crate::error::HsmError;
 use crate::pkcs11::config::Pkcs11Config;
 use crate::pkcs11::gate::Gate;
 use crate::pkcs11::health::Health;
+use crate::pkcs11::inbox::Inbox;
 use crate::pkcs11::job::{Cause, Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
 use crate::pkcs11::seat::Seat;
 use crate::pkcs11::worker;
@@ -25,11 +26,10 @@ pub(crate) struct Shared {
     pub(crate) health: Health,
     pub(crate) queue_in: Sender<Ticket>,
     pub(crate) queue_out: Receiver<Ticket>,
-    pub(crate) keeper: Sender<KeeperMessage>,
-    pub(crate) keeper_out: Receiver<KeeperMessage>,
+    pub(crate) keeper: Arc<Inbox>,
     pub(crate) keeper_ended: AtomicBool,
-    /// Jobs that wait for the keeper, and workers' jobs that wait to be rescued; its channel is unbounded, as releases
-    /// must never block or be lost.
+    /// Jobs that wait for the keeper, and workers' jobs that wait to be rescued; its inbox itself has no bound, as
+    /// releases must never block or be lost.
     pub(crate) keeper_waiting: AtomicUsize,
     /// Tickets that were taken from the queue to look at their deadlines, and found no place in it again yet.
     pub(crate) held: Mutex<VecDeque<Ticket>>,
@@ -48,7 +48,6 @@ impl Shared {
     /// Makes it, with no thread yet.
     pub(crate) fn new(config: Pkcs11Config, clock: Arc<dyn Clock>, ended: Sender<()>) -> Self {
         let (queue_in, queue_out) = bounded(config.queue_capacity);
-        let (keeper, keeper_out) = unbounded();
         Self {
             config,
             clock,
@@ -56,8 +55,7 @@ impl Shared {
             health: Health::starting(),
             queue_in,
             queue_out,
-            keeper,
-            keeper_out,
+            keeper: Arc::default(),
             keeper_ended: AtomicBool::new(false),
             keeper_waiting: AtomicUsize::new(0),
             held: Mutex::default(),
@@ -126,8 +124,7 @@ impl Shared {
 
     /// Sends to the keeper, or answers for it when it has ended.
     pub(crate) fn tell_keeper(&self, message: KeeperMessage) {
-        // The channel is unbounded and its receiver is ours: sending cannot fail.
-        let _ = self.keeper.send(message);
+        self.keeper.send(message);
         if self.keeper_ended.load(Ordering::Acquire) {
             self.refuse_waiting_for_keeper(|_| false);
         }
@@ -187,20 +184,22 @@ impl Shared {
 
     /// Answers all that wait for the keeper and are not to be kept: all when it has ended, else those past their deadline.
     pub(crate) fn refuse_waiting_for_keeper(&self, keep: impl Fn(Instant) -> bool) {
-        for _ in 0..self.keeper_out.len() {
-            match self.keeper_out.try_recv() {
-                Ok(KeeperMessage::Job { reply, deadline, .. }) if !keep(deadline) => {
-                    self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
-                    reply.fail(HsmError::QueueDeadline);
-                }
-                Ok(KeeperMessage::Rescue { job, .. }) if !keep(job.deadline) => {
-                    self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
-                    // It was tried already.
-                    job.reply.fail(HsmError::CallDeadline);
-                }
-                Ok(other) => drop(self.keeper.send(other)),
-                Err(_) => return,
+        let refused = self.keeper.take_out(|message| match message {
+            KeeperMessage::Job { deadline, .. } => !keep(*deadline),
+            KeeperMessage::Rescue { job, .. } => !keep(job.deadline),
+            KeeperMessage::Release { .. } | KeeperMessage::Trouble | KeeperMessage::Close(_) => {
+                false
             }
+        });
+        for message in refused {
+            let (reply, error) = match message {
+                KeeperMessage::Job { reply, .. } => (reply, HsmError::QueueDeadline),
+                // It was tried already.
+                KeeperMessage::Rescue { job, .. } => (job.reply, HsmError::CallDeadline),
+                _ => continue,
+            };
+            self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+            reply.fail(error);
         }
     }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use cryptoki::context::Pkcs11;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::{Session, SessionState};
@@ -89,35 +89,29 @@ impl Keeper {
             if self.probe_at.is_some_and(|at| self.shared.now() >= at) {
                 self.probe();
             }
-            let message = match self.probe_at {
-                Some(at) => self
-                    .shared
-                    .keeper_out
-                    .recv_timeout(at.saturating_duration_since(self.shared.now())),
-                None => self.shared.keeper_out.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match message {
-                Ok(KeeperMessage::Job { work, reply, deadline }) => {
+            let until_probe =
+                self.probe_at.map(|at| at.saturating_duration_since(self.shared.now()));
+            match self.shared.keeper.receive(until_probe) {
+                Some(KeeperMessage::Job { work, reply, deadline }) => {
                     self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
                     self.serve(&work, reply, deadline);
                 }
-                Ok(KeeperMessage::Rescue { job, cause, login }) => {
+                Some(KeeperMessage::Rescue { job, cause, login }) => {
                     self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
                     self.rescue(*job, cause, login);
                 }
-                Ok(KeeperMessage::Release { epoch, object }) => {
+                Some(KeeperMessage::Release { epoch, object }) => {
                     self.seated(|keeper| keeper.release(epoch, object));
                 }
-                Ok(KeeperMessage::Trouble) => self.probe_soon(),
-                Ok(KeeperMessage::Close(done)) => {
+                Some(KeeperMessage::Trouble) => self.probe_soon(),
+                Some(KeeperMessage::Close(done)) => {
                     self.seated(Self::disconnect_for_good);
                     self.shared.keeper_ended.store(true, Ordering::Release);
                     self.shared.refuse_waiting_for_keeper(|_| false);
                     let _ = done.send(());
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                None => {}
             }
         }
     }
