@@ -40,6 +40,8 @@ pub struct Pkcs11Config {
     pub keeper_capacity: usize,
     /// Key objects that may be loaded at once; session objects cost the token memory.
     pub max_loaded_keys: usize,
+    /// Whether every encryption is decrypted again before it is answered. Data keys and re-encryptions always are.
+    pub verify_encrypt: bool,
     /// Directory whose files are fsynced after a token object was made: SoftHSM does not do it itself.
     pub token_dir: Option<PathBuf>,
     /// How long things may take.
@@ -94,6 +96,7 @@ impl Pkcs11Config {
             queue_capacity: 4096,
             keeper_capacity: 1024,
             max_loaded_keys: 100_000,
+            verify_encrypt: false,
             token_dir: None,
             budgets: Budgets::default(),
             on_fatal: Arc::new(exit_process),

@@ -135,6 +135,8 @@ pub struct HsmSection {
     pub pin: PinPlace,
     /// Worker threads with a session each; 0 takes what suits the token.
     pub workers: usize,
+    /// Whether each encryption is decrypted again before it is answered; data keys and rewraps always are.
+    pub verify_encrypt: bool,
     /// Jobs that may wait.
     pub queue_capacity: usize,
     /// Where a file-based token keeps its files: they are synced before a new token object is acknowledged.
@@ -149,6 +151,7 @@ impl Default for HsmSection {
             token_label: Some("holdfast".to_owned()),
             pin: PinPlace::default(),
             workers: 0,
+            verify_encrypt: false,
             queue_capacity: 2048,
             token_dir: None,
         }
