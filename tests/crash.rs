@@ -107,10 +107,10 @@ fn log_and_token_agree(directory: &Path, examiner: &Examiner) {
     assert!(!in_versions.is_empty(), "no resident key was made");
     let lost: Vec<_> = in_versions.difference(&in_token).collect();
     assert!(lost.is_empty(), "the token lost {lost:?}");
-    let named = |id: &&String| {
-        in_versions.contains(*id) || in_intents.contains(*id) || examiner.orphans.contains(*id)
-    };
-    let unnamed: Vec<_> = in_token.iter().filter(|id| !named(id)).collect();
+    let mut named = residents::roots(directory);
+    named.extend(in_versions.into_iter().chain(in_intents));
+    named.extend(examiner.orphans.iter().cloned());
+    let unnamed: Vec<_> = in_token.difference(&named).collect();
     assert!(unnamed.is_empty(), "nobody reported {unnamed:?}");
 }
 

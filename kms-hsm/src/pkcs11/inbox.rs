@@ -64,8 +64,8 @@ mod tests {
     fn job(late: bool) -> KeeperMessage {
         let now = SystemClock.monotonic();
         let deadline = if late { now } else { now + Duration::from_secs(9) };
-        let reply = Reply::Ids(Pending::channel().0);
-        KeeperMessage::Job { work: KeeperWork::ListResidents, reply, deadline }
+        let reply = Reply::TokenKeys(Pending::channel().0);
+        KeeperMessage::Job { work: KeeperWork::ListTokenKeys, reply, deadline }
     }
 
     #[test]

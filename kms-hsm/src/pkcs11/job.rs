@@ -10,7 +10,7 @@ use kms_core::secret::Plaintext;
 use tokio::sync::oneshot;
 
 use crate::error::HsmError;
-use crate::hsm::{CryptoOp, Finished, GeneratedKey, HsmKey, KeySource, KeySpec};
+use crate::hsm::{CryptoOp, Finished, GeneratedKey, HsmKey, KeySource, KeySpec, TokenKeys};
 
 /// Work for a worker.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub(crate) enum KeeperWork {
     Generate(KeySpec),
     Load(KeySource),
     DestroyResident(CkaId),
-    ListResidents,
+    ListTokenKeys,
 }
 
 /// Why a worker hands a job to the keeper.
@@ -99,7 +99,7 @@ pub(crate) enum Answer {
     Pin(RootPin),
     Generated(Box<GeneratedKey>),
     Key(HsmKey),
-    Ids(Vec<CkaId>),
+    TokenKeys(TokenKeys),
     Done,
 }
 
@@ -115,7 +115,7 @@ pub(crate) enum Reply {
     Pin(To<RootPin>),
     Generated(To<GeneratedKey>),
     Key(To<HsmKey>),
-    Ids(To<Vec<CkaId>>),
+    TokenKeys(To<TokenKeys>),
     Done(To<()>),
 }
 
@@ -131,7 +131,7 @@ impl Reply {
             (Self::Pin(to), Ok(Answer::Pin(answer))) => drop(to.send(Ok(answer))),
             (Self::Generated(to), Ok(Answer::Generated(answer))) => drop(to.send(Ok(*answer))),
             (Self::Key(to), Ok(Answer::Key(answer))) => drop(to.send(Ok(answer))),
-            (Self::Ids(to), Ok(Answer::Ids(answer))) => drop(to.send(Ok(answer))),
+            (Self::TokenKeys(to), Ok(Answer::TokenKeys(answer))) => drop(to.send(Ok(answer))),
             (Self::Done(to), Ok(Answer::Done)) => drop(to.send(Ok(()))),
             (reply, Ok(_)) => reply.fail(HsmError::Bug { reason: "an answer of another kind" }),
         }
@@ -147,7 +147,7 @@ impl Reply {
             Self::Pin(to) => drop(to.send(Err(error))),
             Self::Generated(to) => drop(to.send(Err(error))),
             Self::Key(to) => drop(to.send(Err(error))),
-            Self::Ids(to) => drop(to.send(Err(error))),
+            Self::TokenKeys(to) => drop(to.send(Err(error))),
             Self::Done(to) => drop(to.send(Err(error))),
         }
     }

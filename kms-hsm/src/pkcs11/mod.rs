@@ -48,7 +48,7 @@ pub use keeper::MAX_RESIDENTS;
 use crate::error::HsmError;
 use crate::hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, KeySource, KeySpec, MAX_BATCH,
-    MAX_RANDOM_BYTES, Pending,
+    MAX_RANDOM_BYTES, Pending, TokenKeys,
 };
 use job::{Job, KeeperMessage, KeeperWork, Reply, Ticket, Work};
 use keeper::Keeper;
@@ -149,8 +149,8 @@ impl Hsm for Pkcs11Hsm {
         self.keep(KeeperWork::DestroyResident(id), deadline, Reply::Done)
     }
 
-    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>> {
-        self.keep(KeeperWork::ListResidents, deadline, Reply::Ids)
+    fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
+        self.keep(KeeperWork::ListTokenKeys, deadline, Reply::TokenKeys)
     }
 
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {

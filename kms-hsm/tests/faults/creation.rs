@@ -33,7 +33,7 @@ fn a_resident_key_that_could_not_be_undone_can_be_destroyed_later() {
         faulty.heal();
         rig.await_recovery(&kept);
         rig.hsm.destroy_resident(CkaId([2; 16]), soon()).wait().unwrap();
-        assert_eq!(rig.hsm.list_residents(soon()).wait().unwrap(), []);
+        assert_eq!(rig.residents().unwrap(), []);
         rig.round_trip(&rig.try_key(2, Protection::HsmResident).unwrap().key).unwrap();
     });
 }
@@ -49,7 +49,7 @@ fn a_resident_key_whose_creation_gave_no_answer_can_be_destroyed_later() {
         rig.await_recovery(&kept);
         // Destroyed by its id, without a listing before.
         rig.hsm.destroy_resident(CkaId([2; 16]), soon()).wait().unwrap();
-        assert_eq!(rig.hsm.list_residents(soon()).wait().unwrap(), []);
+        assert_eq!(rig.residents().unwrap(), []);
     });
 }
 
@@ -60,7 +60,7 @@ fn what_a_first_attempt_left_is_not_in_the_way_of_the_second() {
         faulty.script(&["C_GenerateKey 1 lose CKR_SESSION_HANDLE_INVALID"]);
         let key = rig.try_key(2, Protection::HsmResident).unwrap().key;
         assert_eq!(rig.round_trip(&key), Ok(()));
-        assert_eq!(rig.hsm.list_residents(soon()).wait().unwrap(), [CkaId([2; 16])]);
+        assert_eq!(rig.residents().unwrap(), [CkaId([2; 16])]);
     });
 }
 
@@ -73,6 +73,6 @@ fn what_stood_under_the_id_before_is_never_destroyed_by_creation() {
         assert!(rig.try_key(2, Protection::HsmResident).is_err());
         faulty.heal();
         rig.await_recovery(&first);
-        assert_eq!(rig.hsm.list_residents(soon()).wait().unwrap(), [CkaId([2; 16])]);
+        assert_eq!(rig.residents().unwrap(), [CkaId([2; 16])]);
     });
 }

@@ -123,7 +123,7 @@ fn a_key_that_was_wrapped_or_checked_wrongly_is_not_acknowledged() {
                 faulty.heal();
                 rig.await_recovery(&kept);
                 // What a failed creation left on the token is not in the way of the next.
-                for orphan in rig.hsm.list_residents(soon()).wait().unwrap() {
+                for orphan in rig.residents().unwrap() {
                     rig.hsm.destroy_resident(orphan, soon()).wait().unwrap();
                 }
             }

@@ -162,10 +162,10 @@ fn a_lost_reply_to_creation_leaves_nothing_unreported() {
         faulty.heal();
         rig.await_recovery(&kept);
         // The reconciler finds the orphan by listing, and can remove it; then the same intent succeeds.
-        let orphans = rig.hsm.list_residents(soon()).wait().unwrap();
+        let orphans = rig.residents().unwrap();
         assert_eq!(orphans.len(), 1);
         rig.hsm.destroy_resident(orphans[0], soon()).wait().unwrap();
-        assert_eq!(rig.hsm.list_residents(soon()).wait().unwrap(), []);
+        assert_eq!(rig.residents().unwrap(), []);
         rig.round_trip(&rig.try_key(2, Protection::HsmResident).unwrap().key).unwrap();
     });
 }

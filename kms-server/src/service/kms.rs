@@ -85,8 +85,8 @@ pub(super) struct Inner {
     pub(super) requests: Mutex<HashSet<(Arc<str>, RequestId)>>,
     /// Intents of this process, which the reconciler leaves alone.
     pub(super) intents: Mutex<HashSet<IntentId>>,
-    /// Orphans that were reported already, and how many there are now.
-    pub(super) orphans: Mutex<HashSet<kms_core::key::CkaId>>,
+    /// Orphans that were reported already, as audit records name them, and how many there are now.
+    pub(super) orphans: Mutex<HashSet<String>>,
     /// Abandoned intents that the last run of the reconciler could not close.
     pub(super) stuck_intents: AtomicUsize,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.

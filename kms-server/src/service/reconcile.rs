@@ -3,7 +3,7 @@
 //! It runs at start, before requests are taken, and then periodically. It must never destroy an HSM object that is not
 //! named by an intent known to be abandoned, and never touch an intent of a mutation that is being worked on.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use kms_core::audit::{ManifestStamp, Phase};
 use kms_core::key::{CkaId, Protection};
 use kms_core::name::VersionName;
+use kms_hsm::TokenKeys;
 use tokio::sync::watch;
 
 use super::kms::{Inner, Kms};
@@ -108,7 +109,7 @@ impl Inner {
         let mut done = Reconciled::default();
         let request = self.internal_request(OPERATION)?;
         // The order matters: an object listed here has its intent, or its row, in what is read after.
-        let residents = self.hsm.list_residents(request.deadline).await;
+        let token_keys = self.hsm.list_token_keys(request.deadline).await;
         let intents = self.store.intents().await?;
         let abandoned = self.abandoned(&intents, grace).await?;
         let known: HashSet<CkaId> = self.store.resident_ids().await?.into_iter().collect();
@@ -124,11 +125,11 @@ impl Inner {
             }
         }
         self.stuck_intents.store(done.failed, Ordering::Relaxed);
-        match residents {
-            Ok(residents) => {
+        match token_keys {
+            Ok(token_keys) => {
                 let named = intents.iter().map(|intent| intent.resident_id);
                 let known = known.into_iter().chain(named).collect();
-                done.orphans = self.report_orphans(&residents, &known).await?;
+                done.orphans = self.report_orphans(&token_keys, &known).await?;
             }
             Err(error) => {
                 tracing::warn!(%error, "orphans could not be looked for");
@@ -203,21 +204,19 @@ impl Inner {
     /// Reports objects that nobody knows, each once; destroys none: they may be another system's.
     async fn report_orphans(
         &self,
-        residents: &[CkaId],
+        token_keys: &TokenKeys,
         known: &HashSet<CkaId>,
     ) -> Result<usize, ServiceError> {
-        let found: HashSet<CkaId> =
-            residents.iter().copied().filter(|id| !known.contains(id)).collect();
+        let found = orphans(token_keys, known);
         let reported = self.orphans.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for id in found.difference(&reported) {
-            let cka_id = data_encoding::HEXLOWER.encode(&id.0);
+        for object in found.difference(&reported) {
             tracing::error!(
                 alert = "orphan_object",
-                cka_id,
+                object,
                 "the token has a key that no row names"
             );
             let mut trail = Trail::unknown();
-            trail.resource = Some(format!("cka-id:{cka_id}"));
+            trail.resource = Some(object.clone());
             let request = self.internal_request(OPERATION)?;
             self.record_phase(&request, &trail, Phase::Complete, ORPHAN_OBJECT).await?;
         }
@@ -244,5 +243,56 @@ impl Inner {
             }
         }
         Ok(())
+    }
+}
+
+/// Names the objects that nobody knows: `cka-id:HEX`, `no-cka-id:NUMBER` for one without, and `#NUMBER` after an id that
+/// stands more than once.
+fn orphans(token_keys: &TokenKeys, known: &HashSet<CkaId>) -> HashSet<String> {
+    let residents = token_keys.residents.iter().filter(|id| !known.contains(id));
+    let residents = residents.map(|id| &id.0[..]);
+    let strays = token_keys.strays.iter().map(|stray| stray.id.as_slice());
+    let mut seen: HashMap<&[u8], usize> = HashMap::new();
+    let mut named = HashSet::new();
+    for id in residents.chain(strays) {
+        let number = seen.entry(id).or_default();
+        *number += 1;
+        let hex = data_encoding::HEXLOWER.encode(id);
+        named.insert(match (id.is_empty(), *number) {
+            (true, number) => format!("no-cka-id:{number}"),
+            (false, 1) => format!("cka-id:{hex}"),
+            (false, number) => format!("cka-id:{hex}#{number}"),
+        });
+    }
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_hsm::Stray;
+
+    use super::*;
+
+    #[test]
+    fn every_orphan_has_a_name_of_its_own() {
+        let id = |byte| CkaId([byte; 16]);
+        let stray = |id: &[u8]| Stray { id: id.to_vec() };
+        let keys = TokenKeys {
+            residents: vec![id(1), id(2)],
+            strays: vec![stray(&[]), stray(&[]), stray(&[7]), stray(&[2; 16]), stray(&[1; 16])],
+        };
+        let mut named: Vec<_> = orphans(&keys, &HashSet::from([id(1)])).into_iter().collect();
+        named.sort();
+        let twos = "02".repeat(16);
+        let expected = [
+            // Of an id that a row names there is one object too many.
+            format!("cka-id:{}", "01".repeat(16)),
+            format!("cka-id:{twos}"),
+            format!("cka-id:{twos}#2"),
+            "cka-id:07".to_owned(),
+            "no-cka-id:1".to_owned(),
+            "no-cka-id:2".to_owned(),
+        ];
+        assert_eq!(named, expected);
     }
 }

@@ -21,7 +21,7 @@ fn resident() -> CreateKey {
 async fn check(world: &World, point: &str) {
     assert!(world.store.intents().await.unwrap().is_empty(), "{point}: an intent stays open");
     let deadline = world.request(CREATE).deadline;
-    let mut objects = world.hsm.list_residents(deadline).await.unwrap();
+    let mut objects = world.hsm.list_token_keys(deadline).await.unwrap().residents;
     let mut rows = world.store.resident_ids().await.unwrap();
     objects.sort();
     rows.sort();
@@ -159,7 +159,7 @@ async fn an_object_that_nobody_knows_is_reported_once_and_left_alone() {
     assert_eq!(world.kms.orphans(), 1);
     let reports = world.records().into_iter().filter(|record| record.result == "ORPHAN_OBJECT");
     assert_eq!(reports.count(), 1);
-    assert_eq!(world.hsm.list_residents(deadline).await.unwrap().len(), 1);
+    assert_eq!(world.hsm.list_token_keys(deadline).await.unwrap().residents.len(), 1);
 }
 
 #[tokio::test]

@@ -15,7 +15,8 @@ use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
 use kms_hsm::{
-    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec, Pending,
+    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec,
+    Pending, TokenKeys,
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, SharedAuditSink};
 use kms_server::store::{
@@ -123,8 +124,8 @@ impl Hsm for FaultyHsm {
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()> {
         self.through(|hsm| hsm.destroy_resident(id, deadline))
     }
-    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>> {
-        self.through(|hsm| hsm.list_residents(deadline))
+    fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
+        self.through(|hsm| hsm.list_token_keys(deadline))
     }
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {
         self.through(|hsm| hsm.crypt(operation, deadline))

@@ -104,6 +104,7 @@ impl Keeper {
         }
         self.index_residents()?;
         let roots = self.find_roots(&self.pins)?;
+        self.session_objects.clear();
         // One swap, when all is there: a worker never sees the new epoch without its roots.
         self.epoch += 1;
         let renewed = Live { epoch: self.epoch, login: self.login, roots, ..live.renewed() };
@@ -175,6 +176,7 @@ impl Keeper {
         self.session = None;
         self.slot = None;
         self.residents.clear();
+        self.session_objects.clear();
         if self.initialized
             && let Err(error) = self.context.clone().finalize()
         {

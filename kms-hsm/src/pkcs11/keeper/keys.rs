@@ -168,10 +168,18 @@ impl Keeper {
         }
     }
 
-    fn loaded(&self, source: KeySource, handle: Handle) -> HsmKey {
-        let keeper = self.shared.keeper.clone();
+    fn loaded(&mut self, source: KeySource, handle: Handle) -> HsmKey {
+        self.note_session_object(&source, handle);
+        let keeper = Arc::clone(&self.shared.keeper);
         let loaded = Arc::clone(&self.shared.loaded);
         HsmKey::new(Arc::new(KeyState::new(source, handle, keeper, loaded)))
+    }
+
+    /// Notes the object of a key that is loaded, when it is a session object.
+    pub(super) fn note_session_object(&mut self, source: &KeySource, handle: Handle) {
+        if matches!(source.material, Material::Wrapped(_)) {
+            self.session_objects.insert(handle.object.handle());
+        }
     }
 
     fn room_for_key(&self) -> Result<(), Failure> {

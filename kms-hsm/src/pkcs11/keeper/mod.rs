@@ -11,10 +11,11 @@ mod prober;
 mod rescue;
 mod residents;
 mod roots;
+mod strays;
 
 pub use residents::MAX_RESIDENTS;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -49,6 +50,10 @@ pub(crate) struct Keeper {
     slot: Option<Slot>,
     pins: Vec<RootPin>,
     residents: HashMap<CkaId, Vec<ObjectHandle>>,
+    /// Handles of the session objects behind loaded keys: those that a listing of the token leaves out.
+    session_objects: HashSet<u64>,
+    /// Whether the token has more objects than were looked at: then what is not in the index may still be there.
+    index_is_cut: bool,
     ivs: IvPool,
     probe_at: Option<Instant>,
     pause: Duration,
@@ -72,6 +77,8 @@ impl Keeper {
             slot: None,
             pins: Vec::new(),
             residents: HashMap::new(),
+            session_objects: HashSet::new(),
+            index_is_cut: false,
             ivs: IvPool::default(),
             probe_at: None,
             pause,
@@ -149,7 +156,7 @@ impl Keeper {
             }
             KeeperWork::Load(source) => self.load(source).map(Answer::Key),
             KeeperWork::DestroyResident(id) => self.destroy_resident(*id).map(|()| Answer::Done),
-            KeeperWork::ListResidents => self.list_residents().map(Answer::Ids),
+            KeeperWork::ListTokenKeys => self.list_token_keys().map(Answer::TokenKeys),
         }
     }
 
@@ -163,14 +170,14 @@ impl Keeper {
     }
 
     /// Destroys a session object whose last user is gone.
-    fn release(&self, epoch: u64, object: ObjectHandle) {
+    fn release(&mut self, epoch: u64, object: ObjectHandle) {
         if epoch != self.epoch {
             return;
         }
-        if let Some(session) = &self.session
-            && let Err(error) = session.destroy_object(object)
-        {
-            tracing::warn!(%error, "destroying a session object");
+        let Some(session) = &self.session else { return };
+        match session.destroy_object(object) {
+            Ok(()) => drop(self.session_objects.remove(&object.handle())),
+            Err(error) => tracing::warn!(%error, "destroying a session object"),
         }
     }
 

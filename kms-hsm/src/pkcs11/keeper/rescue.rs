@@ -80,6 +80,7 @@ impl Keeper {
             }
             other => other,
         }?;
+        self.note_session_object(&key.source, handle);
         key.replace(handle);
         Ok(())
     }

@@ -12,19 +12,22 @@ use crate::pkcs11::template;
 
 /// The most resident keys: SoftHSM reads each object's file on every pass.
 pub const MAX_RESIDENTS: usize = 1000;
+/// The most AES keys of a token that are looked at, other systems' included: a quarter of a second of SoftHSM's time.
+const MAX_INDEXED: usize = 10_000;
 
 impl Keeper {
     /// Reads the index anew.
     pub(super) fn index_residents(&mut self) -> Result<(), Failure> {
+        let mut cut = false;
         let session = self.session()?;
         let mut objects: Vec<ObjectHandle> = Vec::new();
         for object in session.iter_objects(&template::find_residents())? {
-            objects.push(object?);
-            if objects.len() > MAX_RESIDENTS {
-                tracing::error!(MAX_RESIDENTS, "more resident keys on the token than are used");
-                objects.pop();
+            if objects.len() == MAX_INDEXED {
+                tracing::error!(MAX_INDEXED, "more AES keys on the token than are looked at");
+                cut = true;
                 break;
             }
+            objects.push(object?);
         }
         let mut index = std::collections::HashMap::new();
         for object in objects {
@@ -42,6 +45,7 @@ impl Keeper {
             }
         }
         self.residents = index;
+        self.index_is_cut = cut;
         Ok(())
     }
 
@@ -51,6 +55,10 @@ impl Keeper {
             Some([object]) => Ok(*object),
             None | Some([]) => {
                 self.token_is_there()?;
+                if self.index_is_cut {
+                    let detail = format!("more than {MAX_INDEXED} AES keys are on the token");
+                    return Err(Failure::Answer(HsmError::TokenFull { detail }));
+                }
                 Err(Failure::Answer(HsmError::ResidentMissing))
             }
             Some(_) => Err(Failure::Answer(HsmError::KeyIntegrity {
@@ -106,14 +114,5 @@ impl Keeper {
             sync_tree(directory).map_err(Failure::Answer)?;
         }
         Ok(())
-    }
-
-    /// Lists the ids after a new pass.
-    pub(super) fn list_residents(&mut self) -> Result<Vec<CkaId>, Failure> {
-        self.token_is_there()?;
-        self.index_residents()?;
-        let mut ids: Vec<CkaId> = self.residents.keys().copied().collect();
-        ids.sort_unstable();
-        Ok(ids)
     }
 }
