@@ -5,7 +5,7 @@
 //! breaker and latch, `watchdog` answers for threads that hang, `ckr` decides what a code means.
 
 mod canary;
-mod ckr;
+pub(crate) mod ckr;
 mod config;
 mod continuous;
 mod crypt;

@@ -12,6 +12,7 @@ mod lie;
 mod login;
 mod object;
 mod path;
+mod probes;
 mod rig;
 mod session;
 mod waiting;

@@ -53,8 +53,8 @@ impl Keeper {
     ) -> Result<RootPin, Failure> {
         self.read_back(root.wrap, Role::Wrap, true)?;
         self.read_back(root.mac, Role::Mac, true)?;
-        self.probe_root(root)?;
         let wrap_check = self.wrap_check(root.wrap)?;
+        self.probe_root(root, &wrap_check)?;
         let mac_check = token::mac(self.session()?, root.mac, domain::ROOT_MAC_CHECK)?.0.to_vec();
         if let Some(directory) = &self.shared.config.token_dir {
             sync_tree(directory).map_err(Failure::Answer)?;
