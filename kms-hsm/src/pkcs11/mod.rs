@@ -41,7 +41,9 @@ use kms_core::key::{CkaId, RowMac};
 use kms_core::root::RootPin;
 use kms_core::secret::{Pin, Plaintext};
 
-pub use config::{Budgets, FatalHook, MAX_QUEUE, MAX_WORKERS, Pkcs11Config, TokenSelector};
+pub use config::{
+    Budgets, DEFAULT_WORKERS, FatalHook, MAX_QUEUE, MAX_WORKERS, Pkcs11Config, TokenSelector,
+};
 pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_process};
 pub use keeper::MAX_RESIDENTS;
 
@@ -81,7 +83,6 @@ impl Pkcs11Hsm {
             no_start(format!("module {}: {}", config.module.display(), ckr::describe(&error)))
         })?;
         let (ended_in, ended) = bounded(2 * MAX_WORKERS);
-        let workers = config.workers;
         let shared = Arc::new(Shared::new(config, clock, ended_in));
         let (watchdog, stop) = bounded(0);
         let watched = Arc::clone(&shared);
@@ -90,11 +91,9 @@ impl Pkcs11Hsm {
         let of_keeper = Keeper::new(Arc::clone(&shared), context, pin);
         spawn("hsm-keeper", move || of_keeper.run(&tried))?;
         let this = Self { shared, ended, watchdog: Mutex::new(Some(watchdog)) };
-        // A keeper that hangs in its first connect is the watchdog's to end.
+        // A keeper that hangs in its first connect is the watchdog's to end. It starts the workers when it is connected,
+        // as only then it knows how many the token bears.
         let _ = first.recv();
-        for _ in 0..workers {
-            this.shared.spawn_worker().map_err(|error| no_start(error.to_string()))?;
-        }
         Ok(this)
     }
 

@@ -116,6 +116,25 @@ fn a_pin_that_was_changed_meanwhile_is_tried_once_on_reconnecting() {
 }
 
 #[test]
+fn another_token_than_the_pinned_one_is_not_shown_the_pin() {
+    let test = "login::another_token_than_the_pinned_one_is_not_shown_the_pin";
+    isolated_faulty(test, |_, faulty| {
+        let (sender, _fatal) = mpsc::channel();
+        let mut config = config(sender);
+        // The label is the same; so is the PIN, perhaps, and the other token would keep it.
+        config.pinned_serials = vec!["ffffffffffffffff".into()];
+        let hsm = Pkcs11Hsm::start(config, pin(), Arc::new(SystemClock)).unwrap();
+        let health = hsm.status().health;
+        assert!(
+            matches!(&health, HsmHealth::Latched(LatchReason::OtherToken { .. })),
+            "{health:?}"
+        );
+        hsm.close();
+        assert_eq!(faulty.count_since(0, "C_Login"), 0);
+    });
+}
+
+#[test]
 fn a_wrong_pin_at_start_is_tried_once() {
     isolated_faulty("login::a_wrong_pin_at_start_is_tried_once", |_, faulty| {
         faulty.script(&["C_Login * return CKR_PIN_INCORRECT"]);

@@ -64,15 +64,6 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
         return Err(StartError::Config(problems));
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    // Login, database and log do not need each other: the slowest decides how long it takes.
-    let (hsm, store, audit) = std::thread::scope(|scope| {
-        let hsm = scope.spawn(|| parts::start_hsm(config, &clock));
-        let store = parts::open_store(config);
-        let audit = parts::open_audit(config);
-        (hsm.join(), store, audit)
-    });
-    let hsm = hsm.map_err(|_| StartError::Bug("the start of the hsm panicked"))??;
-    let core = Core { hsm, store: store?, audit: audit?, clock };
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.limits.worker_threads > 0 {
         builder.worker_threads(config.limits.worker_threads);
@@ -84,6 +75,20 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
         .enable_all()
         .build()
         .map_err(StartError::system("start the threads"))?;
+    // The log needs neither of the others: the slower decides how long it takes.
+    let (audit, hsm) = std::thread::scope(|scope| {
+        let audit = scope.spawn(|| parts::open_audit(config));
+        let hsm = parts::open_store(config).and_then(|store| {
+            // The PIN goes to no other token than the pinned one, so the pins come first.
+            let pins = runtime.block_on(store.root_pins())?;
+            let serials = pins.into_iter().map(|(pin, _)| pin.token_serial).collect();
+            Ok((parts::start_hsm(config, serials, &clock)?, store))
+        });
+        (audit.join(), hsm)
+    });
+    let audit = audit.map_err(|_| StartError::Bug("the opening of the log panicked"))??;
+    let (hsm, store) = hsm?;
+    let core = Core { hsm, store, audit, clock };
     runtime.block_on(core.live(config, mode, started))
 }
 

@@ -133,7 +133,7 @@ pub struct HsmSection {
     pub token_label: Option<String>,
     /// Where the user PIN comes from.
     pub pin: PinPlace,
-    /// Worker threads with a session each; 0 takes what suits the token.
+    /// Worker threads with a session each; 0 takes two, or as many as the token has sessions for.
     pub workers: usize,
     /// Whether each encryption is decrypted again before it is answered; data keys and rewraps always are.
     pub verify_encrypt: bool,

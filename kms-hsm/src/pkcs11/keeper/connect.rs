@@ -59,15 +59,16 @@ impl Keeper {
             Err(error) => return Err(error.into()),
         }
         self.initialized = true;
-        let slot = self.find_token()?;
+        // The serial is compared here: no other token is shown the PIN.
+        let (slot, workers) = self.find_token()?;
         self.slot = Some(slot);
         mechanism::check(&self.context, slot)?;
         let session = self.context.open_rw_session_no_drop(slot)?;
         self.log_in(&session)?;
         self.session = Some(session);
         self.with_token_files(token_file::sync)?;
-        let mut sessions = Vec::with_capacity(shared.config.workers);
-        for _ in 0..shared.config.workers {
+        let mut sessions = Vec::with_capacity(workers);
+        for _ in 0..workers {
             sessions.push(self.context.open_rw_session_no_drop(slot)?);
         }
         self.index_residents()?;
@@ -81,7 +82,17 @@ impl Keeper {
             sessions: Arc::new(Mutex::new(sessions)),
         };
         // Invariant: what goes live is whole; what fails before leaves nothing live.
+        self.staff(workers)?;
         exclusive.set(Some(Arc::new(live)));
+        Ok(())
+    }
+
+    /// Starts workers until there have been so many. Those that are lost later are replaced one by one (`watchdog`).
+    fn staff(&mut self, workers: usize) -> Result<(), Failure> {
+        while self.staffed < workers {
+            self.shared.spawn_worker().map_err(|error| Failure::Device(error.to_string()))?;
+            self.staffed += 1;
+        }
         Ok(())
     }
 
@@ -129,8 +140,8 @@ impl Keeper {
         }
     }
 
-    /// Finds the configured token and compares its serial with the pinned one.
-    fn find_token(&self) -> Result<Slot, Failure> {
+    /// Finds the configured token and compares its serial with the pinned one. Returns how many workers it bears, too.
+    fn find_token(&self) -> Result<(Slot, usize), Failure> {
         let selector = &self.shared.config.token;
         let mut found = None;
         for slot in self.context.get_slots_with_token()? {
@@ -148,22 +159,24 @@ impl Keeper {
             if found.is_some() {
                 return Err(Failure::Device("two tokens have that label; use the serial".into()));
             }
-            found = Some((slot, token.serial_number().trim().to_owned()));
+            let workers = self.shared.config.workers_for(token.max_session_count());
+            found = Some((slot, token.serial_number().trim().to_owned(), workers));
         }
-        let Some((slot, serial)) = found else {
+        let Some((slot, serial, workers)) = found else {
             return Err(Failure::Device(format!("no token with {selector:?} is present")));
         };
         self.check_serial(&serial)?;
         *self.shared.serial.lock().unwrap_or_else(PoisonError::into_inner) = serial;
-        Ok(slot)
+        Ok((slot, workers))
     }
 
     fn check_serial(&self, found: &str) -> Result<(), Failure> {
-        match self.pins.iter().find(|pin| pin.token_serial != found) {
+        let pinned = self.pins.iter().map(|pin| &pin.token_serial);
+        match pinned.chain(&self.shared.config.pinned_serials).find(|pinned| *pinned != found) {
             None => Ok(()),
-            Some(pin) => Err(Failure::Latch(LatchReason::OtherToken {
+            Some(pinned) => Err(Failure::Latch(LatchReason::OtherToken {
                 found: found.to_owned(),
-                pinned: pin.token_serial.clone(),
+                pinned: pinned.clone(),
             })),
         }
     }

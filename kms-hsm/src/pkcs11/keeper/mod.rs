@@ -58,6 +58,8 @@ pub(crate) struct Keeper {
     probe_at: Option<Instant>,
     pause: Duration,
     last_soft: Option<Instant>,
+    /// How many workers were started, but for those that replaced another.
+    staffed: usize,
     /// When the device came up last.
     up_since: Option<Instant>,
 }
@@ -83,6 +85,7 @@ impl Keeper {
             probe_at: None,
             pause,
             last_soft: None,
+            staffed: 0,
             up_since: None,
         }
     }
