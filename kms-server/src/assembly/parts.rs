@@ -65,11 +65,7 @@ fn pin_source(place: &PinPlace) -> Result<PinSource, StartError> {
                     "${CREDENTIALS_VARIABLE} is not set; it comes from systemd"
                 ))
             })?;
-            if name == kms_hsm::pin::CREDENTIAL_NAME {
-                PinSource::Credential(directory)
-            } else {
-                PinSource::File(directory.join(name))
-            }
+            PinSource::Credential { directory, name: name.clone() }
         }
     })
 }
