@@ -91,6 +91,16 @@ pub enum LatchReason {
         /// The generation.
         generation: u32,
     },
+    /// A root object may be used for more than it is for, or leave the token.
+    #[error("root `{role}` of generation {generation} is not sealed: {attribute}")]
+    RootNotSealed {
+        /// `wrap` or `mac`.
+        role: &'static str,
+        /// The generation.
+        generation: u32,
+        /// What it has, or lacks.
+        attribute: String,
+    },
     /// A root object is there, but its check value is another.
     #[error("root `{role}` of generation {generation} has another check value than pinned")]
     RootChanged {

@@ -179,6 +179,32 @@ fn a_root_with_another_check_value_after_reconnecting_latches() {
 }
 
 #[test]
+fn a_root_that_is_no_longer_sealed_latches() {
+    let test = "device::a_root_that_is_no_longer_sealed_latches";
+    for (name, lie, lacks) in [
+        ("use", "0x105=1", "it lacks Decrypt(false)"),
+        ("seal", "0x162=1", "it lacks Extractable(false)"),
+        ("trust", "0x86=1", "it has Trusted(true)"),
+    ] {
+        // One process each: a latch is for good.
+        if std::env::var("HOLDFAST_LIE").is_ok_and(|chosen| chosen != name) {
+            continue;
+        }
+        kms_testkit::faulty::isolated_faulty_with(test, &[("HOLDFAST_LIE", name)], |_, faulty| {
+            let rig = Rig::start();
+            let key = rig.key(1).key;
+            let rule = format!("C_GetAttributeValue * attribute {lie}");
+            rig.lose_module(faulty, &key, &[&rule]);
+            let reason =
+                LatchReason::RootNotSealed { role: "wrap", generation: 1, attribute: lacks.into() };
+            deadline::eventually(LIMIT, "the latch", || {
+                rig.health() == HsmHealth::Latched(reason.clone())
+            });
+        });
+    }
+}
+
+#[test]
 fn a_token_directory_that_was_away_is_served_again() {
     isolated_faulty("device::a_token_directory_that_was_away_is_served_again", |token, _| {
         let rig = Rig::start();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::ObjectHandle;
+use cryptoki::object::{Attribute, ObjectHandle};
 use kms_core::domain;
 use kms_core::id::RootGeneration;
 use kms_core::key::CkaId;
@@ -89,6 +89,8 @@ impl Keeper {
                 wrap: self.find_root(Role::Wrap, pin.wrap_id, pin.generation)?,
                 mac: self.find_root(Role::Mac, pin.mac_id, pin.generation)?,
             };
+            self.verify_seal(root.wrap, Role::Wrap, pin.generation)?;
+            self.verify_seal(root.mac, Role::Mac, pin.generation)?;
             self.verify(root, pin)?;
             roots.insert(pin.generation, root);
         }
@@ -107,6 +109,25 @@ impl Keeper {
     /// Verifies the roots by the handles in use.
     pub(super) fn verify_open_roots(&self) -> Result<(), Failure> {
         self.pins.iter().try_for_each(|pin| self.verify(self.root(pin.generation)?, pin))
+    }
+
+    /// Reads back what a root may be used for: whoever holds the security officer's PIN can have changed it.
+    fn verify_seal(
+        &self,
+        object: ObjectHandle,
+        role: Role,
+        generation: RootGeneration,
+    ) -> Result<(), Failure> {
+        let (types, expected) = template::expected_of_pinned(role);
+        let found = self.session()?.get_attributes(object, &types)?;
+        let missing = expected.iter().find(|attribute| !found.contains(attribute));
+        let attribute = match missing {
+            Some(attribute) => format!("it lacks {attribute:?}"),
+            None if found.contains(&Attribute::Trusted(true)) => "it has Trusted(true)".to_owned(),
+            None => return Ok(()),
+        };
+        let (role, generation) = (role.of_root(), generation.get());
+        Err(Failure::Latch(LatchReason::RootNotSealed { role, generation, attribute }))
     }
 
     fn verify(&self, root: Root, pin: &RootPin) -> Result<(), Failure> {
@@ -130,7 +151,7 @@ impl Keeper {
         generation: RootGeneration,
     ) -> Result<ObjectHandle, Failure> {
         let found = self.session()?.find_objects(&template::find_root(role, id))?;
-        let role = if role == Role::Mac { "mac" } else { "wrap" };
+        let role = role.of_root();
         let generation = generation.get();
         match found.as_slice() {
             [object] => Ok(*object),
