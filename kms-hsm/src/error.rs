@@ -146,3 +146,33 @@ impl HsmError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_error_says_whose_fault_it_is_and_whether_to_try_again() {
+        let text = String::new;
+        let retry_after = Duration::from_secs(1);
+        let reason = LatchReason::PinRefused;
+        let table = [
+            (HsmError::Saturated { retry_after }, Fault::Device, Retry::Later),
+            (HsmError::QueueDeadline, Fault::Device, Retry::Later),
+            (HsmError::CallDeadline, Fault::Device, Retry::Later),
+            (HsmError::Unavailable { detail: text(), retry_after }, Fault::Device, Retry::Later),
+            (HsmError::Latched { reason }, Fault::Device, Retry::Never),
+            (HsmError::CiphertextInvalid, Fault::Caller, Retry::Never),
+            (HsmError::KeyIntegrity { detail: text() }, Fault::Device, Retry::Never),
+            (HsmError::ResidentMissing, Fault::Device, Retry::Never),
+            (HsmError::MechanismMissing { mechanism: "CKM_X" }, Fault::Device, Retry::Never),
+            (HsmError::TokenFull { detail: text() }, Fault::Device, Retry::Never),
+            (HsmError::Bug { reason: "x" }, Fault::Bug, Retry::Never),
+        ];
+        for (error, fault, retry) in table {
+            assert_eq!((error.fault(), error.retry()), (fault, retry), "{error:?}");
+        }
+    }
+}
