@@ -1,5 +1,5 @@
 //! What looks like a key on the token and is none of ours is listed, whatever a crash has left of it.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use kms_core::clock::SystemClock;
 use kms_core::id::RootGeneration;
-use kms_core::key::CkaId;
+use kms_core::key::{CkaId, Protection};
 use kms_core::root::RootPin;
 use kms_core::secret::Pin;
+use kms_hsm::hsm::MAX_STRAYS;
 use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
-use kms_hsm::suite::{Bench, soon};
-use kms_hsm::{Hsm, Stray, TokenKeys};
+use kms_hsm::suite::{Bench, soon, source, spec};
+use kms_hsm::{Hsm, HsmError, Stray, TokenKeys};
 use kms_testkit::isolated;
 use kms_testkit::softhsm::{TOKEN_LABEL, USER_PIN, module};
 
@@ -22,7 +23,12 @@ const GENERATION_AND_CLASS: u64 = 8 + 24;
 const AND_TOKEN_AND_PRIVATE: u64 = GENERATION_AND_CLASS + 17 + 17;
 
 fn start() -> Arc<dyn Hsm> {
-    let config = Pkcs11Config::new(module(), TokenSelector::Label(TOKEN_LABEL.into()));
+    start_with(|_| {})
+}
+
+fn start_with(change: impl FnOnce(&mut Pkcs11Config)) -> Arc<dyn Hsm> {
+    let mut config = Pkcs11Config::new(module(), TokenSelector::Label(TOKEN_LABEL.into()));
+    change(&mut config);
     let pin = Pin::new(USER_PIN.into());
     Arc::new(Pkcs11Hsm::start(config, pin, Arc::new(SystemClock)).expect("start"))
 }
@@ -109,5 +115,51 @@ fn a_root_pair_that_nobody_pinned_is_listed() {
         assert_eq!(listed, TokenKeys { residents: vec![], strays: strays.to_vec() });
         bench.hsm.open_roots(vec![unpinned], soon()).wait().unwrap();
         assert_eq!(bench.hsm.list_token_keys(soon()).wait(), Ok(TokenKeys::default()));
+    });
+}
+
+#[test]
+fn strays_are_listed_up_to_the_limit_and_not_one_past_it() {
+    isolated("strays_are_listed_up_to_the_limit_and_not_one_past_it", |token| {
+        let bench = with_root();
+        let before = files_below(&token.token_dir());
+        let _torn = bench.resident_key(1);
+        let after = files_below(&token.token_dir());
+        bench.hsm.close();
+        let made = after.difference(&before).find(|path| is_object(path)).unwrap();
+        let mut torn = std::fs::read(made).unwrap();
+        torn.truncate(usize::try_from(GENERATION_AND_CLASS).unwrap());
+        for number in 0..MAX_STRAYS {
+            std::fs::write(made.with_file_name(format!("torn-{number}.object")), &torn).unwrap();
+        }
+        // With what is no stray yet, they are as many as may be.
+        assert_eq!(list_anew(&bench.pin).strays.len(), MAX_STRAYS);
+        std::fs::write(made, &torn).unwrap();
+        let listed = list_anew(&bench.pin);
+        assert_eq!((listed.residents.len(), listed.strays.len()), (0, MAX_STRAYS));
+    });
+}
+
+#[test]
+fn a_key_that_was_not_looked_for_is_not_called_missing() {
+    isolated("a_key_that_was_not_looked_for_is_not_called_missing", |_| {
+        let bench = with_root();
+        let keys = [bench.resident_key(1), bench.resident_key(2)];
+        let sources = [1, 2].map(|number| spec(number, Protection::HsmResident));
+        let sources = [source(&sources[0], &keys[0]), source(&sources[1], &keys[1])];
+        bench.hsm.destroy_resident(CkaId([2; 16]), soon()).wait().unwrap();
+        let gone = sources[1].clone();
+        let third = bench.resident_key(3);
+        drop((keys, third));
+        bench.hsm.close();
+        // Two keys are there: at the limit all were looked at, one past it one was not.
+        for (most, missing) in [(2, true), (1, false)] {
+            let hsm = start_with(|config| config.max_token_keys = most);
+            hsm.open_roots(vec![bench.pin.clone()], soon()).wait().unwrap();
+            let answer = hsm.load_key(gone.clone(), soon()).wait().unwrap_err();
+            assert_eq!(answer == HsmError::ResidentMissing, missing, "{most}: {answer:?}");
+            assert_eq!(matches!(answer, HsmError::TokenFull { .. }), !missing, "{answer:?}");
+            hsm.close();
+        }
     });
 }

@@ -48,6 +48,9 @@ pub struct Pkcs11Config {
     pub keeper_capacity: usize,
     /// Key objects that may be loaded at once; session objects cost the token memory.
     pub max_loaded_keys: usize,
+    /// AES keys of the token that are looked at for resident keys, other systems' included; each costs SoftHSM 25 us. When
+    /// there are more, a resident key that is not found is not called missing.
+    pub max_token_keys: usize,
     /// Whether every encryption is decrypted again before it is answered. Data keys and re-encryptions always are.
     pub verify_encrypt: bool,
     /// Directory whose files are fsynced after a token object was made: SoftHSM does not do it itself.
@@ -105,6 +108,7 @@ impl Pkcs11Config {
             queue_capacity: 4096,
             keeper_capacity: 1024,
             max_loaded_keys: 100_000,
+            max_token_keys: 10_000,
             verify_encrypt: false,
             token_dir: None,
             budgets: Budgets::default(),

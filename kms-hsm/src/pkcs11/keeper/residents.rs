@@ -12,18 +12,16 @@ use crate::pkcs11::template;
 
 /// The most resident keys: SoftHSM reads each object's file on every pass.
 pub const MAX_RESIDENTS: usize = 1000;
-/// The most AES keys of a token that are looked at, other systems' included: a quarter of a second of SoftHSM's time.
-const MAX_INDEXED: usize = 10_000;
 
 impl Keeper {
     /// Reads the index anew.
     pub(super) fn index_residents(&mut self) -> Result<(), Failure> {
-        let mut cut = false;
+        let (most, mut cut) = (self.shared.config.max_token_keys, false);
         let session = self.session()?;
         let mut objects: Vec<ObjectHandle> = Vec::new();
         for object in session.iter_objects(&template::find_residents())? {
-            if objects.len() == MAX_INDEXED {
-                tracing::error!(MAX_INDEXED, "more AES keys on the token than are looked at");
+            if objects.len() == most {
+                tracing::error!(most, "more AES keys on the token than are looked at");
                 cut = true;
                 break;
             }
@@ -56,7 +54,8 @@ impl Keeper {
             None | Some([]) => {
                 self.token_is_there()?;
                 if self.index_is_cut {
-                    let detail = format!("more than {MAX_INDEXED} AES keys are on the token");
+                    let most = self.shared.config.max_token_keys;
+                    let detail = format!("more than {most} AES keys are on the token");
                     return Err(Failure::Answer(HsmError::TokenFull { detail }));
                 }
                 Err(Failure::Answer(HsmError::ResidentMissing))
