@@ -9,6 +9,7 @@ mod file;
 mod files;
 mod log;
 mod memory;
+pub mod refusals;
 mod scan;
 pub mod verify;
 

@@ -205,6 +205,16 @@ impl ServiceError {
         }
     }
 
+    /// Returns whether the call was turned away without any effect, for a reason that callers can bring about at will.
+    /// Floods of such calls are folded in the audit log.
+    pub const fn is_refusal(&self) -> bool {
+        match self.fault() {
+            Fault::Caller | Fault::Policy => true,
+            Fault::Device => matches!(self, Self::HsmSaturated { .. } | Self::QueueDeadline),
+            Fault::Store | Fault::Audit | Fault::Bug => false,
+        }
+    }
+
     /// Returns when the same request may succeed by itself; `None` when trying again does not help.
     pub const fn retry(&self) -> Option<Duration> {
         match self {

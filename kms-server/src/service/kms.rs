@@ -18,6 +18,8 @@ use tokio::sync::Semaphore;
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::audit::SharedAuditSink;
+use crate::audit::aggregate::Bounds;
+use crate::audit::refusals::Refusals;
 use crate::authn::{AuthnMethod, Principal};
 use crate::authz::{Action, ActionKind, AuthzRequest, Decision, Permit, Policy, Target, authorize};
 use crate::keyring::{CachedKey, Counters, Keyring, KeyringConfig};
@@ -78,6 +80,7 @@ pub(super) struct Inner {
     pub(super) hsm: Arc<dyn Hsm>,
     pub(super) store: Arc<dyn Store>,
     pub(super) audit: SharedAuditSink,
+    pub(super) refusals: Refusals,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) randomness: Arc<dyn Randomness>,
@@ -105,7 +108,9 @@ impl Kms {
         let Parts { hsm, store, audit, clock, policy, randomness, keyring } = parts;
         let keyring =
             Keyring::new(Arc::clone(&hsm), Arc::clone(&store), Arc::clone(&clock), keyring);
+        let refusals = Refusals::new(Arc::clone(&audit), Arc::clone(&clock), Bounds::AUTHENTICATED);
         let inner = Inner {
+            refusals,
             hsm,
             store,
             audit,
@@ -141,12 +146,23 @@ impl Kms {
         self.inner.keyring.loaded()
     }
 
-    /// Drops all keys and returns the unused rests of leases. Call it when no request runs any more.
+    /// Writes the records of folded refusals whose window has ended.
     ///
     /// # Errors
-    /// When a rest could not be returned; it counts as used then, and nothing else is lost.
+    /// When the log cannot be written; they are counted on then.
+    pub async fn write_refusals(&self) -> Result<(), ServiceError> {
+        Ok(self.inner.refusals.tick().await?)
+    }
+
+    /// Drops all keys, returns the unused rests of leases, and writes what is left of folded refusals. Call it when no
+    /// request runs any more.
+    ///
+    /// # Errors
+    /// When a rest could not be returned, which counts as used then and is all that is lost; or the log not written.
     pub async fn drain(&self) -> Result<(), ServiceError> {
-        Ok(self.inner.keyring.drain().await?)
+        let returned = self.inner.keyring.drain().await;
+        self.inner.refusals.finish().await?;
+        Ok(returned?)
     }
 }
 

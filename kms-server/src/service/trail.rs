@@ -153,7 +153,8 @@ impl Inner {
         }
     }
 
-    /// Writes the one record of an operation, waits until it is durable, and only then lets the result go.
+    /// Writes the one record of an operation, waits until it is durable, and only then lets the result go. A refusal that
+    /// is folded is let go at once: it had no effect.
     pub(super) async fn record<T>(
         &self,
         request: &RequestContext,
@@ -161,7 +162,9 @@ impl Inner {
         result: Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         let entry = self.entry(request, trail, Phase::Complete, text(&result));
-        self.audit.append(vec![entry]).await?;
+        if let Some(entry) = self.unless_folded(entry, &result) {
+            self.audit.append(vec![entry]).await?;
+        }
         result.map_err(|error| self.hide(request, error))
     }
 
@@ -178,7 +181,7 @@ impl Inner {
         self.record(request, trail, result).await
     }
 
-    /// Writes one record an item, all in one append.
+    /// Writes one record an item, all in one append; refused items may be folded.
     pub(super) async fn record_batch<T>(
         &self,
         request: &RequestContext,
@@ -188,11 +191,26 @@ impl Inner {
         let mut results = Vec::with_capacity(items.len());
         for (number, (trail, result)) in (0_u32..).zip(items) {
             let entry = self.entry(request, trail, Phase::Complete, text(&result));
-            entries.push(AuditRecord { item: Some(number), ..entry });
+            let entry = AuditRecord { item: Some(number), ..entry };
+            entries.extend(self.unless_folded(entry, &result));
             results.push(result.map_err(|error| self.hide(request, error)));
         }
-        self.audit.append(entries).await?;
+        if !entries.is_empty() {
+            self.audit.append(entries).await?;
+        }
         Ok(results)
+    }
+
+    /// Gives back a record that must be appended as it is; others are counted.
+    fn unless_folded<T>(
+        &self,
+        entry: AuditRecord,
+        result: &Result<T, ServiceError>,
+    ) -> Option<AuditRecord> {
+        match result {
+            Err(error) if error.is_refusal() => self.refusals.fold(entry),
+            Ok(_) | Err(_) => Some(entry),
+        }
     }
 
     /// Writes a record of a mutation that goes on.

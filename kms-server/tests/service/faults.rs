@@ -1,4 +1,5 @@
-//! Wrappers that fail at the n-th external call, before it or after it (the reply is lost), and stay dead from then on.
+//! Wrappers that fail at the n-th external call, before it or after it (the reply is lost), and stay dead from then on
+//! or work again.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -37,6 +38,7 @@ pub(crate) struct Faults {
     left: AtomicI64,
     armed: AtomicBool,
     reply_lost: AtomicBool,
+    once: AtomicBool,
     calls: AtomicI64,
     stale: Mutex<Option<Vec<Intent>>>,
 }
@@ -49,8 +51,18 @@ impl Faults {
 
     /// Lets `good` calls pass and kills everything from the next on.
     pub(crate) fn arm(&self, good: i64, reply_lost: bool) {
+        self.set(good, reply_lost, false);
+    }
+
+    /// Lets `good` calls pass, fails the next, and lets all others pass.
+    pub(crate) fn fail_once(&self, good: i64, reply_lost: bool) {
+        self.set(good, reply_lost, true);
+    }
+
+    fn set(&self, good: i64, reply_lost: bool, once: bool) {
         self.left.store(good, Ordering::SeqCst);
         self.reply_lost.store(reply_lost, Ordering::SeqCst);
+        self.once.store(once, Ordering::SeqCst);
         self.armed.store(true, Ordering::SeqCst);
     }
 
@@ -66,6 +78,7 @@ impl Faults {
         match self.left.fetch_sub(1, Ordering::SeqCst) {
             1.. => Fate::Works,
             0 if self.reply_lost.load(Ordering::SeqCst) => Fate::ReplyLost,
+            ..0 if self.once.load(Ordering::SeqCst) => Fate::Works,
             _ => Fate::Fails,
         }
     }

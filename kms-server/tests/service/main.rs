@@ -15,5 +15,6 @@ mod intents;
 mod keys;
 mod leases;
 mod metrics;
+mod refusals;
 mod states;
 mod support;
