@@ -22,7 +22,7 @@ use tracing::Instrument as _;
 use super::change::{Change, Failure};
 use super::claim::Claimed;
 use super::describe_key::Fresh;
-use super::kms::{Inner, Kms, TenantLock};
+use super::kms::{INTERNAL_DEADLINE, Inner, Kms, TenantLock};
 use super::trail::{OK, PENDING, Trail};
 use super::{RequestContext, ServiceError};
 use crate::store::{Intent, IntentKind, VersionChoice};
@@ -149,6 +149,12 @@ impl Inner {
             },
         };
         let (subject, basis) = mutation.basis(self, trail).await?;
+        if self.clock.monotonic() >= request.deadline {
+            return Err(ServiceError::QueueDeadline);
+        }
+        // What has begun is brought to its end, even when the caller has stopped waiting.
+        let deadline = request.deadline.max(self.clock.monotonic() + INTERNAL_DEADLINE);
+        let request = &RequestContext { deadline, ..request.clone() };
         let (name, stale) = (subject.key_name.clone(), subject.stale.clone());
         let open = self.begin(request, subject, trail).await?;
         let intent = &open.intent;
@@ -250,8 +256,10 @@ impl Inner {
             Err(Failure::Undo(error)) => {
                 trail.manifest = None;
                 if open.intent.protection == Protection::HsmResident {
+                    // Time of its own: what went wrong may be that the other was over.
+                    let deadline = self.clock.monotonic() + INTERNAL_DEADLINE;
                     let destroyed =
-                        self.hsm.destroy_resident(open.intent.resident_id, request.deadline).await;
+                        self.hsm.destroy_resident(open.intent.resident_id, deadline).await;
                     if let Err(cause) = destroyed {
                         tracing::warn!(%cause, intent = %id, "left to the reconciler");
                         return Err(error);

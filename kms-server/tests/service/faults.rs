@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use kms_core::audit::AuditRecord;
-use kms_core::clock::Timestamp;
+use kms_core::clock::{ManualClock, Timestamp};
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::manifest::Manifest;
@@ -41,12 +41,18 @@ pub(crate) struct Faults {
     once: AtomicBool,
     calls: AtomicI64,
     stale: Mutex<Option<Vec<Intent>>>,
+    slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
 }
 
 impl Faults {
     /// Answers the next listing of intents with an old one.
     pub(crate) fn list_once(&self, stale: Vec<Intent>) {
         *self.stale.lock().unwrap() = Some(stale);
+    }
+
+    /// Lets the next generation of a key take this long.
+    pub(crate) fn slow_generation(&self, clock: &Arc<ManualClock>, span: Duration) {
+        *self.slow.lock().unwrap() = Some((Arc::clone(clock), span));
     }
 
     /// Lets `good` calls pass and kills everything from the next on.
@@ -128,7 +134,11 @@ impl Hsm for FaultyHsm {
         self.through(|hsm| hsm.mac(generation, inputs, deadline))
     }
     fn generate_key(&self, spec: KeySpec, deadline: Instant) -> Pending<GeneratedKey> {
-        self.through(|hsm| hsm.generate_key(spec, deadline))
+        let generated = self.through(|hsm| hsm.generate_key(spec, deadline));
+        if let Some((clock, span)) = self.1.slow.lock().unwrap().take() {
+            clock.advance(span);
+        }
+        generated
     }
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
         self.through(|hsm| hsm.load_key(source, deadline))

@@ -18,3 +18,4 @@ mod metrics;
 mod refusals;
 mod states;
 mod support;
+mod undo;
