@@ -85,21 +85,31 @@ impl Change<'_> {
         })
     }
 
-    /// Finds out what became of a transaction: an error may hide that it was committed.
+    /// Finds out what became of a transaction: an error may hide that it was committed, now or after the next start.
+    ///
+    /// Invariant: "not committed" is said only after a later write succeeded, as a commit whose end the database could not
+    /// write may still come back from its journal
+    /// (`a_commit_in_doubt_is_not_undone_before_the_store_writes_again`).
     pub(super) async fn settle(&self, committed: Result<(), StoreError>) -> Result<(), Failure> {
         let error = match committed {
             Ok(()) => return Ok(()),
             Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
             Err(error) => return Err(Failure::Undo(error.into())),
         };
-        let Ok(intents) = self.inner.store.intents().await else {
-            return Err(Failure::Unknown(error.into()));
+        let unknown = |error: StoreError| {
+            let detail = error.to_string();
+            Err(Failure::Unknown(ServiceError::OutcomeUnknown { detail }))
         };
+        let store = &self.inner.store;
+        if store.probe(self.inner.clock.now()).await.is_err() {
+            return unknown(error);
+        }
+        let Ok(intents) = store.intents().await else { return unknown(error) };
         match intents.into_iter().find(|intent| intent.id == self.intent.id) {
             Some(Intent { applied: Some(_), .. }) => Ok(()),
             Some(Intent { applied: None, .. }) => Err(Failure::Undo(error.into())),
             // Only another process could have closed it, and it alone knows why.
-            None => Err(Failure::Unknown(error.into())),
+            None => unknown(error),
         }
     }
 }

@@ -247,8 +247,10 @@ impl Inner {
         let id = open.intent.id;
         match result {
             Ok(value) => {
-                // Without the outcome the intent stays, applied, and the reconciler writes it later.
-                self.record_phase(request, trail, Phase::Outcome, OK).await?;
+                // Without the outcome the intent stays, applied, and the reconciler writes it later. The effect is there,
+                // so the caller must not hear that nothing happened.
+                let told = self.record_phase(request, trail, Phase::Outcome, OK).await;
+                told.map_err(|error| ServiceError::OutcomeUnknown { detail: error.to_string() })?;
                 self.close_intent(id).await;
                 Ok(value)
             }

@@ -38,7 +38,8 @@ pub(crate) struct Faults {
     left: AtomicI64,
     armed: AtomicBool,
     reply_lost: AtomicBool,
-    once: AtomicBool,
+    /// How many calls fail once it has begun.
+    failing: AtomicI64,
     calls: AtomicI64,
     stale: Mutex<Option<Vec<Intent>>>,
     slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
@@ -57,18 +58,15 @@ impl Faults {
 
     /// Lets `good` calls pass and kills everything from the next on.
     pub(crate) fn arm(&self, good: i64, reply_lost: bool) {
-        self.set(good, reply_lost, false);
+        self.fail(good, i64::MAX, reply_lost);
     }
 
-    /// Lets `good` calls pass, fails the next, and lets all others pass.
-    pub(crate) fn fail_once(&self, good: i64, reply_lost: bool) {
-        self.set(good, reply_lost, true);
-    }
-
-    fn set(&self, good: i64, reply_lost: bool, once: bool) {
+    /// Lets `good` calls pass, fails the next `failing`, and lets all others pass. Of the failing ones only the first
+    /// can have its effect.
+    pub(crate) fn fail(&self, good: i64, failing: i64, reply_lost: bool) {
         self.left.store(good, Ordering::SeqCst);
+        self.failing.store(failing, Ordering::SeqCst);
         self.reply_lost.store(reply_lost, Ordering::SeqCst);
-        self.once.store(once, Ordering::SeqCst);
         self.armed.store(true, Ordering::SeqCst);
     }
 
@@ -84,7 +82,7 @@ impl Faults {
         match self.left.fetch_sub(1, Ordering::SeqCst) {
             1.. => Fate::Works,
             0 if self.reply_lost.load(Ordering::SeqCst) => Fate::ReplyLost,
-            ..0 if self.once.load(Ordering::SeqCst) => Fate::Works,
+            left if -left >= self.failing.load(Ordering::SeqCst) => Fate::Works,
             _ => Fate::Fails,
         }
     }

@@ -114,7 +114,7 @@ async fn a_failure_that_is_not_the_callers_is_never_folded() {
     let before = world.records().len();
     let calls = 2 * WHOLE_OF_KIND;
     for _ in 0..calls {
-        world.faults.fail_once(0, false);
+        world.faults.fail(0, 1, false);
         let refused = world.kms.wrap(&world.request(WRAP), wrap(KEY, b"x")).await.unwrap_err();
         assert_eq!(refused.reason(), "HSM_UNAVAILABLE");
     }
