@@ -94,7 +94,10 @@ impl Change<'_> {
         let error = match committed {
             Ok(()) => return Ok(()),
             Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
-            Err(error) => return Err(Failure::Undo(error.into())),
+            Err(error) => {
+                let told = self.inner.keyring.stored::<()>(Err(error)).map_err(ServiceError::from);
+                return told.map_err(Failure::Undo);
+            }
         };
         let unknown = |error: StoreError| {
             let detail = error.to_string();

@@ -88,7 +88,8 @@ impl Inner {
         claim: &Claim,
     ) -> Result<Option<T>, ServiceError> {
         let (principal, request_id) = (String::from(&*claim.key.0), claim.key.1);
-        let Some(first) = self.store.request(principal, request_id).await? else {
+        let first = self.store.request(principal, request_id).await;
+        let Some(first) = self.keyring.stored(first)? else {
             return Ok(None);
         };
         let forgotten = first.time.after(crate::store::REQUEST_MEMORY) <= self.clock.now();

@@ -67,7 +67,8 @@ impl Mutation for CreateKey {
     ) -> Result<(Subject, ()), ServiceError> {
         // Seen early, so that no key is generated in vain; the store decides in the end.
         let by_name = KeyRef::Name(self.name.clone());
-        if inner.store.key(by_name, VersionChoice::Primary).await?.is_some() {
+        let known = inner.store.key(by_name, VersionChoice::Primary).await;
+        if inner.keyring.stored(known)?.is_some() {
             return Err(ServiceError::ResourceExists { name: self.name.clone() });
         }
         let subject = Subject {
