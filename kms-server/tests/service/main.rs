@@ -15,6 +15,7 @@ mod intents;
 mod keys;
 mod leases;
 mod metrics;
+mod mutations;
 mod refusals;
 mod states;
 mod support;
