@@ -197,6 +197,8 @@ fn finish_overflow(folded: Folded) -> Option<AuditRecord> {
         resource: None,
         key_uid: None,
         key_version: None,
+        from_version: None,
+        reason: None,
         context: None,
         decision: Decision::NotReached,
         result: "VARIOUS".into(),

@@ -126,7 +126,7 @@ impl Change<'_> {
     ///
     /// The provider has self-tested the key, so PRE_ACTIVATION ends in the transaction that writes the row.
     pub(super) async fn generate(
-        &self,
+        &mut self,
         reason: &str,
     ) -> Result<(VersionRow, CounterRow), ServiceError> {
         let (intent, inner) = (self.intent, self.inner);
@@ -137,7 +137,9 @@ impl Change<'_> {
             protection: intent.protection,
             resident_id: intent.resident_id,
         };
+        let start = inner.clock.monotonic();
         let generated = inner.hsm.generate_key(spec, self.request.deadline).await;
+        self.trail.timing = inner.timing_since(start);
         let GeneratedKey { wrapped, check, key: _ } =
             generated.map_err(|error| inner.device(error))?;
         let material = match (intent.protection, wrapped) {

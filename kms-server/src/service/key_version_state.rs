@@ -113,6 +113,10 @@ impl Mutation for Transition {
         self.request_id
     }
 
+    fn reason(&self) -> Option<&str> {
+        Some(&self.reason)
+    }
+
     fn permit(
         &self,
         inner: &Inner,

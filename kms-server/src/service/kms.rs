@@ -5,14 +5,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kms_core::clock::Clock;
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES};
 use kms_core::id::{IntentId, RequestId};
 use kms_core::name::{KeyName, TenantName};
-use kms_hsm::{Hsm, HsmError};
+use kms_hsm::{Hsm, HsmError, Timing};
 use tokio::sync::Semaphore;
 
 use super::trail::Trail;
@@ -181,6 +181,9 @@ impl Inner {
             }
             Err(denied) => {
                 trail.deny(&denied.policies, &denied.revision);
+                if let (None, Some(context)) = (&trail.context, target.context) {
+                    trail.name_context(context);
+                }
                 Err(ServiceError::AccessDenied)
             }
         }
@@ -234,6 +237,12 @@ impl Inner {
             HsmError::KeyIntegrity { detail } => self.keyring.integrity(detail).into(),
             other => other.into(),
         }
+    }
+
+    /// Returns the time since `start` as time in the HSM, where the HSM does not say.
+    pub(super) fn timing_since(&self, start: Instant) -> Timing {
+        let in_hsm = self.clock.monotonic().saturating_duration_since(start);
+        Timing { queued: Duration::ZERO, in_hsm }
     }
 
     pub(super) fn draw(&self) -> Result<[u8; 16], ServiceError> {

@@ -45,6 +45,11 @@ pub(super) trait Mutation: Send + Sync + 'static {
     /// Returns the caller's id of the request; `None` when the server does it by itself.
     fn request_id(&self) -> Option<RequestId>;
 
+    /// Returns why, as the caller said; read only after [`Mutation::fields`] found it short enough.
+    fn reason(&self) -> Option<&str> {
+        None
+    }
+
     /// Asks policy.
     fn permit(
         &self,
@@ -140,6 +145,7 @@ impl Inner {
     ) -> Result<M::Output, ServiceError> {
         mutation.permit(self, request, trail)?;
         let fields = mutation.fields()?;
+        trail.reason = mutation.reason().map(Into::into);
         let _admitted = self.admit(mutation.request_id().is_some()).await?;
         let claim = match mutation.request_id() {
             None => None,

@@ -19,4 +19,5 @@ mod mutations;
 mod refusals;
 mod states;
 mod support;
+mod told;
 mod undo;
