@@ -103,7 +103,6 @@ struct Core {
 /// What runs, and how to stop it.
 struct Running {
     reconciler: JoinHandle<()>,
-    gateway: Gateway,
     kms: Kms,
     readiness: Arc<Readiness>,
     refusals: Arc<FoldedRefusals>,
@@ -262,7 +261,7 @@ impl Core {
             first_done,
             public_shutdown.clone(),
         ));
-        tokio::spawn(write_refusals(Arc::clone(&refusals), public_shutdown.clone()));
+        tokio::spawn(write_refusals(Arc::clone(&refusals), kms.clone(), public_shutdown.clone()));
         let reconciling = kms.clone();
         let stop = public_shutdown.into_receiver();
         let reconciler =
@@ -271,7 +270,6 @@ impl Core {
         let _ = first.await;
         Ok(Running {
             reconciler,
-            gateway,
             kms,
             readiness,
             refusals,
@@ -293,7 +291,7 @@ impl Core {
                 tracing::warn!("the drain was cut off at its deadline");
             }
         }
-        if timeout(config.limits.drain(), running.gateway.mutations_done()).await.is_err() {
+        if timeout(config.limits.drain(), running.kms.mutations_done()).await.is_err() {
             tracing::warn!("mutations were still running at the deadline of the drain");
         }
         if timeout(CLOSE_TIMEOUT, running.reconciler).await.is_err() {
@@ -301,8 +299,10 @@ impl Core {
         }
         match timeout(CLOSE_TIMEOUT, running.kms.drain()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "leases could not be returned"),
-            Err(_) => tracing::warn!("leases could not be returned in time"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "leases or refused calls could not be written");
+            }
+            Err(_) => tracing::warn!("leases or refused calls could not be written in time"),
         }
         running.refusals.finish();
         running.admin_trigger.trigger();
@@ -348,12 +348,17 @@ fn reload(stores: &[Arc<TlsStore>]) {
     }
 }
 
-async fn write_refusals(refusals: Arc<FoldedRefusals>, mut shutdown: Shutdown) {
+async fn write_refusals(refusals: Arc<FoldedRefusals>, kms: Kms, mut shutdown: Shutdown) {
     let mut ticks = interval(REFUSAL_TICK);
     loop {
         tokio::select! {
             () = shutdown.triggered() => return,
-            _ = ticks.tick() => refusals.tick(),
+            _ = ticks.tick() => {
+                refusals.tick();
+                if let Err(error) = kms.write_refusals().await {
+                    tracing::warn!(%error, "refused calls are counted on");
+                }
+            }
         }
     }
 }

@@ -5,18 +5,21 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kms_core::clock::Clock;
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES};
 use kms_core::id::{IntentId, RequestId};
 use kms_core::name::{KeyName, TenantName};
-use kms_hsm::{Hsm, HsmError};
+use kms_hsm::{Hsm, HsmError, Timing};
+use tokio::sync::Semaphore;
 
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::audit::SharedAuditSink;
+use crate::audit::aggregate::Bounds;
+use crate::audit::refusals::Refusals;
 use crate::authn::{AuthnMethod, Principal};
 use crate::authz::{Action, ActionKind, AuthzRequest, Decision, Permit, Policy, Target, authorize};
 use crate::keyring::{CachedKey, Counters, Keyring, KeyringConfig};
@@ -77,6 +80,7 @@ pub(super) struct Inner {
     pub(super) hsm: Arc<dyn Hsm>,
     pub(super) store: Arc<dyn Store>,
     pub(super) audit: SharedAuditSink,
+    pub(super) refusals: Refusals,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) randomness: Arc<dyn Randomness>,
@@ -90,8 +94,13 @@ pub(super) struct Inner {
     /// Abandoned intents that the last run of the reconciler could not close.
     pub(super) stuck_intents: AtomicUsize,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
-    tenant_locks: Vec<tokio::sync::Mutex<()>>,
+    tenant_locks: Vec<Arc<tokio::sync::Mutex<()>>>,
+    /// Places for mutations.
+    pub(super) mutations: Arc<Semaphore>,
 }
+
+/// The turn to change rows of a tenant.
+pub(super) type TenantLock = tokio::sync::OwnedMutexGuard<()>;
 
 impl Kms {
     /// Puts the parts together. Nothing is loaded before it is used.
@@ -99,7 +108,9 @@ impl Kms {
         let Parts { hsm, store, audit, clock, policy, randomness, keyring } = parts;
         let keyring =
             Keyring::new(Arc::clone(&hsm), Arc::clone(&store), Arc::clone(&clock), keyring);
+        let refusals = Refusals::new(Arc::clone(&audit), Arc::clone(&clock), Bounds::AUTHENTICATED);
         let inner = Inner {
+            refusals,
             hsm,
             store,
             audit,
@@ -112,6 +123,7 @@ impl Kms {
             orphans: Mutex::default(),
             stuck_intents: AtomicUsize::new(0),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
+            mutations: Arc::new(Semaphore::new(super::mutation::MAX_MUTATIONS)),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -134,12 +146,23 @@ impl Kms {
         self.inner.keyring.loaded()
     }
 
-    /// Drops all keys and returns the unused rests of leases. Call it when no request runs any more.
+    /// Writes the records of folded refusals whose window has ended.
     ///
     /// # Errors
-    /// When a rest could not be returned; it counts as used then, and nothing else is lost.
+    /// When the log cannot be written; they are counted on then.
+    pub async fn write_refusals(&self) -> Result<(), ServiceError> {
+        Ok(self.inner.refusals.tick().await?)
+    }
+
+    /// Drops all keys, returns the unused rests of leases, and writes what is left of folded refusals. Call it when no
+    /// request runs any more.
+    ///
+    /// # Errors
+    /// When a rest could not be returned, which counts as used then and is all that is lost; or the log not written.
     pub async fn drain(&self) -> Result<(), ServiceError> {
-        Ok(self.inner.keyring.drain().await?)
+        let returned = self.inner.keyring.drain().await;
+        self.inner.refusals.finish().await?;
+        Ok(returned?)
     }
 }
 
@@ -158,6 +181,9 @@ impl Inner {
             }
             Err(denied) => {
                 trail.deny(&denied.policies, &denied.revision);
+                if let (None, Some(context)) = (&trail.context, target.context) {
+                    trail.name_context(context);
+                }
                 Err(ServiceError::AccessDenied)
             }
         }
@@ -213,6 +239,12 @@ impl Inner {
         }
     }
 
+    /// Returns the time since `start` as time in the HSM, where the HSM does not say.
+    pub(super) fn timing_since(&self, start: Instant) -> Timing {
+        let in_hsm = self.clock.monotonic().saturating_duration_since(start);
+        Timing { queued: Duration::ZERO, in_hsm }
+    }
+
     pub(super) fn draw(&self) -> Result<[u8; 16], ServiceError> {
         self.randomness.draw().ok_or(ServiceError::Bug { reason: "no randomness for ids" })
     }
@@ -221,13 +253,13 @@ impl Inner {
     pub(super) async fn lock_tenant(
         &self,
         tenant: &TenantName,
-    ) -> Result<tokio::sync::MutexGuard<'_, ()>, ServiceError> {
+    ) -> Result<TenantLock, ServiceError> {
         let bytes = tenant.id().bytes();
         let slot = bytes
             .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)))
             % TENANT_LOCKS;
         let lock = self.tenant_locks.get(slot).ok_or(ServiceError::Bug { reason: "no lock" })?;
-        Ok(lock.lock().await)
+        Ok(Arc::clone(lock).lock_owned().await)
     }
 }
 
@@ -245,23 +277,7 @@ pub(super) fn decode(ciphertext: &[u8]) -> Result<Envelope<'_>, ServiceError> {
     })
 }
 
-/// Refuses batches that are empty or too long.
-pub(super) fn check_batch(length: usize) -> Result<(), ServiceError> {
-    if (1..=super::MAX_BATCH_ITEMS).contains(&length) {
-        return Ok(());
-    }
-    Err(ServiceError::field("items", format!("must be 1 to {} items", super::MAX_BATCH_ITEMS)))
-}
-
 /// Who does what the server does by itself.
 pub(super) fn internal_principal() -> Principal {
     Principal { id: Arc::from("internal"), method: AuthnMethod::Internal }
-}
-
-/// Runs a mutation as a task of its own: a caller who goes away must not leave it half done.
-pub(super) async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> Result<T, ServiceError> {
-    let died = ServiceError::Bug { reason: "a mutation died" };
-    tokio::spawn(work).await.unwrap_or(Err(died))
 }

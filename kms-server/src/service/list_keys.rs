@@ -78,13 +78,14 @@ impl Inner {
             let (time, uid) = split(&position);
             ListPosition { create_time: Timestamp::from_unix_ms(time), uid }
         });
-        let mut keys = self.store.list_keys(list.tenant.clone(), after, size + 1).await?;
+        let keys = self.store.list_keys(list.tenant.clone(), after, size + 1).await;
+        let mut keys = self.keyring.stored(keys)?;
         let more = keys.len() > size as usize;
         keys.truncate(size as usize);
         let mut primaries = Vec::with_capacity(keys.len());
         for key in &keys {
-            let stored = self.store.key(KeyRef::Uid(key.row.uid), VersionChoice::Primary).await?;
-            let version = stored.and_then(|stored| stored.version);
+            let stored = self.store.key(KeyRef::Uid(key.row.uid), VersionChoice::Primary).await;
+            let version = self.keyring.stored(stored)?.and_then(|stored| stored.version);
             primaries.push(version.ok_or_else(|| {
                 let detail = format!("the primary of key {} has vanished", key.row.uid);
                 ServiceError::from(self.keyring.integrity(detail))
@@ -129,7 +130,8 @@ impl Inner {
             .and_then(|position| u32::try_from(split(&position).0).ok().and_then(KeyVersion::new));
         let key = self.fresh(&list.key, VersionChoice::Primary).await?.key.row;
         trail.key_uid = Some(key.uid);
-        let mut versions = self.store.list_versions(key.uid, after, size + 1).await?;
+        let versions = self.store.list_versions(key.uid, after, size + 1).await;
+        let mut versions = self.keyring.stored(versions)?;
         let more = versions.len() > size as usize;
         versions.truncate(size as usize);
         self.keyring.verify_rows(&[], &versions, &[]).await?;

@@ -43,7 +43,8 @@ pub const fn code(error: &ServiceError) -> Code {
         ServiceError::HsmUnavailable { .. }
         | ServiceError::HsmLatched { .. }
         | ServiceError::StoreUnavailable { .. }
-        | ServiceError::AuditUnavailable { .. } => Code::Unavailable,
+        | ServiceError::AuditUnavailable { .. }
+        | ServiceError::OutcomeUnknown { .. } => Code::Unavailable,
         ServiceError::QueueDeadline | ServiceError::HsmDeadline => Code::DeadlineExceeded,
         ServiceError::MechanismUnsupported { .. } => Code::Unimplemented,
         ServiceError::KeyIntegrity { .. } => Code::DataLoss,
@@ -180,6 +181,7 @@ mod tests {
             ServiceError::HsmFull { detail: canary.into() },
             ServiceError::StoreUnavailable { detail: canary.into() },
             ServiceError::AuditUnavailable { detail: canary.into() },
+            ServiceError::OutcomeUnknown { detail: canary.into() },
             ServiceError::KeyIntegrity { detail: canary.into() },
             ServiceError::Bug { reason: "canary" },
         ];

@@ -22,7 +22,7 @@ pub(crate) async fn create_without_outcome(world: &World, protection: Protection
     probe.kms.create_key(&probe.request(CREATE), wanted.clone()).await.unwrap();
     world.faults.arm(probe.faults.calls() - before - END, false);
     let died = world.kms.create_key(&world.request(CREATE), wanted).await.unwrap_err();
-    assert_eq!(died.reason(), "AUDIT_UNAVAILABLE");
+    assert_eq!(died.reason(), "OUTCOME_UNKNOWN");
     let mut intents = world.store.intents().await.unwrap();
     assert_eq!(intents.len(), 1);
     intents.remove(0)

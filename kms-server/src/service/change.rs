@@ -1,0 +1,118 @@
+//! What a mutation does between its intent and its outcome: seal rows, end with the manifest, and settle the commit.
+
+use std::sync::Arc;
+
+use kms_core::id::RootGeneration;
+use kms_core::key::{RowMac, Sealed};
+use kms_core::name::TenantName;
+use serde::Serialize;
+
+use super::claim::Claim;
+use super::kms::Inner;
+use super::trail::Trail;
+use super::{RequestContext, ServiceError};
+use crate::keyring::MacInput;
+use crate::store::{Closing, Intent, ManifestChange, StoreError};
+
+/// A mutation whose intent is open.
+pub(super) struct Change<'c> {
+    pub(super) inner: &'c Arc<Inner>,
+    pub(super) request: &'c RequestContext,
+    pub(super) intent: &'c Intent,
+    pub(super) claim: Option<&'c Claim>,
+    pub(super) trail: &'c mut Trail,
+}
+
+/// Row MACs that a mutation adds to and removes from the manifest.
+pub(super) struct RowChanges<'m> {
+    pub(super) added: &'m [RowMac],
+    pub(super) removed: &'m [RowMac],
+}
+
+/// A mutation that failed after its intent.
+pub(super) enum Failure {
+    /// Nothing was committed: undo what was done.
+    Undo(ServiceError),
+    /// Perhaps committed: leave everything to the reconciler.
+    Unknown(ServiceError),
+}
+
+impl From<ServiceError> for Failure {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            // The job may still be running: its object must not appear after we looked.
+            ServiceError::HsmDeadline => Self::Unknown(error),
+            other => Self::Undo(other),
+        }
+    }
+}
+
+impl Change<'_> {
+    /// Seals a row under the current root.
+    pub(super) async fn seal<R: MacInput>(&self, row: R) -> Result<Sealed<R>, ServiceError> {
+        self.seal_under(self.inner.keyring.config().generation, row).await
+    }
+
+    /// Seals a version row under the root that wraps its material.
+    pub(super) async fn seal_under<R: MacInput>(
+        &self,
+        generation: RootGeneration,
+        row: R,
+    ) -> Result<Sealed<R>, ServiceError> {
+        Ok(self.inner.keyring.seal(row, generation, self.request.deadline).await?)
+    }
+
+    /// Makes what ends with a mutation: the tenant's manifest with rows added and removed, and the result to remember.
+    ///
+    /// The caller holds the tenant's lock.
+    pub(super) async fn closing<T: Serialize>(
+        &mut self,
+        tenant: &TenantName,
+        rows: RowChanges<'_>,
+        result: &T,
+    ) -> Result<Closing, ServiceError> {
+        let mut manifest = self.inner.keyring.manifest(tenant).await?;
+        let expected = manifest.revision;
+        manifest.revision = expected.next();
+        rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
+        rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
+        self.trail.manifest = Some(manifest.stamp());
+        let manifest = self.seal(manifest).await?;
+        Ok(Closing {
+            intent: self.intent.id,
+            manifest: ManifestChange { expected, manifest },
+            request: self.claim.map(|claim| claim.remember(result)).transpose()?,
+        })
+    }
+
+    /// Finds out what became of a transaction: an error may hide that it was committed, now or after the next start.
+    ///
+    /// Invariant: "not committed" is said only after a later write succeeded, as a commit whose end the database could not
+    /// write may still come back from its journal
+    /// (`a_commit_in_doubt_is_not_undone_before_the_store_writes_again`).
+    pub(super) async fn settle(&self, committed: Result<(), StoreError>) -> Result<(), Failure> {
+        let error = match committed {
+            Ok(()) => return Ok(()),
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
+            Err(error) => {
+                let told = self.inner.keyring.stored::<()>(Err(error)).map_err(ServiceError::from);
+                return told.map_err(Failure::Undo);
+            }
+        };
+        let unknown = |error: StoreError| {
+            let detail = error.to_string();
+            Err(Failure::Unknown(ServiceError::OutcomeUnknown { detail }))
+        };
+        let store = &self.inner.store;
+        if store.probe(self.inner.clock.now()).await.is_err() {
+            return unknown(error);
+        }
+        let Ok(intents) = store.intents().await else { return unknown(error) };
+        match intents.into_iter().find(|intent| intent.id == self.intent.id) {
+            Some(Intent { applied: Some(_), .. }) => Ok(()),
+            Some(Intent { applied: None, .. }) => Err(Failure::Undo(error.into())),
+            // Only another process could have closed it, and it alone knows why.
+            None => unknown(error),
+        }
+    }
+}
