@@ -15,7 +15,7 @@ use kms_core::secret::equal_in_constant_time;
 use super::disk::{Disk, FileDisk};
 use super::error::{BackupError, FormatError, ServiceError};
 use super::header::{Header, MAX_HEADER_BYTES};
-use super::open::resolve_key;
+use super::open::{resolve_key, unwrap_named};
 use super::service::{FileKeyService, WrappedFileKey};
 use super::side::{PAYLOAD_NONCE_BYTES, Progress, Side};
 use super::stanza::KmsStanza;
@@ -73,7 +73,8 @@ pub fn reseal_file(
 
 /// Reseals one file under the current primary of its key. `key` is only needed where the server does not tell it.
 ///
-/// Costs the same however large the file is. Needs permission to unwrap and to wrap.
+/// Costs the same however large the file is. Needs permission to unwrap and to wrap, and to describe ciphertexts where no
+/// key is named.
 ///
 /// # Errors
 /// Everything but [`BackupError::Io`] leaves the file as it was, or as the interrupted run meant it. After an I/O error
@@ -92,13 +93,12 @@ pub fn reseal(
 
     let wrapped = header.stanza().wrapped();
     let from = wrapped.header().version;
-    let (key, description) = resolve_key(service, key, wrapped)?;
-    let current = description.current;
+    let (key, current) = resolve_key(service, key, wrapped)?;
     if current && recovered != Found::Incomplete {
         let status = Status::AlreadyCurrent { version: from };
         return Ok(Outcome { key, status, recovery: recovered.into() });
     }
-    let file_key = service.unwrap(&key, wrapped)?;
+    let file_key = unwrap_named(service, &key, wrapped)?;
     header.verify(&file_key)?;
     if recovered == Found::Incomplete {
         disk.remove_side()?;

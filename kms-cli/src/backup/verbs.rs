@@ -153,6 +153,11 @@ impl From<BackupError> for CliError {
             BackupError::TooManyRecipients { .. } | BackupError::InvalidRecipient => {
                 (Exit::Usage, "RECIPIENT", None)
             }
+            BackupError::KeyHidden => (
+                Exit::Denied,
+                "ACCESS_DENIED",
+                Some("name it with --key, or ask for the permission `describe_ciphertext`"),
+            ),
             BackupError::Address(_) => (Exit::Usage, "ADDRESS", None),
             BackupError::OutputExists => {
                 (Exit::Local, "FILE_EXISTS", Some("use --force to replace it"))
