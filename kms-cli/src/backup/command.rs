@@ -13,21 +13,17 @@ use clap::{Args, Subcommand};
 use kms_core::name::KeyName;
 use serde::Serialize;
 
-use super::disk::side_path;
-use super::error::{BackupError, ServiceError};
+use super::disk::{FileDisk, side_path};
+use super::error::BackupError;
 use super::open::{Opened, open_stream};
 use super::output::{Overwrite, PendingFile};
 use super::progress::Progress;
 use super::recipient::Address;
-use super::reseal::{Outcome, Recovery, Status, reseal_file};
+use super::reseal::{Outcome, Recovery, Status, recover, reseal as reseal_disk};
 use super::seal::{BUFFER_BYTES, Recipients, Sealed, seal_stream};
 use super::service::FileKeyService;
-use crate::client::ClientError;
 use crate::input::STREAM;
 use crate::terminal::harmless;
-
-/// How a server refuses an envelope that was changed, or torn.
-const TORN_ENVELOPE: &str = "CIPHERTEXT_INVALID";
 
 /// Where a backup comes from and goes to.
 #[derive(Args, Clone, Debug)]
@@ -184,7 +180,16 @@ pub fn reseal(
     key: Option<&KeyName>,
     args: &ResealArgs,
 ) -> Vec<FileReport> {
-    args.files.iter().map(|file| report(file, reseal_file(service, key, file))).collect()
+    args.files.iter().map(|file| reseal_one(service, key, file)).collect()
+}
+
+/// What an interrupted run left is told apart from what comes after, which needs the server.
+fn reseal_one(service: &dyn FileKeyService, key: Option<&KeyName>, file: &Path) -> FileReport {
+    let recovered = FileDisk::open(file).and_then(|disk| Ok((recover(&disk)?, disk)));
+    match recovered {
+        Ok((recovery, disk)) => report(file, recovery, reseal_disk(service, key, &disk)),
+        Err(error) => report(file, None, Err(error)),
+    }
 }
 
 /// Runs `age recipient` and `age identity`: returns the text to print. Needs no server.
@@ -200,7 +205,11 @@ pub fn age(command: &AgeCommand, key: KeyName) -> Result<String, BackupError> {
     })
 }
 
-fn report(file: &Path, outcome: Result<Outcome, BackupError>) -> FileReport {
+fn report(
+    file: &Path,
+    recovered: Option<Recovery>,
+    outcome: Result<Outcome, BackupError>,
+) -> FileReport {
     let file = harmless(&file.display().to_string());
     let empty = FileReport {
         file,
@@ -208,7 +217,7 @@ fn report(file: &Path, outcome: Result<Outcome, BackupError>) -> FileReport {
         key: None,
         from_version: None,
         to_version: None,
-        recovery: None,
+        recovery: recovered.map(recovery_word),
         error: None,
         cause: None,
     };
@@ -223,13 +232,17 @@ fn report(file: &Path, outcome: Result<Outcome, BackupError>) -> FileReport {
         Status::Resealed { from, to } => ("resealed", from, to),
         Status::AlreadyCurrent { version } => ("current", version, version),
     };
-    let recovery = recovery.map(|recovery| match recovery {
+    let recovery = recovery.or(recovered).map(recovery_word);
+    let (from_version, to_version) = (Some(from.get()), Some(to.get()));
+    FileReport { status, key: Some(key.to_string()), from_version, to_version, recovery, ..empty }
+}
+
+const fn recovery_word(recovery: Recovery) -> &'static str {
+    match recovery {
         Recovery::Finished => "finished",
         Recovery::Undone => "undone",
         Recovery::Discarded => "discarded",
-    });
-    let (from_version, to_version) = (Some(from.get()), Some(to.get()));
-    FileReport { status, key: Some(key.to_string()), from_version, to_version, recovery, ..empty }
+    }
 }
 
 fn native_recipients(texts: &[String]) -> Result<Vec<age::x25519::Recipient>, BackupError> {
@@ -242,9 +255,7 @@ fn native_recipients(texts: &[String]) -> Result<Vec<age::x25519::Recipient>, Ba
 fn explain(error: BackupError, input: Option<&Path>) -> BackupError {
     let of_header = match &error {
         BackupError::HeaderTampered | BackupError::Format(_) => true,
-        BackupError::Service(ServiceError::Client(ClientError::Refused(refusal))) => {
-            refusal.reason == TORN_ENVELOPE
-        }
+        BackupError::Service(error) => error.is_invalid_ciphertext(),
         _ => false,
     };
     let input = input.and_then(|input| input.canonicalize().ok());

@@ -84,7 +84,7 @@ pub fn reseal(
     key: Option<&KeyName>,
     disk: &dyn Disk,
 ) -> Result<Outcome, BackupError> {
-    let recovered = recover(disk)?;
+    let recovered = examine(disk)?;
     let beginning = disk.beginning(MAX_HEADER_BYTES + PAYLOAD_NONCE_BYTES)?;
     let mut rest = beginning.as_slice();
     let header = Header::read(&mut rest)?;
@@ -140,8 +140,19 @@ impl From<Found> for Option<Recovery> {
     }
 }
 
-/// Finishes or undoes an interrupted run, without the server.
-fn recover(disk: &dyn Disk) -> Result<Found, BackupError> {
+/// Finishes or undoes what an interrupted run left, without the server; [`reseal`] does this first too. An incomplete
+/// side file is left for [`reseal`], which drops it once the header verifies.
+///
+/// # Errors
+/// [`BackupError::SideForeign`], with nothing changed; [`BackupError::Io`].
+pub fn recover(disk: &dyn Disk) -> Result<Option<Recovery>, BackupError> {
+    match examine(disk)? {
+        Found::Done(recovery) => Ok(Some(recovery)),
+        Found::Nothing | Found::Incomplete => Ok(None),
+    }
+}
+
+fn examine(disk: &dyn Disk) -> Result<Found, BackupError> {
     let Some(bytes) = disk.side()? else { return Ok(Found::Nothing) };
     let Some(side) = Side::decode(&bytes) else { return Ok(Found::Incomplete) };
     let beginning = disk.beginning(side.old.len() + PAYLOAD_NONCE_BYTES)?;

@@ -7,6 +7,7 @@ use super::command::{
     self, AddressArgs, AgeCommand, FileReport, OpenArgs, ResealArgs, SealArgs, Streams,
 };
 use super::error::{BackupError, FormatError, ServiceError};
+use super::lazy::LazyFileKeys;
 use super::remote::RemoteFileKeys;
 use crate::context::ResolvedContext;
 use crate::error::CliError;
@@ -40,11 +41,12 @@ pub fn open(session: &Session, args: &OpenArgs) -> Result<(), CliError> {
     report(session, &args.streams, &view)
 }
 
-/// `kms reseal`: tries and reports every file, then ends with the first failure's code.
+/// `kms reseal`: tries and reports every file, then ends with the first failure's code. An interrupted earlier run is
+/// finished or undone before the server is asked for anything.
 pub fn reseal(session: &Session, args: &ResealArgs) -> Result<(), CliError> {
     let context = session.context()?;
     let key = args.key.as_deref().map(|key| context.key_name(key)).transpose()?;
-    let service = connect(&context)?;
+    let service = LazyFileKeys::new(&context);
     let mut files = command::reseal(&service, key.as_ref(), args);
     let (total, failed) = (files.len(), files.iter().filter(|file| file.cause.is_some()).count());
     let first = files.iter_mut().find_map(|file| Some((file.file.clone(), file.cause.take()?)));
@@ -115,7 +117,8 @@ impl View for ResealView {
                 (_, None) => String::new(),
             };
             let recovery = file.recovery.map(|what| format!("interrupted run {what}"));
-            let note = file.error.clone().or(recovery).unwrap_or_default();
+            let notes: Vec<_> = recovery.into_iter().chain(file.error.clone()).collect();
+            let note = notes.join("; ");
             table.add_row(vec![file.file.clone(), file.status.to_owned(), version, note]);
         }
         table
@@ -150,14 +153,14 @@ impl From<BackupError> for CliError {
             ),
             BackupError::KeyMismatch { .. } => (Exit::BadInput, "KEY_MISMATCH", None),
             BackupError::KeyUnknown => (Exit::NotFound, "KEY_UNKNOWN", None),
-            BackupError::TooManyRecipients { .. } | BackupError::InvalidRecipient => {
-                (Exit::Usage, "RECIPIENT", None)
-            }
             BackupError::KeyHidden => (
                 Exit::Denied,
                 "ACCESS_DENIED",
                 Some("name it with --key, or ask for the permission `describe_ciphertext`"),
             ),
+            BackupError::TooManyRecipients { .. } | BackupError::InvalidRecipient => {
+                (Exit::Usage, "RECIPIENT", None)
+            }
             BackupError::Address(_) => (Exit::Usage, "ADDRESS", None),
             BackupError::OutputExists => {
                 (Exit::Local, "FILE_EXISTS", Some("use --force to replace it"))
