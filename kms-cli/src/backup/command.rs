@@ -4,9 +4,8 @@
 //! whole; standard output is written as chunks verify, and a failure after that shows in the exit code.
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal as _, Read, Write};
+use std::io::{self, BufReader, IsTerminal as _, Read};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -16,13 +15,13 @@ use serde::Serialize;
 use super::disk::{FileDisk, side_path};
 use super::error::BackupError;
 use super::open::{Opened, open_stream};
-use super::output::{Overwrite, PendingFile};
 use super::progress::Progress;
 use super::recipient::Address;
 use super::reseal::{Outcome, Recovery, Status, recover, reseal as reseal_disk};
 use super::seal::{BUFFER_BYTES, Recipients, Sealed, seal_stream};
 use super::service::FileKeyService;
 use crate::input::STREAM;
+use crate::output::{FileOutput, Overwrite};
 use crate::terminal::harmless;
 
 /// Where a backup comes from and goes to.
@@ -140,7 +139,7 @@ pub struct FileReport {
 /// Runs `seal`.
 ///
 /// # Errors
-/// Those of [`seal_stream`] and [`PendingFile`]; no output file appears then.
+/// Those of [`seal_stream`] and [`FileOutput`]; no output file appears then.
 pub fn seal(
     service: &dyn FileKeyService,
     key: KeyName,
@@ -148,7 +147,7 @@ pub fn seal(
 ) -> Result<Sealed, BackupError> {
     let recipients = Recipients::new(key, native_recipients(&args.recipients)?)?;
     let input = Input::open(&args.streams)?;
-    let mut output = Output::create(&args.streams, Content::Sealed)?;
+    let mut output = create_output(&args.streams, Content::Sealed)?;
     let sealed = seal_stream(service, &recipients, input.progress(&args.streams), &mut output)?;
     output.commit()?;
     Ok(sealed)
@@ -157,7 +156,7 @@ pub fn seal(
 /// Runs `open`.
 ///
 /// # Errors
-/// Those of [`open_stream`] and [`PendingFile`]; no output file appears then. [`BackupError::ResealInterrupted`] when a
+/// Those of [`open_stream`] and [`FileOutput`]; no output file appears then. [`BackupError::ResealInterrupted`] when a
 /// broken header is explained by a side file.
 pub fn open(
     service: &dyn FileKeyService,
@@ -166,7 +165,7 @@ pub fn open(
 ) -> Result<Opened, BackupError> {
     let streams = &args.streams;
     let input = Input::open(streams)?;
-    let mut output = Output::create(streams, Content::Plaintext)?;
+    let mut output = create_output(streams, Content::Plaintext)?;
     let buffered = BufReader::with_capacity(BUFFER_BYTES, input.progress(streams));
     let opened = open_stream(service, key, buffered, &mut output)
         .map_err(|error| explain(error, Streams::file(streams.input.as_ref())))?;
@@ -307,52 +306,15 @@ impl Content {
     }
 }
 
-/// Where output goes: at once, or into a file that appears when it is whole.
-enum Output {
-    Stream(File),
-    Pending(PendingFile),
-}
-
-impl Output {
-    fn create(streams: &Streams, content: Content) -> Result<Self, BackupError> {
-        let Some(path) = Streams::file(streams.output.as_ref()) else {
-            let stdout = io::stdout();
-            if stdout.is_terminal() {
-                content.check_terminal(streams.output.is_some())?;
-            }
-            let stream = stdout.as_fd().try_clone_to_owned();
-            return Ok(Self::Stream(stream.map_err(BackupError::io("open the output"))?.into()));
-        };
-        // Pipes and devices such as /dev/null cannot be replaced by a file, so they are written to.
-        let kind = path.metadata().map(|metadata| metadata.file_type());
-        if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device()) {
-            let stream = File::options().write(true).open(path);
-            return Ok(Self::Stream(stream.map_err(BackupError::io("open the output"))?));
-        }
-        let overwrite = if streams.force { Overwrite::Allow } else { Overwrite::Refuse };
-        Ok(Self::Pending(PendingFile::create(path, overwrite)?))
+/// Opens the output. Standard output's descriptor itself: std's buffer would only add a copy.
+fn create_output(streams: &Streams, content: Content) -> Result<FileOutput, BackupError> {
+    if let Some(path) = Streams::file(streams.output.as_ref()) {
+        return Ok(FileOutput::create(path, Overwrite::of(streams.force))?);
     }
-
-    fn commit(self) -> Result<(), BackupError> {
-        match self {
-            Self::Stream(_) => Ok(()),
-            Self::Pending(pending) => pending.commit(),
-        }
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        content.check_terminal(streams.output.is_some())?;
     }
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Stream(file) => file.write(bytes),
-            Self::Pending(pending) => pending.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Stream(file) => file.flush(),
-            Self::Pending(pending) => pending.flush(),
-        }
-    }
+    let stream = stdout.as_fd().try_clone_to_owned();
+    Ok(FileOutput::Stream(stream.map_err(BackupError::io("open the output"))?.into()))
 }

@@ -12,6 +12,7 @@ use super::header::MAX_HEADER_BYTES;
 use super::recipient::InvalidAddress;
 use crate::client::ClientError;
 use crate::context::ContextError;
+use crate::output::OutputError;
 
 /// The reason with which a server refuses an envelope.
 const CIPHERTEXT_INVALID: &str = "CIPHERTEXT_INVALID";
@@ -181,6 +182,16 @@ pub enum BackupError {
     /// A defect of ours.
     #[error("internal error: {0}")]
     Bug(&'static str),
+}
+
+impl From<OutputError> for BackupError {
+    fn from(error: OutputError) -> Self {
+        match error {
+            OutputError::Exists => Self::OutputExists,
+            OutputError::NotRegular => Self::NotRegular,
+            OutputError::Io { action, source } => Self::Io { action, source },
+        }
+    }
 }
 
 impl BackupError {

@@ -135,6 +135,49 @@ fn a_data_key_goes_to_two_files_or_comes_wrapped_only() {
 }
 
 #[test]
+fn a_data_key_never_takes_the_place_of_its_wrapped_copy() {
+    let world = World::new();
+    fs::create_dir(world.path("sub")).unwrap();
+    std::os::unix::fs::symlink("dk", world.path("alias")).unwrap();
+    fs::write(world.path("dk"), "before").unwrap();
+    for (out, plaintext_out) in [("./dk", "dk"), ("dk", "sub/../dk"), ("dk", "alias")] {
+        let args =
+            ["datakey", "--key", "k", "--out", out, "--plaintext-out", plaintext_out, "--force"];
+        let run = world.kms(&args, b"");
+        assert_eq!(run.code, 2, "{out} {plaintext_out}: {}", run.stderr);
+    }
+    assert_eq!(world.fake.script().calls, 0);
+    assert_eq!(fs::read(world.path("dk")).unwrap(), b"before");
+}
+
+#[test]
+fn what_force_replaces_is_a_file_and_never_a_pipe_a_device_or_a_link() {
+    let world = World::new();
+    fs::write(world.path("file"), "before").unwrap();
+    std::os::unix::fs::symlink("file", world.path("link")).unwrap();
+    let wrapped = world.kms(&["wrap", "--key", "k"], b"s3cret").stdout;
+    let (wrap, unwrap, rewrap) =
+        (["wrap", "--key", "k"], ["unwrap", "--key", "k"], ["rewrap", "--key", "k"]);
+    let verbs: [(&[&str], &[u8]); 5] = [
+        (&wrap, b"s3cret"),
+        (&unwrap, &wrapped),
+        (&rewrap, &wrapped),
+        (&["datakey", "--key", "k", "--without-plaintext"], b""),
+        (&["random", "9"], b""),
+    ];
+    for (verb, stdin) in verbs {
+        for out in ["link", "/dev/null"] {
+            let run = world.kms(&[verb, &["--out", out, "--force"]].concat(), stdin);
+            assert_eq!(run.code, 0, "{verb:?} {out}: {}", run.stderr);
+        }
+        assert!(world.path("link").is_symlink(), "{verb:?}");
+        assert!(!Path::new("/dev/null").metadata().unwrap().is_file(), "{verb:?}");
+        assert_ne!(fs::read(world.path("file")).unwrap(), b"before", "{verb:?}");
+        fs::write(world.path("file"), "before").unwrap();
+    }
+}
+
+#[test]
 fn random_bytes_are_as_many_as_asked_for() {
     let world = World::new();
     assert_eq!(world.kms(&["random", "1024"], b"").stdout, vec![5; 1024]);
