@@ -19,6 +19,7 @@ use super::open::{resolve_key, unwrap_named};
 use super::service::{FileKeyService, WrappedFileKey};
 use super::side::{PAYLOAD_NONCE_BYTES, Progress, Side};
 use super::stanza::KmsStanza;
+use crate::interrupt::uninterrupted;
 
 /// How a reseal ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +115,8 @@ pub fn reseal(
             let new = header.with_stanza(KmsStanza::new(rewrapped), &file_key)?;
             let file_bytes = disk.file_bytes()?;
             let (old, new) = (header.encode(), new.encode());
-            replace_header(disk, &Side { file_bytes, payload_nonce, old, new })?;
+            let side = Side { file_bytes, payload_nonce, old, new };
+            uninterrupted(|| replace_header(disk, &side))?;
             Status::Resealed { from, to }
         }
     };
@@ -155,18 +157,30 @@ pub fn recover(disk: &dyn Disk) -> Result<Option<Recovery>, BackupError> {
 fn examine(disk: &dyn Disk) -> Result<Found, BackupError> {
     let Some(bytes) = disk.side()? else { return Ok(Found::Nothing) };
     let Some(side) = Side::decode(&bytes) else { return Ok(Found::Incomplete) };
+    if !holds_one_reseal(&side) {
+        return Err(BackupError::SideForeign);
+    }
     let beginning = disk.beginning(side.old.len() + PAYLOAD_NONCE_BYTES)?;
     let recovery = match side.progress(disk.file_bytes()?, &beginning) {
         Progress::Untouched => Recovery::Undone,
         // Also when every byte reads as new: whether they were synced before the crash is not known.
         Progress::Torn | Progress::Written => {
-            disk.put_header(&side.new)?;
+            uninterrupted(|| disk.put_header(&side.new))?;
             Recovery::Finished
         }
         Progress::Foreign => return Err(BackupError::SideForeign),
     };
     disk.remove_side()?;
     Ok(Found::Done(recovery))
+}
+
+/// A side file is not authenticated, and what it says is written into the backup: so it must say what a reseal says.
+fn holds_one_reseal(side: &Side) -> bool {
+    let read = |mut bytes: &[u8]| Header::read(&mut bytes).ok().filter(|_| bytes.is_empty());
+    match (read(&side.old), read(&side.new)) {
+        (Some(old), Some(new)) => new.is_reseal_of(&old),
+        _ => false,
+    }
 }
 
 /// Wraps the file key anew, and proves that the new envelope opens before the old one is given up.

@@ -1,7 +1,8 @@
 //! Output files that appear whole or not at all: written without a name, synced, then linked or renamed into place.
 //!
 //! Until [`PendingFile::commit`] the target is untouched. A failure, Ctrl-C or kill leaves nothing: the file has no name
-//! yet (O_TMPFILE). On file systems without that, a crash leaves a file whose name says that it is partial.
+//! yet (O_TMPFILE). Where there are no such files, a failure or a signal removes it ([`crate::interrupt`]), and a crash
+//! leaves a file whose name says that it is partial.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -13,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
 use tempfile::TempPath;
 
 use super::file::OutputError;
+use crate::interrupt::{create_partial, uninterrupted};
 
 /// Ends the name of a file that is still being written.
 const PARTIAL_SUFFIX: &str = ".kms-partial";
@@ -61,10 +63,10 @@ impl PendingFile {
 
     /// As above, for file systems without unnamed files.
     fn create_named(target: PathBuf, overwrite: Overwrite) -> Result<Self, OutputError> {
-        let named = builder(&target)?
-            .permissions(Permissions::from_mode(MODE))
-            .tempfile_in(directory_of(&target))
-            .map_err(OutputError::io("create the output"))?;
+        let mut builder = builder(&target)?;
+        builder.permissions(Permissions::from_mode(MODE));
+        let named = create_partial(|| builder.tempfile_in(directory_of(&target)));
+        let named = named.map_err(OutputError::io("create the output"))?;
         let (file, partial) = named.into_parts();
         Ok(Self { file, partial: Some(partial), target, overwrite })
     }
@@ -76,18 +78,19 @@ impl PendingFile {
     pub fn commit(self) -> Result<(), OutputError> {
         let Self { file, partial, target, overwrite } = self;
         file.sync_all().map_err(OutputError::io("sync the output"))?;
-        let appeared = match (partial, overwrite) {
+        let builder = builder(&target)?;
+        let appeared = uninterrupted(|| match (partial, overwrite) {
             (None, Overwrite::Refuse) => link(&file, &target),
             (None, Overwrite::Allow) => {
                 // A link cannot replace a file, so the file gets a partial name for the time of a rename.
-                let named = builder(&target)?.make_in(directory_of(&target), |at| link(&file, at));
+                let named = builder.make_in(directory_of(&target), |at| link(&file, at));
                 named.and_then(|named| Ok(named.into_temp_path().persist(&target)?))
             }
             (Some(partial), Overwrite::Refuse) => {
                 partial.persist_noclobber(&target).map_err(io::Error::from)
             }
             (Some(partial), Overwrite::Allow) => partial.persist(&target).map_err(io::Error::from),
-        };
+        });
         appeared.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => OutputError::Exists,
             _ => OutputError::io("rename the output")(error),

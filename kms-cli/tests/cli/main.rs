@@ -10,5 +10,6 @@ mod common;
 mod fake;
 mod help;
 mod hsm;
+mod interrupt;
 mod offline;
 mod online;
