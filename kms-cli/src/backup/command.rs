@@ -139,7 +139,8 @@ pub struct FileReport {
 /// Runs `seal`.
 ///
 /// # Errors
-/// Those of [`seal_stream`] and [`FileOutput`]; no output file appears then.
+/// Those of [`seal_stream`] and [`FileOutput`]; no output file appears then. [`BackupError::SideLeft`] when the output
+/// has the side file of an interrupted reseal beside it.
 pub fn seal(
     service: &dyn FileKeyService,
     key: KeyName,
@@ -147,6 +148,7 @@ pub fn seal(
 ) -> Result<Sealed, BackupError> {
     let recipients = Recipients::new(key, native_recipients(&args.recipients)?)?;
     let input = Input::open(&args.streams)?;
+    check_side(Streams::file(args.streams.output.as_ref()))?;
     let mut output = create_output(&args.streams, Content::Sealed)?;
     let sealed = seal_stream(service, &recipients, input.progress(&args.streams), &mut output)?;
     output.commit()?;
@@ -250,6 +252,14 @@ fn native_recipients(texts: &[String]) -> Result<Vec<age::x25519::Recipient>, Ba
     texts.iter().map(parse).collect()
 }
 
+/// Whoever seals over a backup, or in its place, must not leave the side file of that backup beside the new one: the next
+/// reseal would take it for the new one's, and refuse.
+fn check_side(output: Option<&Path>) -> Result<(), BackupError> {
+    let Some(output) = output else { return Ok(()) };
+    let output = output.canonicalize().unwrap_or_else(|_| output.to_path_buf());
+    if side_path(&output).symlink_metadata().is_ok() { Err(BackupError::SideLeft) } else { Ok(()) }
+}
+
 /// A header that does not hold together, beside a side file, is most likely torn.
 fn explain(error: BackupError, input: Option<&Path>) -> BackupError {
     let of_header = match &error {
@@ -274,6 +284,9 @@ impl Input {
     fn open(streams: &Streams) -> Result<Self, BackupError> {
         let file = match Streams::file(streams.input.as_ref()) {
             Some(path) => File::open(path),
+            None if streams.input.is_none() && io::stdin().is_terminal() => {
+                return Err(BackupError::NothingPiped);
+            }
             // The descriptor itself: std's buffer would only add a copy.
             None => io::stdin().as_fd().try_clone_to_owned().map(File::from),
         };

@@ -8,6 +8,7 @@ use kms_core::envelope::InvalidEnvelope;
 use kms_core::name::KeyName;
 use tonic::Code;
 
+use super::disk::SIDE_SUFFIX;
 use super::header::MAX_HEADER_BYTES;
 use super::recipient::InvalidAddress;
 use crate::client::ClientError;
@@ -162,6 +163,12 @@ pub enum BackupError {
     /// A plaintext would be shown on a terminal, and nobody asked for that.
     #[error("a plaintext is not shown on a terminal: use --out FILE, a pipe, or --out -")]
     PlaintextToTerminal,
+    /// Nothing is piped in, and nobody asked to type the input.
+    #[error("nothing is piped in: use --in FILE, or --in - to type it (it is shown)")]
+    NothingPiped,
+    /// The side file of an interrupted reseal is beside the output.
+    #[error("an interrupted reseal left its side file (`{SIDE_SUFFIX}`) beside the output")]
+    SideLeft,
     /// Another reseal holds the file.
     #[error("another reseal is working on this file")]
     Busy,

@@ -137,6 +137,11 @@ impl From<BackupError> for CliError {
                     "a plaintext is not shown on a terminal: use --out FILE, a pipe, or --out -",
                 );
             }
+            BackupError::NothingPiped => {
+                return Self::Terminal(
+                    "nothing is piped in: use --in FILE, or --in - to type it (it is shown)",
+                );
+            }
             BackupError::Io { action, source } => return Self::Stream { action, cause: source },
             BackupError::Bug(what) => return Self::Bug(what),
             BackupError::Format(error) => {
@@ -168,6 +173,11 @@ impl From<BackupError> for CliError {
             BackupError::NotRegular => (Exit::Local, "FILE", None),
             BackupError::Busy => (Exit::Unavailable, "RESEAL_BUSY", Some("try again later")),
             BackupError::Replaced => (Exit::Precondition, "FILE_REPLACED", Some("try again")),
+            BackupError::SideLeft => (
+                Exit::Precondition,
+                "SIDE_FILE_LEFT",
+                Some("run `kms reseal FILE` first; if that backup is gone, remove the side file"),
+            ),
             BackupError::SideForeign => (
                 Exit::Precondition,
                 "SIDE_FILE_FOREIGN",

@@ -252,6 +252,30 @@ fn errors_are_json_when_json_is_asked_for() {
 }
 
 #[test]
+fn a_wrong_command_line_is_told_as_json_when_json_is_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    for words in [
+        &["wrap", "--output", "json"][..],
+        &["--output=json", "nonsense"],
+        &["random", "1025", "--output", "json"],
+        &["--output", "json"],
+        &["health", "--output", "json"],
+    ] {
+        let run = kms(home.path(), words);
+        assert_eq!(run.code, 2, "{words:?}");
+        let told: serde_json::Value = serde_json::from_str(&run.stderr).unwrap();
+        let message = told["error"]["message"].as_str().unwrap();
+        assert!(!message.is_empty() && !message.contains("Usage:"), "{words:?}: {message}");
+        assert_eq!(told["error"]["exit_code"], 2);
+    }
+    let missing = kms(home.path(), &["wrap", "--output", "json"]);
+    let told: serde_json::Value = serde_json::from_str(&missing.stderr).unwrap();
+    assert_eq!(told["error"]["reason"], "USAGE");
+    assert!(told["error"]["message"].as_str().unwrap().contains("--key"), "{told}");
+    assert!(kms(home.path(), &["wrap"]).stderr.contains("Usage:"));
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error_to_print() {
     let home = tempfile::tempdir().unwrap();
     let mut child = super::common::command(home.path(), &["completions", "bash"]).spawn().unwrap();
