@@ -369,50 +369,6 @@ fn a_side_file_of_another_file_changes_nothing() {
 }
 
 #[test]
-fn a_side_file_that_no_reseal_of_this_file_wrote_changes_nothing() {
-    let backup = Backup::new();
-    let Sequence { side, old, header_bytes, .. } = sequence(&backup);
-    let good = Side::decode(&side).unwrap();
-    let kms = MemoryKms::at(2);
-    let with_key = |name: &str| {
-        let file_key = age_core::format::FileKey::new(Box::new([1; 16]));
-        let wrapped = kms.wrap(&name.parse().unwrap(), &file_key).unwrap();
-        let header = Header::read(&mut &good.old[..]).unwrap();
-        header.with_stanza(kms_cli::backup::KmsStanza::new(wrapped), &file_key).unwrap().encode()
-    };
-    let mut foreign = good.new.clone();
-    // A letter of the native recipient's stanza.
-    foreign[header_bytes - 60] = if foreign[header_bytes - 60] == b'A' { b'B' } else { b'A' };
-    let mut malformed = good.new.clone();
-    malformed[0] = b'A';
-    for new in [foreign, malformed, with_key(OTHER_KEY), vec![0; header_bytes]] {
-        std::fs::write(&backup.path, &old).unwrap();
-        let side = Side { new, ..good.clone() }.encode();
-        std::fs::write(backup.side(), &side).unwrap();
-        assert!(matches!(backup.reseal(), Err(BackupError::SideForeign)));
-        assert_eq!(backup.bytes(), old);
-        assert_eq!(std::fs::read(backup.side()).unwrap(), side);
-    }
-}
-
-#[test]
-fn a_link_or_a_pipe_in_the_place_of_the_side_file_is_refused_at_once() {
-    let backup = Backup::new();
-    let Sequence { side, old, .. } = sequence(&backup);
-    std::fs::write(&backup.path, &old).unwrap();
-    let elsewhere = backup.directory.path().join("elsewhere");
-    std::fs::write(&elsewhere, &side).unwrap();
-    std::os::unix::fs::symlink(&elsewhere, backup.side()).unwrap();
-    assert!(matches!(backup.reseal(), Err(BackupError::SideForeign)));
-    std::fs::remove_file(backup.side()).unwrap();
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, backup.side(), rustix::fs::FileType::Fifo, mode, 0)
-        .unwrap();
-    assert!(matches!(backup.reseal(), Err(BackupError::SideForeign)));
-    assert_eq!(backup.bytes(), old);
-}
-
-#[test]
 fn a_damaged_side_file_is_kept_while_the_header_does_not_verify() {
     let backup = Backup::new();
     let Sequence { mut side, old, new, .. } = sequence(&backup);

@@ -10,7 +10,9 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::fs::{AtFlags, CWD, linkat};
+#[cfg(target_os = "linux")]
+use rustix::fs::{Mode, OFlags};
 use tempfile::TempPath;
 
 use super::file::OutputError;
@@ -125,10 +127,17 @@ pub(super) fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, Ou
 }
 
 /// Creates a file without a name, where that is possible and can be undone.
+#[cfg(target_os = "linux")]
 fn unnamed(directory: &Path) -> Option<File> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(directory, flags, Mode::from_raw_mode(MODE)).ok()?);
     descriptor(&file).exists().then_some(file)
+}
+
+/// Only Linux has files without a name.
+#[cfg(not(target_os = "linux"))]
+fn unnamed(_: &Path) -> Option<File> {
+    None
 }
 
 /// Gives an unnamed file a name; one that is taken is an error.
