@@ -13,3 +13,4 @@ mod hsm;
 mod interrupt;
 mod offline;
 mod online;
+mod terminal;
