@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// The largest gRPC message, in either direction: a full batch of small items, a few dozen of the largest.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that the bodies of all requests together may take, beyond the first of each: sixty of the largest at a time.
+pub const BODY_BUDGET_BYTES: usize = 256 * 1024 * 1024;
 /// The most bytes of headers that one request may have; gRPC needs a few hundred.
 pub const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// Streams that a client may reset before we answered them, before the connection ends (CVE-2023-44487).

@@ -11,18 +11,50 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::authn::Unauthenticated;
-use crate::service::ServiceError;
+use crate::service::{RETRY_AFTER, ServiceError};
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
-/// Reason when a message is not protobuf, or has text that is not UTF-8.
-pub const MALFORMED_REQUEST: &str = "MALFORMED_REQUEST";
-/// Reason when a message is larger than the limit.
-pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
-/// Reason when there is no such method.
-pub const METHOD_UNKNOWN: &str = "METHOD_UNKNOWN";
-/// Reason when the client took its request back, or cut it short.
-pub const CANCELLED: &str = "CANCELLED";
+
+/// Why a request was refused before any use-case saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The message is not protobuf of its type, has text that is not UTF-8, or is not one message.
+    Malformed,
+    /// The message is larger than the limit.
+    TooLarge,
+    /// There is no such method.
+    MethodUnknown,
+    /// The message is compressed.
+    EncodingUnknown,
+    /// Health was asked of a service that is not here.
+    ServiceUnknown,
+    /// The client took its request back, or cut it short.
+    Cancelled,
+    /// The message was not there by the deadline of the request. Nothing was done.
+    TooLate,
+    /// Large requests take all the memory that they may. Nothing was done.
+    Saturated,
+    /// The system gives no randomness.
+    NoRandomness,
+}
+
+impl Refused {
+    /// Returns the reason for programs and audit records.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Malformed => "MALFORMED_REQUEST",
+            Self::TooLarge => "MESSAGE_TOO_LARGE",
+            Self::MethodUnknown => "METHOD_UNKNOWN",
+            Self::EncodingUnknown => "ENCODING_UNKNOWN",
+            Self::ServiceUnknown => "SERVICE_UNKNOWN",
+            Self::Cancelled => "CANCELLED",
+            Self::TooLate => "REQUEST_DEADLINE",
+            Self::Saturated => "SERVER_SATURATED",
+            Self::NoRandomness => "INTERNAL",
+        }
+    }
+}
 
 /// Returns the gRPC code of an error.
 pub const fn code(error: &ServiceError) -> Code {
@@ -84,31 +116,24 @@ pub fn from_unauthenticated(error: Unauthenticated) -> Status {
     Status::with_error_details(Code::Unauthenticated, error.to_string(), details)
 }
 
-/// Makes the status of a request that the gRPC layer refused with `code`, before any handler saw it.
-pub fn from_refused(code: Code) -> (Status, &'static str) {
-    let (code, reason, text) = match code {
-        // What tonic says of a message that is not protobuf: it thinks that we are to blame.
-        Code::Internal | Code::InvalidArgument | Code::DataLoss => {
-            (Code::InvalidArgument, MALFORMED_REQUEST, "the request cannot be decoded")
-        }
-        Code::OutOfRange | Code::ResourceExhausted => {
-            (Code::InvalidArgument, MESSAGE_TOO_LARGE, "the request is larger than 4 MiB")
-        }
-        Code::Unimplemented => (Code::Unimplemented, METHOD_UNKNOWN, "no such method or encoding"),
-        Code::Cancelled | Code::DeadlineExceeded => {
-            (Code::Cancelled, CANCELLED, "the request was cut short")
-        }
-        Code::Ok
-        | Code::Unknown
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::Aborted
-        | Code::Unavailable
-        | Code::Unauthenticated => (Code::Internal, "INTERNAL", "internal error"),
+/// Makes the status of a request that no use-case saw.
+pub fn from_refused(refused: Refused) -> Status {
+    let (code, text) = match refused {
+        Refused::Malformed => (Code::InvalidArgument, "the request cannot be decoded"),
+        Refused::TooLarge => (Code::InvalidArgument, "the request is larger than 4 MiB"),
+        Refused::MethodUnknown => (Code::Unimplemented, "no such method"),
+        Refused::EncodingUnknown => (Code::Unimplemented, "no such encoding"),
+        Refused::ServiceUnknown => (Code::NotFound, "no such service"),
+        Refused::Cancelled => (Code::Cancelled, "the request was cut short"),
+        Refused::TooLate => (Code::DeadlineExceeded, "the request did not arrive in time"),
+        Refused::Saturated => (Code::ResourceExhausted, "too many large requests at a time"),
+        Refused::NoRandomness => (Code::Internal, "internal error"),
     };
-    (Status::with_error_details(code, text, details(reason, HashMap::new())), reason)
+    let mut details = details(refused.reason(), HashMap::new());
+    if refused == Refused::Saturated {
+        details.set_retry_info(Some(RETRY_AFTER));
+    }
+    Status::with_error_details(code, text, details)
 }
 
 /// What a program may want to know beside the reason.
@@ -191,14 +216,25 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_the_grpc_layer_are_typed_too() {
-        let (status, reason) = from_refused(Code::Internal);
-        assert_eq!((status.code(), reason), (Code::InvalidArgument, MALFORMED_REQUEST));
-        let (status, reason) = from_refused(Code::OutOfRange);
-        assert_eq!((status.code(), reason), (Code::InvalidArgument, MESSAGE_TOO_LARGE));
-        let (status, reason) = from_refused(Code::Unimplemented);
-        assert_eq!((status.code(), reason), (Code::Unimplemented, METHOD_UNKNOWN));
-        assert_eq!(status.get_details_error_info().unwrap().domain, ERROR_DOMAIN);
+    fn refusals_without_a_use_case_are_typed_too() {
+        for (refused, code, reason) in [
+            (Refused::Malformed, Code::InvalidArgument, "MALFORMED_REQUEST"),
+            (Refused::TooLarge, Code::InvalidArgument, "MESSAGE_TOO_LARGE"),
+            (Refused::MethodUnknown, Code::Unimplemented, "METHOD_UNKNOWN"),
+            (Refused::EncodingUnknown, Code::Unimplemented, "ENCODING_UNKNOWN"),
+            (Refused::ServiceUnknown, Code::NotFound, "SERVICE_UNKNOWN"),
+            (Refused::Cancelled, Code::Cancelled, "CANCELLED"),
+            (Refused::TooLate, Code::DeadlineExceeded, "REQUEST_DEADLINE"),
+            (Refused::Saturated, Code::ResourceExhausted, "SERVER_SATURATED"),
+            (Refused::NoRandomness, Code::Internal, "INTERNAL"),
+        ] {
+            let status = from_refused(refused);
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!((status.code(), info.reason.as_str()), (code, reason));
+            assert_eq!(info.domain, ERROR_DOMAIN);
+            let retried = status.get_details_retry_info().is_some();
+            assert_eq!(retried, refused == Refused::Saturated);
+        }
     }
 
     #[test]
