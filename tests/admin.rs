@@ -68,6 +68,18 @@ async fn health_is_on_both_listeners_and_reflection_on_the_admin_one_only() {
 }
 
 #[tokio::test]
+async fn health_of_an_unknown_service_is_not_found_on_both_listeners() {
+    let server = Server::fresh();
+    for channel in [server.operator().await.channel, admin_channel(&server).await] {
+        let asked = || HealthCheckRequest { service: "kms.v1.Nothing".to_owned() };
+        let mut client = HealthClient::new(channel);
+        refusal(client.check(asked()).await).is(Code::NotFound, "SERVICE_UNKNOWN");
+        refusal(client.watch(asked()).await.map(drop)).is(Code::NotFound, "SERVICE_UNKNOWN");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn no_use_of_keys_is_on_the_admin_listener() {
     let server = Server::fresh();
     let channel = admin_channel(&server).await;
