@@ -171,3 +171,22 @@ async fn sigterm_drains_and_ends_with_success_and_all_is_there_afterwards() {
     eventually(LIMIT, "readiness", || server.get("/readyz").0 == 200);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let mut server = Server::fresh();
+    let client = server.operator().await;
+    // In flight until its deadline, which is beyond this test's patience.
+    let method = "kms.v1.CryptoService/Wrap";
+    let calling = tokio::spawn(async move {
+        common::unfinished_call(&client.channel, method, Some(vec![])).await.map(drop)
+    });
+    // A whole request on another connection takes longer than the first one needs to be on its way.
+    server.operator().await.create("beside").await;
+    server.process.signal(Signal::TERM);
+    server.process.await_line("stopping: draining", LIMIT);
+    server.process.signal(Signal::TERM);
+    server.process.await_line("told to stop again", LIMIT);
+    assert_eq!(server.process.await_end(LIMIT).code(), Some(0));
+    assert!(calling.await.unwrap().is_err());
+}
