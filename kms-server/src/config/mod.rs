@@ -327,6 +327,8 @@ pub enum LogLevel {
     Info,
     /// Each request and handshake.
     Debug,
+    /// What libraries tell of themselves, too.
+    Trace,
 }
 
 #[cfg(test)]

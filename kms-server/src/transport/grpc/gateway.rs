@@ -240,7 +240,8 @@ impl Call {
     }
 
     fn span(&self, event_id: EventId) -> tracing::Span {
-        tracing::info_span!("request", %event_id, method = self.method.as_str())
+        // Of the highest level, so that failures carry the id whatever is worth a line.
+        tracing::error_span!("request", %event_id, method = self.method.as_str())
     }
 
     fn finish<R, T: Message>(
