@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kms_core::clock::{Clock, SystemClock};
 use kms_hsm::Hsm;
+use kms_hsm::pkcs11::Pkcs11Hsm;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -37,6 +38,8 @@ use crate::transport::{Protocols, Security, ServeOptions, TlsStore, serve};
 const WORKER_STACK_BYTES: usize = 2 * 1024 * 1024;
 /// How long the parts may take to close after the drain, all together.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the HSM may take to close, or to log in first, when the process is to end at once.
+const HSM_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often intents, orphans and due deactivations are looked after.
 const RECONCILE_INTERVAL: Duration = Duration::from_mins(1);
 /// How often folded refusals are written.
@@ -78,16 +81,40 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
     let ended = runtime.block_on(async {
         // First of all: a signal must not kill a process that is logging in to its token.
         let mut signals = Signals::install()?;
+        let opening = Core::open(config);
+        tokio::pin!(opening);
         let core = tokio::select! {
-            core = Core::open(config) => core?,
+            core = &mut opening => core?,
             // Certificates are read after this, so there is nothing to read again.
-            () = signals.stop() => return Ok(()),
+            () = signals.stop() => {
+                let patience = Until::after(SystemClock.monotonic(), HSM_CLOSE_TIMEOUT);
+                if let Some(Ok(core)) = patience.ends(opening).await {
+                    close_hsm(core.hsm.hsm).await;
+                }
+                return Ok(());
+            }
         };
-        core.live(config, mode, started, signals).await
+        let hsm = Arc::clone(&core.hsm.hsm);
+        let ended = core.live(config, mode, started, signals).await;
+        close_hsm(hsm).await;
+        ended
     });
     // What still runs was given its time, or belongs to a start that was cut short.
     runtime.shutdown_background();
     ended
+}
+
+/// Closes the HSM however the server ends; when it is closed already, nothing happens. A process that exits while threads
+/// are inside the module crashes in it.
+async fn close_hsm(hsm: Arc<Pkcs11Hsm>) {
+    let patience = Until::after(SystemClock.monotonic(), HSM_CLOSE_TIMEOUT);
+    let closed = match on_a_thread("hsm-close", move || hsm.close()) {
+        Ok(closing) => patience.ends(closing).await.is_some(),
+        Err(_) => false,
+    };
+    if !closed {
+        tracing::warn!("the hsm did not close in time");
+    }
 }
 
 /// The parts that are open before anything is served.
