@@ -254,6 +254,7 @@ impl Call {
         let took = parts.clock.monotonic().saturating_duration_since(self.received);
         let too_large = ServiceError::Bug { reason: "an answer is larger than a message may be" };
         let answered = outcome.and_then(|result| answer::with(&encode(result)).ok_or(too_large));
+        let id = event_id.to_string();
         let mut response = match answered {
             Ok(response) => {
                 parts.metrics.succeeded(self.method, took);
@@ -262,10 +263,10 @@ impl Call {
             Err(error) => {
                 parts.metrics.failed(self.method, error.reason(), took);
                 log(&error);
-                status::from_service(&error).into_http()
+                status::from_service(&error, &id).into_http()
             }
         };
-        if let Ok(value) = HeaderValue::try_from(event_id.to_string()) {
+        if let Ok(value) = HeaderValue::try_from(id) {
             response.headers_mut().insert(EVENT_ID_KEY, value);
         }
         response
