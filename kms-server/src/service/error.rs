@@ -36,6 +36,10 @@ pub enum ServiceError {
     EnvelopeUnsupported {
         /// Which; safe to show.
         detail: String,
+        /// What is not known: `format` or `suite`.
+        part: &'static str,
+        /// Its number in the envelope.
+        number: u8,
     },
     /// Policy denies; or the thing is not there, and the caller may not know.
     #[error("access denied")]

@@ -269,11 +269,13 @@ pub(super) fn decode(ciphertext: &[u8]) -> Result<Envelope<'_>, ServiceError> {
         let text = format!("must be 1 to {MAX_ENVELOPE_BYTES} bytes");
         return Err(ServiceError::field("ciphertext", text));
     }
-    Envelope::decode(ciphertext).map_err(|error| match error {
-        InvalidEnvelope::Malformed => ServiceError::CiphertextInvalid,
-        InvalidEnvelope::UnsupportedFormat(_) | InvalidEnvelope::UnsupportedSuite(_) => {
-            ServiceError::EnvelopeUnsupported { detail: error.to_string() }
-        }
+    Envelope::decode(ciphertext).map_err(|error| {
+        let (part, number) = match error {
+            InvalidEnvelope::Malformed => return ServiceError::CiphertextInvalid,
+            InvalidEnvelope::UnsupportedFormat(number) => ("format", number),
+            InvalidEnvelope::UnsupportedSuite(number) => ("suite", number),
+        };
+        ServiceError::EnvelopeUnsupported { detail: error.to_string(), part, number }
     })
 }
 
