@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::HsmError;
-use crate::pkcs11::job::Reply;
+use crate::pkcs11::job::{Answer, Reply};
 
 /// The seat of a worker or of the keeper.
 #[derive(Debug, Default)]
@@ -13,6 +13,8 @@ pub(crate) struct Seat(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     running: Option<Running>,
+    /// Answers that are there and wait to be given together with those of the next jobs.
+    held: Vec<(Reply, Answer)>,
     written_off: bool,
 }
 
@@ -44,6 +46,22 @@ impl Seat {
         self.lock().running.take().and_then(|running| running.reply)
     }
 
+    /// Keeps an answer back, to be given together with those of the next jobs; returns how many are kept.
+    pub(crate) fn hold(&self, reply: Reply, answer: Answer) -> usize {
+        let mut state = self.lock();
+        state.held.push((reply, answer));
+        state.held.len()
+    }
+
+    /// Gives all answers that were kept back.
+    pub(crate) fn release(&self) {
+        // Taken out first: whoever waits is woken outside the lock.
+        let held = std::mem::take(&mut self.lock().held);
+        for (reply, answer) in held {
+            reply.send(Ok(answer));
+        }
+    }
+
     /// Notes that the job moves on: it does not hang. Returns whether someone still waits for it.
     pub(crate) fn moves(&self, now: Instant) -> bool {
         self.lock().running.as_mut().is_some_and(|running| {
@@ -57,8 +75,10 @@ impl Seat {
         self.lock().written_off
     }
 
-    /// Answers a job whose deadline has passed, and says whether the thread hangs.
+    /// Answers a job whose deadline has passed, and says whether the thread hangs. What it keeps back is given, in case it
+    /// does.
     pub(crate) fn inspect(&self, now: Instant, budget: Duration) -> Finding {
+        self.release();
         let mut state = self.lock();
         if state.written_off {
             return Finding::Fine;
@@ -123,6 +143,17 @@ mod tests {
         seat.moves(now + BUDGET);
         assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Fine);
         assert_eq!(seat.inspect(now + BUDGET * 2, BUDGET), Finding::Hangs);
+    }
+
+    #[test]
+    fn what_a_thread_keeps_back_does_not_wait_for_a_call_that_hangs() {
+        let (seat, now) = (Seat::default(), SystemClock.monotonic());
+        let ((first, one), (second, two)) = (Pending::channel(), Pending::channel());
+        assert_eq!(seat.hold(Reply::Done(first), Answer::Done), 1);
+        assert_eq!(seat.hold(Reply::Done(second), Answer::Done), 2);
+        seat.begin(None, now + BUDGET, now);
+        assert_eq!(seat.inspect(now, BUDGET), Finding::Fine);
+        assert_eq!((one.wait(), two.wait()), (Ok(()), Ok(())));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use cryptoki::session::Session;
 
@@ -17,18 +18,26 @@ use crate::pkcs11::job::{Answer, Cause, Job, Ticket, Work};
 use crate::pkcs11::seat::Seat;
 use crate::pkcs11::shared::Shared;
 
+/// The most answers that are kept back to be given together: each wake-up of the callers' threads then serves several.
+const MAX_HELD: usize = 16;
+/// How long the first of them may wait. A device that takes longer for one job is answered job by job.
+const HOLD: Duration = Duration::from_micros(100);
+
 /// Serves jobs until told to stop, or until another worker has taken over.
 pub(crate) fn run(shared: &Arc<Shared>, seat: &Arc<Seat>) {
     let mut worker =
-        Worker { shared, seat, session: None, module_epoch: 0, ivs: IvPool::default() };
+        Worker { shared, seat, session: None, module_epoch: 0, ivs: IvPool::default(), held: None };
     while let Ok(Ticket::Job(job)) = shared.queue_out.recv() {
         worker.serve(*job);
+        worker.give_held();
         if seat.written_off() {
+            seat.release();
             worker.close();
             shared.written_off.fetch_sub(1, Ordering::AcqRel);
             return;
         }
     }
+    seat.release();
     worker.close();
     shared.workers.fetch_sub(1, Ordering::AcqRel);
 }
@@ -40,9 +49,23 @@ struct Worker<'a> {
     /// The module epoch `session` is of.
     module_epoch: u64,
     ivs: IvPool,
+    /// When the first of the answers that are kept back was begun with, and how many they are.
+    held: Option<(Instant, usize)>,
 }
 
 impl Worker<'_> {
+    /// Gives what is kept back, unless more is to come at once.
+    fn give_held(&mut self) {
+        let Some((since, count)) = self.held else { return };
+        let waits = count < MAX_HELD
+            && !self.shared.queue_out.is_empty()
+            && self.shared.now().saturating_duration_since(since) < HOLD;
+        if !waits {
+            self.held = None;
+            self.seat.release();
+        }
+    }
+
     fn serve(&mut self, job: Job) {
         let expired = job.expired();
         let Job { mut work, reply, deadline, queued_at, retried } = job;
@@ -62,6 +85,12 @@ impl Worker<'_> {
             }
         };
         let started = shared.now();
+        let alone = matches!(work, Work::Crypt(_));
+        if !alone {
+            // It may take long: those who have their answers do not wait for it.
+            self.held = None;
+            self.seat.release();
+        }
         self.seat.begin(Some(reply), deadline, started);
         let bench = Bench {
             shared,
@@ -78,6 +107,11 @@ impl Worker<'_> {
         drop(inside);
         let Some(reply) = self.seat.finish() else { return };
         let cause = match result {
+            Ok(answer) if alone => {
+                let since = self.held.map_or(started, |(since, _)| since);
+                self.held = Some((since, self.seat.hold(reply, answer)));
+                return;
+            }
             Ok(answer) => return reply.send(Ok(answer)),
             Err(Failure::Stale) if !retried => Cause::StaleKey,
             Err(Failure::Object(_)) if !retried => Cause::ObjectGone,
