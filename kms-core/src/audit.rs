@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::id::{EventId, IntentId, KeyUid, KeyVersion, Revision};
+use crate::text::Text;
 
 /// How a record relates to what happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,12 +30,12 @@ pub enum Decision {
     /// Allowed by the named policies.
     Allow {
         /// Ids of the policies that allowed it.
-        policies: Vec<String>,
+        policies: Vec<Text>,
     },
     /// Denied, by default or by the named policies.
     Deny {
         /// Ids of the policies that denied it; empty means the default.
-        policies: Vec<String>,
+        policies: Vec<Text>,
     },
     /// Policy was not reached: the request was refused before.
     NotReached,
@@ -78,18 +79,18 @@ pub struct AuditRecord {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub intent_id: Option<IntentId>,
     /// Full name of the operation, `kms.v1.CryptoService/Wrap`, or `internal/<name>`.
-    pub operation: String,
+    pub operation: Text,
     /// Who; empty when not authenticated.
-    pub principal: String,
+    pub principal: Text,
     /// How the principal was authenticated: `mtls`, `internal` or `none`.
-    pub authn_method: String,
+    pub authn_method: Text,
     /// Address and port of the peer.
     pub source: String,
     /// Tenant id; empty when not known.
-    pub tenant: String,
+    pub tenant: Text,
     /// Resource name as the caller gave it, when it was well-formed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub resource: Option<String>,
+    pub resource: Option<Text>,
     /// Key, when known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_uid: Option<KeyUid>,
@@ -105,9 +106,9 @@ pub struct AuditRecord {
     /// What policy said.
     pub decision: Decision,
     /// Revision of the policy that said it.
-    pub policy_revision: String,
+    pub policy_revision: Text,
     /// `OK`, or the reason of the error.
-    pub result: String,
+    pub result: Text,
     /// Why, as the caller of a rotation, suspension or resumption said.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,

@@ -18,3 +18,4 @@ pub mod name;
 pub mod root;
 pub mod secret;
 pub mod state;
+pub mod text;

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +36,7 @@ pub enum InvalidName {
 /// One validated part of a name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-struct Segment(Box<str>);
+struct Segment(Arc<str>);
 
 impl Segment {
     fn new(text: &str) -> Result<Self, InvalidName> {
@@ -62,7 +63,7 @@ impl TryFrom<String> for Segment {
 
 impl From<Segment> for String {
     fn from(segment: Segment) -> Self {
-        segment.0.into()
+        (*segment.0).into()
     }
 }
 
@@ -82,6 +83,11 @@ impl TenantName {
 
     /// Returns the bare id, without `tenants/`.
     pub fn id(&self) -> &str {
+        &self.0.0
+    }
+
+    /// Returns the bare id to be kept elsewhere, without a copy.
+    pub fn shared_id(&self) -> &Arc<str> {
         &self.0.0
     }
 }

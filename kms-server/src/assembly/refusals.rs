@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kms_core::audit::{AuditRecord, Decision, Phase};
 use kms_core::clock::Clock;
+use kms_core::text::Text;
 
 use crate::audit::SharedAuditSink;
 use crate::audit::aggregate::{Aggregator, Fold};
@@ -58,19 +59,19 @@ impl RefusalLog for FoldedRefusals {
             item: None,
             phase: Phase::Complete,
             intent_id: None,
-            operation: operation.to_owned(),
-            principal: String::new(),
-            authn_method: "none".to_owned(),
+            operation: operation.into(),
+            principal: Text::default(),
+            authn_method: "none".into(),
             source: source.to_string(),
-            tenant: String::new(),
+            tenant: Text::default(),
             resource: None,
             key_uid: None,
             key_version: None,
             from_version: None,
             context: None,
             decision: Decision::NotReached,
-            policy_revision: String::new(),
-            result: reason.to_owned(),
+            policy_revision: Text::default(),
+            result: reason.into(),
             reason: None,
             queue_us: 0,
             hsm_us: 0,

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use kms_core::audit::{AuditRecord, Decision, Phase};
+use kms_core::text::Text;
 
 /// Refused calls of one kind are folded for this long.
 pub const WINDOW: Duration = Duration::from_secs(10);
@@ -53,10 +54,10 @@ impl Bounds {
 /// What makes refused calls alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
-    principal: String,
+    principal: Text,
     network: String,
-    operation: String,
-    result: String,
+    operation: Text,
+    result: Text,
 }
 
 impl Kind {
@@ -190,10 +191,10 @@ impl Folded {
 fn finish_overflow(folded: Folded) -> Option<AuditRecord> {
     folded.finish().map(|record| AuditRecord {
         operation: "internal/refused-calls".into(),
-        principal: String::new(),
+        principal: Text::default(),
         authn_method: "none".into(),
         source: String::new(),
-        tenant: String::new(),
+        tenant: Text::default(),
         resource: None,
         key_uid: None,
         key_version: None,

@@ -63,7 +63,7 @@ impl Inner {
         let keys = [stored.key];
         self.keyring.verify_rows(&keys, &versions, &[]).await?;
         if let ([key], [version]) = (&keys, versions.as_slice()) {
-            trail.tenant = key.row.name.tenant().id().into();
+            trail.tenant = key.row.name.tenant().shared_id().into();
             description.key_version =
                 Some(VersionName::new(key.row.name.clone(), version.row.version));
             description.current = key.row.primary == version.row.version

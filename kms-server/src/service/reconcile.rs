@@ -216,7 +216,7 @@ impl Inner {
                 "the token has a key that no row names"
             );
             let mut trail = Trail::unknown();
-            trail.resource = Some(object.clone());
+            trail.resource = Some(object.clone().into());
             let request = self.internal_request(OPERATION)?;
             self.record_phase(&request, &trail, Phase::Complete, ORPHAN_OBJECT).await?;
         }

@@ -8,6 +8,7 @@ use kms_core::context::EncryptionContext;
 use kms_core::domain;
 use kms_core::id::{IntentId, KeyUid, KeyVersion};
 use kms_core::name::{KeyName, TenantName};
+use kms_core::text::Text;
 use kms_hsm::Timing;
 
 use super::kms::Inner;
@@ -26,8 +27,10 @@ pub(super) const MAX_DENIED_NAMES_BYTES: usize = 512;
 /// What is known so far.
 #[derive(Debug)]
 pub(super) struct Trail {
-    pub(super) tenant: String,
-    pub(super) resource: Option<String>,
+    pub(super) tenant: Text,
+    /// The key that the caller named; once it is loaded, its own text stands for it.
+    pub(super) name: Option<KeyName>,
+    pub(super) resource: Option<Text>,
     pub(super) key: Option<Arc<CachedKey>>,
     pub(super) key_uid: Option<KeyUid>,
     pub(super) version: Option<KeyVersion>,
@@ -46,7 +49,8 @@ impl Trail {
     /// Starts a trail that knows nothing.
     pub(super) fn unknown() -> Self {
         Self {
-            tenant: String::new(),
+            tenant: Text::default(),
+            name: None,
             resource: None,
             key: None,
             key_uid: None,
@@ -64,16 +68,16 @@ impl Trail {
 
     /// Starts a trail at a tenant.
     pub(super) fn tenant(tenant: &TenantName) -> Self {
-        Self { tenant: tenant.id().into(), ..Self::unknown() }
+        Self { tenant: tenant.shared_id().into(), ..Self::unknown() }
     }
 
     /// Starts a trail at a key.
     pub(super) fn key(name: &KeyName) -> Self {
-        Self { resource: Some(name.to_string()), ..Self::tenant(name.tenant()) }
+        Self { name: Some(name.clone()), ..Self::tenant(name.tenant()) }
     }
 
     pub(super) fn allow(&mut self, ids: &PolicyIds, revision: &Arc<str>) {
-        let ids = ids.iter().map(ToString::to_string);
+        let ids = ids.iter().map(Text::from);
         match &mut self.decision {
             Decision::Allow { policies } => policies.extend(ids),
             Decision::Deny { .. } | Decision::NotReached => {
@@ -84,7 +88,7 @@ impl Trail {
     }
 
     pub(super) fn deny(&mut self, ids: &PolicyIds, revision: &Arc<str>) {
-        let policies = ids.iter().map(ToString::to_string).collect();
+        let policies = ids.iter().map(Text::from).collect();
         self.decision = Decision::Deny { policies };
         self.revision = Some(Arc::clone(revision));
     }
@@ -105,6 +109,7 @@ impl Trail {
     fn snapshot(&self) -> Self {
         Self {
             tenant: self.tenant.clone(),
+            name: self.name.clone(),
             resource: self.resource.clone(),
             key: self.key.clone(),
             context: self.context.clone(),
@@ -148,6 +153,10 @@ impl Inner {
         result: &'static str,
     ) -> AuditRecord {
         let known = trail.key.as_ref().map(|key| key.row.uid);
+        let resource = trail.resource.or_else(|| match (&trail.key, trail.name) {
+            (Some(key), _) => Some((&key.name_text).into()),
+            (None, name) => name.map(|name| name.to_string().into()),
+        });
         let revision = trail.revision.unwrap_or_else(|| self.policy.revision());
         AuditRecord {
             time: self.clock.now(),
@@ -156,17 +165,17 @@ impl Inner {
             phase,
             intent_id: trail.intent,
             operation: request.operation.into(),
-            principal: (&*request.principal.id).into(),
+            principal: (&request.principal.id).into(),
             authn_method: request.principal.method.as_str().into(),
             source: request.source.to_string(),
             tenant: trail.tenant,
-            resource: trail.resource,
+            resource,
             key_uid: trail.key_uid.or(known),
             key_version: trail.version,
             from_version: trail.from_version,
             context: trail.context,
             decision: trail.decision,
-            policy_revision: (&*revision).into(),
+            policy_revision: revision.into(),
             result: result.into(),
             reason: trail.reason,
             queue_us: micros(trail.timing.queued),

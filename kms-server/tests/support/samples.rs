@@ -146,7 +146,7 @@ pub fn record(number: u64) -> AuditRecord {
         from_version: None,
         context: None,
         decision: Decision::Allow { policies: vec!["static".into()] },
-        policy_revision: format!("number-{number}"),
+        policy_revision: format!("number-{number}").into(),
         result: "OK".into(),
         reason: None,
         queue_us: 10,
