@@ -236,12 +236,12 @@ async fn an_entry_just_under_64_kib_is_written_and_a_longer_one_refused_alone() 
     let (_root, path) = directory();
     let sink = FileSink::open(&path).unwrap();
     let mut large = record(1);
-    large.operation = String::new();
+    large.operation = "".into();
     let base =
         serde_json::to_vec(&large).unwrap().len() + "{\"seq\":1,\"group\":1,\"record\":}".len();
-    large.operation = "x".repeat(MAX_ENTRY_BYTES - 1 - base);
+    large.operation = "x".repeat(MAX_ENTRY_BYTES - 1 - base).into();
     sink.append(vec![large.clone()]).await.unwrap();
-    large.operation.push('x');
+    large.operation = "x".repeat(MAX_ENTRY_BYTES - base).into();
     let (refused, accepted) = (sink.append(vec![record(2), large]), sink.append(vec![record(3)]));
     assert!(matches!(refused.await, Err(AuditError::Unwritable { .. })));
     accepted.await.unwrap();
