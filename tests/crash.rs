@@ -2,8 +2,9 @@
 //!
 //! Clients keep lists of what was acknowledged. After each restart on the same directory every key, version and
 //! ciphertext on them is there, and every operation has its audit record; a change that was cut off is repeated with its
-//! request id and is done exactly once. At the end the audit chain verifies from its first entry, and the token holds no
-//! key that neither the database nor a record names. What kill -9 cannot show, fsync, is in durability.rs.
+//! request id and is done exactly once. At the end the audit chain verifies from its first entry, every mutation that
+//! began in the log has an outcome there, every version in the database that of its own mutation (the record of a repeat
+//! does not count), and the token holds no key that neither the database nor a record names. What kill -9 cannot show, fsync, is in durability.rs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -104,6 +105,7 @@ fn log_and_token_agree(directory: &Path, examiner: &Examiner) {
     assert_eq!(report.first_seq, Some(1));
     let (in_versions, _) = residents::in_store(directory);
     assert!(!in_versions.is_empty(), "no resident key was made");
+    examiner.versions_were_told();
     every_key_is_named(directory, examiner);
 }
 

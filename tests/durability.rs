@@ -1,8 +1,9 @@
 //! What kill -9 cannot show: that disks were told before clients were.
 //!
-//! The real server runs under strace. No byte of an answer may leave before the fdatasync that covers its records; a key
-//! is acknowledged only after its row in the write-ahead log, and a resident one only after the token's files, were
-//! synced. Each check is shown to fail on a trace in which the order is another.
+//! The real server runs under strace. No byte of an answer may leave before the fdatasync that covers its records; the
+//! rows of a mutation are written only after its intent was synced in the audit log, and it is acknowledged only after
+//! they, and the token's files when a resident key was made, were synced. Each check is shown to fail on a trace in which
+//! the order is another.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,8 +20,8 @@ mod support_durability;
 
 use kms_proto::v1 as proto;
 use strace::{Call, Effect};
-use support_dev::{TENANT, new_key};
-use support_durability::{Trace, Traced, early_answer, is_log, is_token, is_wal, unsynced};
+use support_dev::{TENANT, new_key, request_id};
+use support_durability::{Trace, Traced, early_answer, is_log, is_token, is_wal, unsynced, writes};
 use tonic::transport::Channel;
 
 /// Wraps on each connection.
@@ -30,27 +31,87 @@ const CONNECTIONS: usize = 4;
 /// Long enough that no frame but an answer has its size.
 const PLAINTEXT_BYTES: usize = 2_000;
 
-/// Creates a key of its own and wraps under it, one call at a time.
-async fn create_and_wrap(channel: Channel, key_id: String, protection: proto::Protection) {
+/// Items of the batch.
+const BATCH: usize = 2;
+/// The log lines of each answer: intent and outcome of a mutation, one an item of everything else.
+const LINES: [(usize, usize); 8] = [
+    (1, 2),     // CreateKey
+    (WRAPS, 1), // Wrap
+    (1, 1),     // Unwrap
+    (1, 1),     // GenerateDataKey
+    (1, BATCH), // BatchWrap
+    (1, 2),     // RotateKey
+    (1, 1),     // Rewrap
+    (1, 2),     // SuspendKeyVersion
+];
+/// Where among the answers those of mutations are.
+const MUTATIONS: [(&str, usize); 3] =
+    [("CreateKey", 0), ("RotateKey", WRAPS + 4), ("SuspendKeyVersion", WRAPS + 6)];
+
+/// Creates a key of its own and does with it what can be done, one call at a time.
+async fn use_a_key(channel: Channel, key_id: String, protection: proto::Protection) {
     let mut request = new_key(&key_id, protection);
-    request.usage = usage(&key_id);
-    let key = kms_testkit::client::key_client(&channel).create_key(request).await.unwrap();
-    let key = key.into_inner().name;
+    request.usage = mark("CreateKey", &key_id);
+    let mut keys = kms_testkit::client::key_client(&channel);
+    let key = keys.create_key(request).await.unwrap().into_inner().name;
     assert_eq!(key, format!("{TENANT}/keys/{key_id}"));
-    let mut crypto = kms_testkit::client::crypto_client(&channel);
-    for _ in 0..WRAPS {
-        let request = proto::WrapRequest {
-            key: key.clone(),
-            plaintext: vec![7; PLAINTEXT_BYTES].into(),
-            context: std::collections::HashMap::new(),
-        };
-        crypto.wrap(request).await.unwrap();
-    }
+    let ciphertext = use_for_data(&channel, &key).await;
+    let rotate = proto::RotateKeyRequest {
+        name: key.clone(),
+        reason: mark("RotateKey", &key_id),
+        request_id: request_id(),
+    };
+    keys.rotate_key(rotate).await.unwrap();
+    let rewrap = proto::RewrapRequest { key: key.clone(), ciphertext, context: context() };
+    let rewrapped = kms_testkit::client::crypto_client(&channel).rewrap(rewrap).await.unwrap();
+    assert!(rewrapped.get_ref().changed);
+    let suspend = proto::SuspendKeyVersionRequest {
+        name: format!("{key}/versions/2"),
+        reason: mark("SuspendKeyVersion", &key_id),
+        request_id: request_id(),
+    };
+    keys.suspend_key_version(suspend).await.unwrap();
 }
 
-/// Stands in the key's row and nowhere else.
-fn usage(key_id: &str) -> String {
-    format!("usage-that-only-the-row-of-{key_id}-has")
+/// Wraps, unwraps, generates a data key and wraps a batch; returns a ciphertext.
+async fn use_for_data(channel: &Channel, key: &str) -> prost::bytes::Bytes {
+    let mut crypto = kms_testkit::client::crypto_client(channel);
+    let request = proto::WrapRequest {
+        key: key.to_owned(),
+        plaintext: vec![7; PLAINTEXT_BYTES].into(),
+        context: context(),
+    };
+    let mut wrapped = proto::WrapResponse::default();
+    for _ in 0..WRAPS {
+        wrapped = crypto.wrap(request.clone()).await.unwrap().into_inner();
+    }
+    let unwrap = proto::UnwrapRequest {
+        key: key.to_owned(),
+        ciphertext: wrapped.ciphertext.clone(),
+        context: context(),
+    };
+    crypto.unwrap(unwrap).await.unwrap();
+    let data_key = proto::GenerateDataKeyRequest {
+        key: key.to_owned(),
+        length_bytes: 32,
+        context: context(),
+        without_plaintext: false,
+    };
+    crypto.generate_data_key(data_key).await.unwrap();
+    let batch = proto::BatchWrapRequest { items: vec![request; BATCH] };
+    let items = crypto.batch_wrap(batch).await.unwrap().into_inner().items;
+    assert!(items.len() == BATCH && items.iter().all(|item| item.result.is_some()));
+    wrapped.ciphertext
+}
+
+/// Long enough that no frame but a request has its size.
+fn context() -> std::collections::HashMap<String, String> {
+    [("context".to_owned(), "c".repeat(300))].into()
+}
+
+/// Stands in the rows that a mutation writes and in no earlier ones. Long enough that no frame but a request has its size.
+fn mark(operation: &str, key_id: &str) -> String {
+    format!("{:-<160}", format!("only-the-rows-of-{operation}-of-{key_id}-have-this"))
 }
 
 fn keys() -> Vec<(String, proto::Protection)> {
@@ -66,14 +127,14 @@ fn trace() -> Trace {
     runtime.block_on(async {
         let mut keys = keys().into_iter();
         let (alone, protection) = keys.next().unwrap();
-        create_and_wrap(traced.server.connect().await, alone, protection).await;
+        use_a_key(traced.server.connect().await, alone, protection).await;
         let mut working = tokio::task::JoinSet::new();
         let mut channels = vec![];
         for key in keys {
             channels.push((traced.server.connect().await, key));
         }
         for (channel, (key_id, protection)) in channels {
-            working.spawn(create_and_wrap(channel, key_id, protection));
+            working.spawn(use_a_key(channel, key_id, protection));
         }
         working.join_all().await;
     });
@@ -81,9 +142,16 @@ fn trace() -> Trace {
     traced.end()
 }
 
-/// The log lines that must be durable before each answer: intent and outcome of the creation, then one a wrap.
+/// The log lines that must be durable before each answer.
 fn needed(answers: &[(usize, usize)]) -> Vec<(usize, usize)> {
-    answers.iter().zip(2..).map(|((_, answer), lines)| (*answer, lines)).collect()
+    let lines = LINES.iter().flat_map(|(answers, lines)| std::iter::repeat_n(*lines, *answers));
+    let sums = lines.scan(0, |sum, lines| {
+        *sum += lines;
+        Some(*sum)
+    });
+    let needed: Vec<_> = answers.iter().map(|(_, answer)| *answer).zip(sums).collect();
+    assert_eq!(needed.len(), answers.len());
+    needed
 }
 
 fn resource(key_id: &str) -> String {
@@ -96,11 +164,15 @@ fn nothing_is_answered_before_it_is_durable() {
     assert_eq!(connections.len(), 1 + CONNECTIONS);
     for ((key_id, protection), connection) in keys().iter().zip(&connections) {
         let answers = &connection.answers;
-        assert_eq!(answers.len(), 1 + WRAPS, "{key_id}: {answers:?}");
+        let expected: usize = LINES.iter().map(|(answers, _)| answers).sum();
+        assert_eq!(answers.len(), expected, "{key_id}: {answers:?}");
         let (needed, resource) = (needed(answers), resource(key_id));
         records_come_first(&calls, &resource, &needed);
+        for (operation, index) in MUTATIONS {
+            let row = row_comes_first(&calls, &mark(operation, key_id), answers[index].1);
+            intent_comes_first(&calls, &resource, operation, row);
+        }
         let (began, created) = answers[0];
-        row_comes_first(&calls, &usage(key_id), created);
         if *protection == proto::Protection::HsmResident {
             token_files_come_first(&calls, began, created);
         }
@@ -108,15 +180,16 @@ fn nothing_is_answered_before_it_is_durable() {
 }
 
 fn records_come_first(calls: &[Call], resource: &str, needed: &[(usize, usize)]) {
-    assert_eq!(early_answer(calls, resource, needed), None);
+    let names = |line: &str| line.contains(resource);
+    assert_eq!(early_answer(calls, names, needed), None);
     // One line more than there is must be missed: the lines are counted, not only the syncs.
     let more: Vec<_> = needed.iter().map(|(answer, lines)| (*answer, lines + 1)).collect();
-    assert_eq!(early_answer(calls, resource, &more), Some(needed[0].0));
+    assert_eq!(early_answer(calls, names, &more), Some(needed[0].0));
     let is_sync = |call: &Call| matches!(&call.effect, Effect::Sync { path } if is_log(path));
     let [.., (before, _), (last, _)] = needed else { panic!("too few answers") };
     let mut without = calls.to_vec();
     without.retain(|call| !is_sync(call) || call.done < needed[0].0);
-    assert_eq!(early_answer(&without, resource, needed), Some(needed[1].0));
+    assert_eq!(early_answer(&without, names, needed), Some(needed[1].0));
     // The syncs between the last two answers, done only when the last one had begun to leave.
     let mut late = calls.to_vec();
     for call in late.iter_mut().filter(|call| is_sync(call)) {
@@ -124,24 +197,45 @@ fn records_come_first(calls: &[Call], resource: &str, needed: &[(usize, usize)])
             call.done = last + 1;
         }
     }
-    assert_eq!(early_answer(&late, resource, needed), Some(*last));
+    assert_eq!(early_answer(&late, names, needed), Some(*last));
 }
 
-fn row_comes_first(calls: &[Call], usage: &str, created: usize) {
+/// Returns when the row began to be written.
+fn row_comes_first(calls: &[Call], mark: &str, answer: usize) -> usize {
     let holds = |call: &Call| match &call.effect {
         Effect::Write { path, data, .. } if is_wal(path) => {
-            data.windows(usage.len()).any(|window| window == usage.as_bytes())
+            data.windows(mark.len()).any(|window| window == mark.as_bytes())
         }
         _ => false,
     };
     let row = calls.iter().find(|call| holds(call)).expect("the row is written to the log");
-    assert!(row.done < created);
+    assert!(row.done < answer);
     let before = row.start - 1;
     let ours = |call: &Call| call == row;
-    assert_eq!(unsynced(calls, ours, before, created), Vec::<std::path::PathBuf>::new());
+    assert_eq!(unsynced(calls, ours, before, answer), Vec::<std::path::PathBuf>::new());
     let mut without = calls.to_vec();
     without.retain(|call| !matches!(&call.effect, Effect::Sync { path } if is_wal(path)));
-    assert_eq!(unsynced(&without, ours, before, created).len(), 1);
+    assert_eq!(unsynced(&without, ours, before, answer).len(), 1);
+    row.start
+}
+
+fn intent_comes_first(calls: &[Call], resource: &str, operation: &str, row: usize) {
+    let method = format!("/{operation}\"");
+    let is_intent = |line: &str| {
+        [resource, &method, "\"phase\":\"intent\""].iter().all(|part| line.contains(part))
+    };
+    let needed = [(row, 1)];
+    assert_eq!(early_answer(calls, is_intent, &needed), None, "{operation}");
+    // Had the log been synced only when the row was being written, it would show.
+    let mut late = calls.to_vec();
+    let is_sync = |call: &Call| matches!(&call.effect, Effect::Sync { path } if is_log(path));
+    let written = calls.iter().find(|call| writes(call, is_intent)).unwrap().done;
+    for call in late.iter_mut().filter(|call| is_sync(call)) {
+        if written < call.start && call.done < row {
+            call.done = row + 1;
+        }
+    }
+    assert_eq!(early_answer(&late, is_intent, &needed), Some(row), "{operation}");
 }
 
 fn token_files_come_first(calls: &[Call], began: usize, created: usize) {

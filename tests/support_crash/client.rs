@@ -8,26 +8,25 @@ use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::Random;
+use super::change::{After, Change, Done};
 use super::ledger::{Acknowledged, Ledger};
-use crate::support_dev::{TENANT, event_id, new_key, request_id};
+use crate::support_dev::{TENANT, event_id};
 
 /// The most keys of one client: the token's objects are indexed at each start.
 const MAX_KEYS: usize = 25;
 /// The most versions of one key.
 const MAX_VERSIONS: u32 = 20;
-
-/// A change whose answer has not come yet.
-#[derive(Clone, Debug)]
-enum Change {
-    Create(proto::CreateKeyRequest),
-    Rotate(proto::RotateKeyRequest),
-}
+/// Items of a batch.
+const BATCH: usize = 3;
+/// How the name of the key ends that is suspended and resumed; nothing is protected with it.
+pub const SWITCHED: &str = "-switched";
 
 /// A key of the client, with what it knows about it.
 #[derive(Clone, Debug)]
 struct OwnKey {
     name: String,
     version: u32,
+    revision: u64,
 }
 
 #[derive(Debug)]
@@ -36,6 +35,9 @@ pub struct Client {
     random: Random,
     keys: Vec<OwnKey>,
     sealed: Vec<(String, Vec<u8>, Vec<u8>)>,
+    /// The version that is suspended and resumed, and whether it is suspended.
+    switched: Option<(String, bool)>,
+    /// A change whose answer has not come yet.
     unanswered: Option<Change>,
     ledger: Ledger,
 }
@@ -47,7 +49,8 @@ pub struct Gone;
 impl Client {
     pub fn new(number: usize, random: Random, ledger: &Path) -> Self {
         let ledger = Ledger::create(ledger);
-        Self { number, random, keys: vec![], sealed: vec![], unanswered: None, ledger }
+        let (keys, sealed) = (vec![], vec![]);
+        Self { number, random, keys, sealed, switched: None, unanswered: None, ledger }
     }
 
     /// Works until the server is gone.
@@ -72,15 +75,19 @@ impl Client {
             (_, 0) => self.create(channel).await,
             (_, count) if choice < 10 && count < MAX_KEYS => self.create(channel).await,
             (index, _) if choice < 20 && self.keys[index].version < MAX_VERSIONS => {
-                let rotate = proto::RotateKeyRequest {
-                    name: self.keys[index].name.clone(),
-                    reason: "test".to_owned(),
-                    request_id: request_id(),
-                };
-                self.change(channel, Change::Rotate(rotate)).await
+                let rotate = Change::rotate(&self.keys[index].name);
+                self.change(channel, rotate).await
             }
-            (index, _) if choice < 60 => self.wrap(channel, index).await,
-            (index, _) if choice < 75 => self.data_key(channel, index).await,
+            (index, _) if choice < 26 => {
+                let OwnKey { name, revision, .. } = &self.keys[index];
+                let update = Change::update(name, *revision);
+                self.change(channel, update).await
+            }
+            (_, _) if choice < 32 => self.switch(channel).await,
+            (index, _) if choice < 58 => self.wrap(channel, index).await,
+            (index, _) if choice < 68 => self.data_key(channel, index).await,
+            (index, _) if choice < 76 => self.batch_wrap(channel, index).await,
+            (_, _) if choice < 84 => self.rewrap(channel).await,
             _ => self.unwrap(channel).await,
         }
     }
@@ -90,49 +97,74 @@ impl Client {
         let protection =
             if resident { proto::Protection::HsmResident } else { proto::Protection::HsmWrapped };
         let id = format!("c{}-{}", self.number, self.keys.len());
-        self.change(channel, Change::Create(new_key(&id, protection))).await
+        self.change(channel, Change::create(&id, protection)).await
+    }
+
+    async fn switch(&mut self, channel: &Channel) -> Result<(), Gone> {
+        let change = match &self.switched {
+            Some((version, suspended)) => Change::switch(version, *suspended),
+            None => {
+                let id = format!("c{}{SWITCHED}", self.number);
+                Change::create(&id, proto::Protection::HsmWrapped)
+            }
+        };
+        self.change(channel, change).await
     }
 
     async fn change(&mut self, channel: &Channel, change: Change) -> Result<(), Gone> {
         self.unanswered = Some(change.clone());
-        let mut client = kms_testkit::client::key_client(channel);
-        let (operation, event, key) = match change {
-            Change::Create(request) => {
-                let answer = answer(client.create_key(request).await)?;
-                ("CreateKey", event_id(&answer), answer.into_inner())
-            }
-            Change::Rotate(request) => {
-                let answer = answer(client.rotate_key(request).await)?;
-                ("RotateKey", event_id(&answer), answer.into_inner().key.unwrap())
-            }
-        };
+        let Done { operation, event_id, after } = change.ask(channel).await?;
         self.unanswered = None;
         // A change that was repeated may show what the first try did; nobody else changes this key.
-        let version = key.version_count;
-        assert_eq!(key.primary_version, version, "{key:?}");
-        match self.keys.iter_mut().find(|known| known.name == key.name) {
-            Some(known) => {
-                assert_eq!(version, known.version + 1, "a rollover was lost or done twice");
-                known.version = version;
-            }
-            None => {
-                assert_eq!((operation, version), ("CreateKey", 1));
-                self.keys.push(OwnKey { name: key.name.clone(), version });
-            }
-        }
-        self.note(operation, event, key.name, version, key.uid, None);
+        let entry = match after {
+            After::Key(key) => self.learn_key(operation, key),
+            After::Version(version) => self.learn_version(operation, version),
+        };
+        let operation = operation.to_owned();
+        self.ledger.note(&Acknowledged { operation, event_id, ..entry });
         Ok(())
     }
 
+    fn learn_key(&mut self, operation: &str, key: proto::Key) -> Acknowledged {
+        let (version, revision) = (key.version_count, key.revision);
+        assert_eq!(key.primary_version, version, "{key:?}");
+        match self.keys.iter_mut().find(|known| known.name == key.name) {
+            Some(known) => {
+                let more = u32::from(operation == "RotateKey");
+                assert_eq!(version, known.version + more, "a rollover was lost or done twice");
+                assert_eq!(revision, known.revision + 1, "a change was lost or done twice");
+                (known.version, known.revision) = (version, revision);
+            }
+            None => {
+                assert_eq!((operation, version), ("CreateKey", 1));
+                let name = key.name.clone();
+                if name.ends_with(SWITCHED) {
+                    self.switched = Some((format!("{name}/versions/1"), false));
+                } else {
+                    self.keys.push(OwnKey { name, version, revision });
+                }
+            }
+        }
+        let (key, uid, shown) = (key.name, key.uid, key.usage);
+        Acknowledged { key, version, uid, shown, ..Acknowledged::default() }
+    }
+
+    fn learn_version(&mut self, operation: &str, version: proto::KeyVersion) -> Acknowledged {
+        let (name, suspended) = self.switched.as_mut().unwrap();
+        assert_eq!(version.name, *name);
+        *suspended = !*suspended;
+        assert_eq!(operation == "SuspendKeyVersion", *suspended);
+        let state =
+            if *suspended { proto::VersionState::Suspended } else { proto::VersionState::Active };
+        assert_eq!(version.state(), state);
+        let key = name.strip_suffix("/versions/1").unwrap().to_owned();
+        let shown = state.as_str_name().to_owned();
+        Acknowledged { key, version: version.version, shown, ..Acknowledged::default() }
+    }
+
     pub async fn wrap(&mut self, channel: &Channel, index: usize) -> Result<(), Gone> {
-        let length = 1 + self.random.below(48);
-        let plaintext = self.random.bytes(length);
-        let OwnKey { name, version } = self.keys[index].clone();
-        let request = proto::WrapRequest {
-            key: name.clone(),
-            plaintext: plaintext.clone().into(),
-            context: context(&name),
-        };
+        let OwnKey { name, version, .. } = self.keys[index].clone();
+        let (plaintext, request) = self.wrap_request(&name);
         let wrapped = answer(kms_testkit::client::crypto_client(channel).wrap(request).await)?;
         let event = event_id(&wrapped);
         let wrapped = wrapped.into_inner();
@@ -142,7 +174,7 @@ impl Client {
     }
 
     async fn data_key(&mut self, channel: &Channel, index: usize) -> Result<(), Gone> {
-        let OwnKey { name, version } = self.keys[index].clone();
+        let OwnKey { name, version, .. } = self.keys[index].clone();
         let request = proto::GenerateDataKeyRequest {
             key: name.clone(),
             length_bytes: 32,
@@ -158,46 +190,77 @@ impl Client {
         Ok(())
     }
 
-    async fn unwrap(&mut self, channel: &Channel) -> Result<(), Gone> {
-        if self.sealed.is_empty() {
-            return Ok(());
+    async fn batch_wrap(&mut self, channel: &Channel, index: usize) -> Result<(), Gone> {
+        let OwnKey { name, version, .. } = self.keys[index].clone();
+        let (plaintexts, items): (Vec<_>, _) = (0..BATCH).map(|_| self.wrap_request(&name)).unzip();
+        let request = proto::BatchWrapRequest { items };
+        let mut client = kms_testkit::client::crypto_client(channel);
+        let wrapped = answer(client.batch_wrap(request).await)?;
+        let event = event_id(&wrapped);
+        let items = wrapped.into_inner().items;
+        assert_eq!(items.len(), BATCH);
+        for (plaintext, item) in plaintexts.into_iter().zip(items) {
+            let wrapped = item.result.unwrap_or_else(|| panic!("{:?}", item.status));
+            assert_eq!(wrapped.key_version, format!("{name}/versions/{version}"));
+            let (event, ciphertext) = (event.clone(), wrapped.ciphertext.to_vec());
+            self.keep("BatchWrap", event, name.clone(), version, plaintext, ciphertext);
         }
-        let (key, plaintext, ciphertext) = {
-            let index = self.random.below(self.sealed.len());
-            self.sealed[index].clone()
+        Ok(())
+    }
+
+    fn wrap_request(&mut self, key: &str) -> (Vec<u8>, proto::WrapRequest) {
+        let length = 1 + self.random.below(48);
+        let plaintext = self.random.bytes(length);
+        let (bytes, context) = (plaintext.clone().into(), context(key));
+        (plaintext, proto::WrapRequest { key: key.to_owned(), plaintext: bytes, context })
+    }
+
+    async fn rewrap(&mut self, channel: &Channel) -> Result<(), Gone> {
+        let Some((key, plaintext, ciphertext)) = self.one_sealed() else { return Ok(()) };
+        let version = self.keys.iter().find(|own| own.name == key).unwrap().version;
+        let request = proto::RewrapRequest {
+            key: key.clone(),
+            ciphertext: ciphertext.into(),
+            context: context(&key),
         };
+        let rewrapped = answer(kms_testkit::client::crypto_client(channel).rewrap(request).await)?;
+        let event = event_id(&rewrapped);
+        let rewrapped = rewrapped.into_inner();
+        assert_eq!(rewrapped.key_version, format!("{key}/versions/{version}"));
+        self.keep("Rewrap", event, key, version, plaintext, rewrapped.ciphertext.to_vec());
+        Ok(())
+    }
+
+    async fn unwrap(&mut self, channel: &Channel) -> Result<(), Gone> {
+        let Some((key, plaintext, ciphertext)) = self.one_sealed() else { return Ok(()) };
         let request = unwrap_request(&key, ciphertext);
         let opened = answer(kms_testkit::client::crypto_client(channel).unwrap(request).await)?;
         assert_eq!(opened.get_ref().plaintext, plaintext);
-        self.note("Unwrap", event_id(&opened), key, 0, String::new(), None);
+        let (operation, event_id) = ("Unwrap".to_owned(), event_id(&opened));
+        let entry = Acknowledged { operation, event_id, key, ..Acknowledged::default() };
+        self.ledger.note(&entry);
         Ok(())
+    }
+
+    fn one_sealed(&mut self) -> Option<(String, Vec<u8>, Vec<u8>)> {
+        let index = self.random.below(self.sealed.len().max(1));
+        self.sealed.get(index).cloned()
     }
 
     fn keep(
         &mut self,
         operation: &str,
-        event: String,
+        event_id: String,
         key: String,
         version: u32,
         plaintext: Vec<u8>,
         ciphertext: Vec<u8>,
     ) {
         self.sealed.push((key.clone(), plaintext.clone(), ciphertext.clone()));
-        let sealed = Some((plaintext, ciphertext));
-        self.note(operation, event, key, version, String::new(), sealed);
-    }
-
-    fn note(
-        &mut self,
-        operation: &str,
-        event_id: String,
-        key: String,
-        version: u32,
-        uid: String,
-        sealed: Option<(Vec<u8>, Vec<u8>)>,
-    ) {
-        let operation = operation.to_owned();
-        self.ledger.note(&Acknowledged { operation, event_id, key, version, uid, sealed });
+        let (operation, sealed) = (operation.to_owned(), Some((plaintext, ciphertext)));
+        let entry =
+            Acknowledged { operation, event_id, key, version, sealed, ..Acknowledged::default() };
+        self.ledger.note(&entry);
     }
 }
 
@@ -216,7 +279,7 @@ pub fn unwrap_request(key: &str, ciphertext: Vec<u8>) -> proto::UnwrapRequest {
 }
 
 /// Tells a refusal, which fails the test, from a server that is gone.
-fn answer<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Gone> {
+pub fn answer<T>(answer: Result<Response<T>, Status>) -> Result<Response<T>, Gone> {
     answer.map_err(|status| {
         let refused = status.get_details_error_info().is_some();
         assert!(!refused, "refused under {TENANT}: {status:?}");

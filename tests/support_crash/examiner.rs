@@ -7,8 +7,10 @@ use kms_proto::v1 as proto;
 use tonic::transport::Channel;
 
 use super::Random;
-use super::client::unwrap_request;
+use super::client::{SWITCHED, unwrap_request};
+use super::intents::Intents;
 use super::ledger::{Acknowledged, Tail};
+use super::residents;
 use crate::support_dev::{TENANT, audit_files};
 
 /// The most items of a batch.
@@ -26,6 +28,7 @@ pub struct Examiner {
     examined: usize,
     /// Event ids with the operations that succeeded under them.
     recorded: HashMap<String, Vec<String>>,
+    intents: Intents,
     /// Orphans that the log tells of, as it names them.
     pub orphans: HashSet<String>,
 }
@@ -39,6 +42,7 @@ impl Examiner {
             acknowledged: vec![],
             examined: 0,
             recorded: HashMap::new(),
+            intents: Intents::default(),
             orphans: HashSet::new(),
         }
     }
@@ -66,11 +70,22 @@ impl Examiner {
         self.examined = 0;
         // From the start: nothing that was there once is gone.
         self.recorded.clear();
+        self.intents = Intents::default();
         self.logs.clear();
         self.read_log();
         self.records_are_there(0);
         self.keys_are_there(channel, true).await;
+        self.changes_show(channel).await;
+        self.intents.are_closed();
         open(channel, self.acknowledged.iter()).await;
+    }
+
+    /// Every version in the database was told of: its own mutation has an outcome, whatever a repeat was told. Call it
+    /// after [`Examiner::examine_all`], when the server is gone.
+    pub fn versions_were_told(&self) {
+        for version in residents::versions(&self.directory) {
+            assert!(self.intents.made(&version), "no outcome of {version:?}");
+        }
     }
 
     fn read_log(&mut self) {
@@ -79,6 +94,7 @@ impl Examiner {
             for line in tail.lines() {
                 let record = &line["entry"]["record"];
                 let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+                self.intents.read(record);
                 if text("result") == "ORPHAN_OBJECT" {
                     let resource = text("resource");
                     self.orphans.insert(resource);
@@ -93,12 +109,15 @@ impl Examiner {
     }
 
     fn records_are_there(&self, first: usize) {
+        // One record an item: those of a batch have one event id.
+        let mut wanted: HashMap<(&str, &str), usize> = HashMap::new();
         for entry in &self.acknowledged[first..] {
-            let recorded = self.recorded.get(&entry.event_id);
-            assert!(
-                recorded.is_some_and(|operations| operations.contains(&entry.operation)),
-                "no record of {entry:?}, but {recorded:?}"
-            );
+            *wanted.entry((&entry.event_id, &entry.operation)).or_default() += 1;
+        }
+        for ((event_id, operation), items) in wanted {
+            let recorded = self.recorded.get(event_id).map_or(&[][..], Vec::as_slice);
+            let found = recorded.iter().filter(|recorded| *recorded == operation).count();
+            assert!(found >= items, "{operation} {event_id}: {items}, recorded {recorded:?}");
         }
     }
 
@@ -114,18 +133,27 @@ impl Examiner {
         assert!(listed.next_page_token.is_empty());
         let found: HashMap<_, _> = listed.keys.iter().map(|key| (key.name.as_str(), key)).collect();
         let mut known: HashMap<&str, (u32, &str)> = HashMap::new();
+        let mut suspended: HashSet<&str> = HashSet::new();
         for entry in &self.acknowledged {
             let (version, uid) = known.entry(&entry.key).or_default();
             *version = entry.version.max(*version);
             if !entry.uid.is_empty() {
                 *uid = &entry.uid;
             }
+            match &*entry.operation {
+                "SuspendKeyVersion" => suspended.insert(&entry.key),
+                "ResumeKeyVersion" => suspended.remove(&*entry.key),
+                _ => false,
+            };
         }
         for (name, (version, uid)) in &known {
             let key = found.get(name).unwrap_or_else(|| panic!("{name} is gone"));
             assert_eq!(key.uid, *uid);
             assert!(key.version_count >= *version, "{key:?} lacks version {version}");
-            assert_eq!(key.primary_version, key.version_count, "{key:?}");
+            // A suspended version is not shown as the primary one.
+            let primary = if suspended.contains(name) { 0 } else { key.version_count };
+            let either = !exactly && name.ends_with(SWITCHED);
+            assert!(either || key.primary_version == primary, "{key:?}");
             assert!(!exactly || key.version_count == *version, "{key:?}: not {version}");
         }
         assert!(!exactly || found.len() == known.len());
@@ -142,6 +170,28 @@ impl Examiner {
             assert_eq!(numbers, (1..=found[name].version_count).collect::<Vec<_>>());
             let primary = versions.iter().filter(|version| version.primary);
             assert_eq!(primary.count(), 1, "{versions:?}");
+        }
+    }
+
+    /// The last change of each key and version is the one that is there.
+    async fn changes_show(&self, channel: &Channel) {
+        let mut client = kms_testkit::client::key_client(channel);
+        let mut last: HashMap<(&str, bool), &str> = HashMap::new();
+        for entry in self.acknowledged.iter().filter(|entry| !entry.shown.is_empty()) {
+            let of_version = matches!(&*entry.operation, "SuspendKeyVersion" | "ResumeKeyVersion");
+            last.insert((&entry.key, of_version), &entry.shown);
+        }
+        for ((key, of_version), shown) in last {
+            if of_version {
+                let name = format!("{key}/versions/1");
+                let request = proto::DescribeKeyVersionRequest { name };
+                let version = client.describe_key_version(request).await.unwrap().into_inner();
+                assert_eq!(version.state().as_str_name(), shown, "{version:?}");
+            } else {
+                let request = proto::DescribeKeyRequest { name: key.to_owned() };
+                let key = client.describe_key(request).await.unwrap().into_inner();
+                assert_eq!(key.usage, shown, "{key:?}");
+            }
         }
     }
 }

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 /// One acknowledged operation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Acknowledged {
     pub operation: String,
     pub event_id: String,
     pub key: String,
     pub version: u32,
-    /// What the key's uid is, for creations.
+    /// What the key's uid is, for changes of keys.
     pub uid: String,
+    /// What shows that a change was made: the usage text of a key, the state of a version.
+    pub shown: String,
     /// What was protected, for wraps and data keys.
     pub sealed: Option<(Vec<u8>, Vec<u8>)>,
 }
@@ -30,10 +32,10 @@ impl Ledger {
 
     /// Writes an entry and returns when it is durable.
     pub fn note(&mut self, entry: &Acknowledged) {
-        let Acknowledged { operation, event_id, key, version, uid, sealed } = entry;
+        let Acknowledged { operation, event_id, key, version, uid, shown, sealed } = entry;
         let line = json!({
             "operation": operation, "event_id": event_id, "key": key, "version": version,
-            "uid": uid, "sealed": sealed,
+            "uid": uid, "shown": shown, "sealed": sealed,
         });
         self.0.write_all(format!("{line}\n").as_bytes()).unwrap();
         self.0.sync_data().unwrap();
@@ -82,6 +84,7 @@ fn entry(line: &Value) -> Acknowledged {
         key: text("key"),
         version: line["version"].as_u64().unwrap().try_into().unwrap(),
         uid: text("uid"),
+        shown: text("shown"),
         sealed: sealed.is_array().then(|| (bytes(&sealed[0]), bytes(&sealed[1]))),
     }
 }

@@ -7,8 +7,10 @@
     reason = "test support: a failure here is a failed test"
 )]
 
+pub mod change;
 pub mod client;
 pub mod examiner;
+pub mod intents;
 pub mod ledger;
 pub mod residents;
 

@@ -59,6 +59,14 @@ pub fn roots(directory: &Path) -> HashSet<String> {
     ids(directory, "SELECT wrap_id FROM roots UNION SELECT mac_id FROM roots")
 }
 
+/// Lists the versions that the database of a dev directory has: uid of the key in hex, and number.
+pub fn versions(directory: &Path) -> HashSet<(String, i64)> {
+    let store = rusqlite::Connection::open(directory.join("store.db")).unwrap();
+    let mut statement = store.prepare("SELECT lower(hex(key_uid)), version FROM versions").unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
 fn ids(directory: &Path, query: &str) -> HashSet<String> {
     let store = rusqlite::Connection::open(directory.join("store.db")).unwrap();
     let mut statement = store.prepare(query).unwrap();

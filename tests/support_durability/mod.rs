@@ -94,20 +94,31 @@ pub fn is_token(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str() == "tokens")
 }
 
-/// Returns the first answer that began to leave while fewer log lines with `needle` were durable than it needs.
+/// Returns how many log lines that are wanted a call writes.
+fn lines(call: &Call, wanted: impl Fn(&str) -> bool) -> usize {
+    match &call.effect {
+        Effect::Write { path, data, .. } if is_log(path) => {
+            String::from_utf8_lossy(data).lines().filter(|line| wanted(line)).count()
+        }
+        _ => 0,
+    }
+}
+
+/// Returns whether a call writes a log line that is wanted.
+pub fn writes(call: &Call, wanted: impl Fn(&str) -> bool) -> bool {
+    lines(call, wanted) > 0
+}
+
+/// Returns the first answer, or other call, that began while fewer of the wanted log lines were durable than it needs.
 ///
 /// `answers` are ticks with the number of lines that must be covered by a sync which was done before.
-pub fn early_answer(calls: &[Call], needle: &str, answers: &[(usize, usize)]) -> Option<usize> {
+pub fn early_answer(
+    calls: &[Call],
+    wanted: impl Fn(&str) -> bool,
+    answers: &[(usize, usize)],
+) -> Option<usize> {
     let lines = |until: usize| -> usize {
-        let written = calls.iter().filter(|call| call.done < until);
-        let counted = written.map(|call| match &call.effect {
-            Effect::Write { path, data, .. } if is_log(path) => {
-                let text = String::from_utf8_lossy(data);
-                text.lines().filter(|line| line.contains(needle)).count()
-            }
-            _ => 0,
-        });
-        counted.sum()
+        calls.iter().filter(|call| call.done < until).map(|call| lines(call, &wanted)).sum()
     };
     let syncs =
         calls.iter().filter(|call| matches!(&call.effect, Effect::Sync { path } if is_log(path)));

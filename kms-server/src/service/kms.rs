@@ -13,8 +13,8 @@ use kms_core::envelope::{Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES};
 use kms_core::id::{IntentId, RequestId};
 use kms_core::name::{KeyName, TenantName};
 use kms_hsm::{Hsm, HsmError, Timing};
-use tokio::sync::Semaphore;
 
+use super::places::Places;
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::audit::SharedAuditSink;
@@ -96,7 +96,7 @@ pub(super) struct Inner {
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
     tenant_locks: Vec<Arc<tokio::sync::Mutex<()>>>,
     /// Places for mutations.
-    pub(super) mutations: Arc<Semaphore>,
+    pub(super) mutations: Arc<Places>,
 }
 
 /// The turn to change rows of a tenant.
@@ -123,7 +123,7 @@ impl Kms {
             orphans: Mutex::default(),
             stuck_intents: AtomicUsize::new(0),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
-            mutations: Arc::new(Semaphore::new(super::mutation::MAX_MUTATIONS)),
+            mutations: Places::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -249,7 +249,8 @@ impl Inner {
         self.randomness.draw().ok_or(ServiceError::Bug { reason: "no randomness for ids" })
     }
 
-    /// Waits for the turn to change rows of a tenant.
+    /// Waits for the turn to change rows of a tenant, as long as something begun may take; whoever has not begun bounds it
+    /// by the deadline of the request.
     pub(super) async fn lock_tenant(
         &self,
         tenant: &TenantName,
@@ -259,7 +260,8 @@ impl Inner {
             .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)))
             % TENANT_LOCKS;
         let lock = self.tenant_locks.get(slot).ok_or(ServiceError::Bug { reason: "no lock" })?;
-        Ok(Arc::clone(lock).lock_owned().await)
+        let turn = tokio::time::timeout(INTERNAL_DEADLINE, Arc::clone(lock).lock_owned()).await;
+        turn.map_err(|_| ServiceError::QueueDeadline)
     }
 }
 

@@ -16,20 +16,18 @@ use kms_core::key::{CkaId, Protection};
 use kms_core::name::KeyName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
 use super::change::{Change, Failure};
 use super::claim::Claimed;
 use super::describe_key::Fresh;
 use super::kms::{INTERNAL_DEADLINE, Inner, Kms, TenantLock};
+use super::places::Place;
 use super::trail::{OK, PENDING, Trail};
 use super::{RequestContext, ServiceError};
 use crate::store::{Intent, IntentKind, VersionChoice};
 
-/// Mutations at a time: each holds an intent and a place in the HSM keeper's queue.
-pub const MAX_MUTATIONS: usize = 256;
-/// When a caller may try again after [`MAX_MUTATIONS`].
+/// When a caller may try again who found no place.
 const MUTATION_RETRY: Duration = Duration::from_millis(500);
 
 /// One kind of mutation.
@@ -126,12 +124,7 @@ impl Kms {
 
     /// Waits until no mutation is running; no new one starts afterwards. For the drain.
     pub async fn mutations_done(&self) {
-        let all = u32::try_from(MAX_MUTATIONS).unwrap_or(u32::MAX);
-        // An error means that it was closed before: nothing is running then either.
-        if let Ok(permits) = self.inner.mutations.acquire_many(all).await {
-            permits.forget();
-            self.inner.mutations.close();
-        }
+        self.inner.mutations.close().await;
     }
 }
 
@@ -146,7 +139,8 @@ impl Inner {
         mutation.permit(self, request, trail)?;
         let fields = mutation.fields()?;
         trail.reason = mutation.reason().map(Into::into);
-        let _admitted = self.admit(mutation.request_id().is_some()).await?;
+        let by_caller = mutation.request_id().is_some();
+        let _admitted = self.admit(by_caller, &trail.tenant).await?;
         let claim = match mutation.request_id() {
             None => None,
             Some(id) => match self.claim(request, id, fields).await? {
@@ -154,7 +148,7 @@ impl Inner {
                 Claimed::Fresh(claim) => Some(claim),
             },
         };
-        let (subject, basis) = mutation.basis(self, trail).await?;
+        let (subject, basis) = self.basis(request, &mutation, trail).await?;
         if self.clock.monotonic() >= request.deadline {
             return Err(ServiceError::QueueDeadline);
         }
@@ -171,14 +165,26 @@ impl Inner {
     }
 
     /// Takes a place among the mutations. What the server does by itself waits for one.
-    async fn admit(&self, by_caller: bool) -> Result<OwnedSemaphorePermit, ServiceError> {
-        let places = Arc::clone(&self.mutations);
-        let full = ServiceError::HsmSaturated { retry_after: MUTATION_RETRY };
-        if by_caller {
-            places.try_acquire_owned().map_err(|_| full)
+    async fn admit(&self, by_caller: bool, tenant: &str) -> Result<Place, ServiceError> {
+        let place = if by_caller {
+            self.mutations.enter(tenant)
         } else {
-            places.acquire_owned().await.map_err(|_| full)
-        }
+            self.mutations.enter_internal().await
+        };
+        place.ok_or(ServiceError::HsmSaturated { retry_after: MUTATION_RETRY })
+    }
+
+    /// Reads what a change builds on, and waits for the turn where it takes one, until the request's deadline: nothing is
+    /// begun before it has ended, so it can be given up.
+    async fn basis<M: Mutation>(
+        &self,
+        request: &RequestContext,
+        mutation: &M,
+        trail: &mut Trail,
+    ) -> Result<(Subject, M::Basis), ServiceError> {
+        let left = request.deadline.saturating_duration_since(self.clock.monotonic());
+        let read = tokio::time::timeout(left, mutation.basis(self, trail)).await;
+        read.unwrap_or(Err(ServiceError::QueueDeadline))
     }
 
     /// Waits for the turn to change a key, and reads it.

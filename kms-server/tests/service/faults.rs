@@ -24,6 +24,7 @@ use kms_server::store::{
     Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
     StoredKey, VersionChoice,
 };
+use tokio::sync::Semaphore;
 
 /// What happens to one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +45,47 @@ pub(crate) struct Faults {
     calls: AtomicI64,
     stale: Mutex<Option<Vec<Intent>>>,
     slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
+    gate: Mutex<Option<Arc<Gate>>>,
+}
+
+/// Where mutations stop before they open their intents.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    arrived: Semaphore,
+    open: Semaphore,
+}
+
+impl Gate {
+    /// Waits until so many more have come.
+    pub(crate) async fn arrivals(&self, count: u32) {
+        let arrivals = self.arrived.acquire_many(count);
+        let arrived = kms_testkit::deadline::within(Duration::from_mins(1), "arrivals", arrivals);
+        arrived.await.unwrap().forget();
+    }
+
+    /// Lets all pass, for ever.
+    pub(crate) fn open(&self) {
+        self.open.close();
+    }
+
+    async fn pass(&self) {
+        self.arrived.add_permits(1);
+        // An error means that it is open.
+        let _ = self.open.acquire().await;
+    }
 }
 
 impl Faults {
     /// Answers the next listing of intents with an old one.
     pub(crate) fn list_once(&self, stale: Vec<Intent>) {
         *self.stale.lock().unwrap() = Some(stale);
+    }
+
+    /// Stops mutations that are about to begin.
+    pub(crate) fn stop_intents(&self) -> Arc<Gate> {
+        let gate = Arc::new(Gate { arrived: Semaphore::new(0), open: Semaphore::new(0) });
+        *self.gate.lock().unwrap() = Some(Arc::clone(&gate));
+        gate
     }
 
     /// Lets the next generation of a key take this long.
@@ -263,6 +299,10 @@ impl Store for FaultyStore {
         through!(self.forget_requests(before))
     }
     async fn open_intent(&self, intent: Intent) -> Result<(), StoreError> {
+        let gate = self.1.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
         through!(self.open_intent(intent))
     }
     async fn intents(&self) -> Result<Vec<Intent>, StoreError> {

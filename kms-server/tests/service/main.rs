@@ -16,6 +16,7 @@ mod keys;
 mod leases;
 mod metrics;
 mod mutations;
+mod places;
 mod refusals;
 mod states;
 mod support;
