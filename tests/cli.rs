@@ -26,6 +26,24 @@ const STREAM_MIB: usize = 1_024;
 const MAX_RESIDENT_KIB: u64 = 64 * 1_024;
 
 #[test]
+fn the_commands_that_dev_mode_suggests_work() {
+    let mut world = World::new();
+    // The last line of the banner: all of it is there.
+    world.server.process.await_line("kms wrap", support_dev::LIMIT);
+    let banner = world.server.process.stdout();
+    let (_, next) = banner.split_once("Try next:\n").unwrap();
+    let commands: Vec<_> = next.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    assert_eq!(commands.len(), 3, "{banner}");
+    // What `kms wrap` prints is opened in the same pipe.
+    let open = "kms unwrap --key demo --in - --out -";
+    let script = format!("set -e\nunset KMS_CONFIG\n{} | {open}", commands.join("\n"));
+    let run = world.run("sh", &["-c", &script], b"");
+    assert_eq!(run.code, 0, "{script}: {}", run.stderr);
+    assert!(String::from_utf8_lossy(&run.stdout).contains("tenants/dev/keys/demo"), "{run:?}");
+    assert!(run.stdout.ends_with(b"secret\n"), "{run:?}");
+}
+
+#[test]
 fn keys_are_created_listed_described_updated_and_rolled_over() {
     let world = World::new();
     let key = world.create("k", &["--label", "team=a"]);

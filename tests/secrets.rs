@@ -133,7 +133,20 @@ async fn make_secrets(client: &Client, key: &str) -> (Vec<Secret>, Vec<Status>) 
 
 #[tokio::test]
 async fn secrets_are_nowhere_but_with_the_caller() {
-    let mut rig = Rig::new();
+    secrets_are_nowhere_with(Rig::new()).await;
+}
+
+#[tokio::test]
+async fn secrets_are_nowhere_in_json_logs_either() {
+    let output = secrets_are_nowhere_with(Rig::production()).await;
+    for line in output.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["fields"].is_object(), "{line}");
+    }
+}
+
+/// Makes secrets, looks for them everywhere, and returns the log.
+async fn secrets_are_nowhere_with(mut rig: Rig) -> String {
     rig.log_level = "debug";
     let pin = rig.pin();
     let server = rig.start();
@@ -151,7 +164,12 @@ async fn secrets_are_nowhere_but_with_the_caller() {
         errors.extend(seen);
         client.rotate(&key).await;
     }
-    is_clean("the metrics", server.get("/metrics").1.as_bytes(), &secrets);
+    let metrics = match server.rig.admin_tls {
+        true => server.get_over_tls("/metrics").await.1,
+        false => server.get("/metrics").1,
+    };
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    is_clean("the metrics", metrics.as_bytes(), &secrets);
     for error in &errors {
         is_clean("an error text", error.message().as_bytes(), &secrets);
         is_clean("the details of an error", error.details(), &secrets);
@@ -176,6 +194,7 @@ async fn secrets_are_nowhere_but_with_the_caller() {
     for needed in ["store.db", "audit/audit-00000001.jsonl"] {
         assert!(searched.iter().any(|name| name == needed), "{searched:?}");
     }
+    output
 }
 
 /// Stops a server and returns all that it wrote to standard output and error.

@@ -1,7 +1,7 @@
-//! Where the user PIN comes from: a file, a descriptor, the systemd credentials directory; the environment in dev mode.
+//! Where the user PIN comes from: a file, a descriptor, the systemd credentials directory.
 //!
-//! It must never come from argv. The bytes are wiped on every way out; copies we cannot wipe: the kernel's page cache
-//! of the file, and the environment block of the process.
+//! It never comes from argv or the environment, which other programs can see. The bytes are wiped on every way out; the
+//! copy we cannot wipe is the kernel's page cache of the file.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -28,8 +28,6 @@ pub enum PinSource {
         /// Its name there, a plain file name.
         name: String,
     },
-    /// An environment variable; refused unless dev mode is on.
-    Environment(String),
 }
 
 /// Why there is no PIN.
@@ -68,25 +66,15 @@ pub enum PinError {
         /// Where.
         place: String,
     },
-    /// The environment is no place for a PIN.
-    #[error("a PIN from the environment is accepted in dev mode only")]
-    EnvironmentRefused,
 }
 
 impl PinSource {
-    /// Reads the PIN and strips one trailing newline. `dev` permits the environment.
-    pub fn read(&self, dev: bool) -> Result<Pin, PinError> {
+    /// Reads the PIN and strips one trailing newline.
+    pub fn read(&self) -> Result<Pin, PinError> {
         match self {
             Self::File(path) => from_file(path, true),
             Self::Credential { directory, name } => from_file(&directory.join(name), false),
             Self::Descriptor(number) => from_file(Path::new(&format!("/dev/fd/{number}")), false),
-            Self::Environment(variable) if dev => {
-                let place = format!("environment variable {variable}");
-                let value = std::env::var_os(variable).unwrap_or_default();
-                let bytes = Zeroizing::new(std::os::unix::ffi::OsStringExt::into_vec(value));
-                parse(bytes, place)
-            }
-            Self::Environment(_) => Err(PinError::EnvironmentRefused),
         }
     }
 }
@@ -164,7 +152,7 @@ mod tests {
 
     fn read(content: &[u8]) -> Result<String, PinError> {
         let (_directory, source) = file(content, 0o600);
-        source.read(false).map(|pin| pin.expose().to_owned())
+        source.read().map(|pin| pin.expose().to_owned())
     }
 
     #[test]
@@ -180,11 +168,11 @@ mod tests {
     fn a_file_others_may_use_is_refused() {
         for mode in [0o400, 0o600, 0o700] {
             let (_directory, source) = file(b"1234", mode);
-            assert_eq!(source.read(false).unwrap().expose(), "1234", "{mode:o}");
+            assert_eq!(source.read().unwrap().expose(), "1234", "{mode:o}");
         }
         for mode in [0o640, 0o604, 0o620, 0o610, 0o666] {
             let (_directory, source) = file(b"1234", mode);
-            assert!(matches!(source.read(false), Err(PinError::Exposed { .. })), "{mode:o}");
+            assert!(matches!(source.read(), Err(PinError::Exposed { .. })), "{mode:o}");
         }
     }
 
@@ -192,7 +180,7 @@ mod tests {
     fn a_directory_is_no_pin_file() {
         let directory = tempfile::tempdir().unwrap();
         let source = PinSource::File(directory.path().to_owned());
-        assert!(matches!(source.read(false), Err(PinError::Exposed { .. })));
+        assert!(matches!(source.read(), Err(PinError::Exposed { .. })));
     }
 
     #[test]
@@ -213,7 +201,7 @@ mod tests {
         std::io::Write::write_all(&mut writer, b"from-a-pipe\n").unwrap();
         drop(writer);
         let source = PinSource::Descriptor(reader.as_raw_fd().try_into().unwrap());
-        assert_eq!(source.read(false).unwrap().expose(), "from-a-pipe");
+        assert_eq!(source.read().unwrap().expose(), "from-a-pipe");
     }
 
     #[test]
@@ -225,18 +213,8 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o440)).unwrap();
             let directory = directory.path().to_owned();
             let source = PinSource::Credential { directory, name: name.into() };
-            assert_eq!(source.read(false).unwrap().expose(), format!("of {name}"));
+            assert_eq!(source.read().unwrap().expose(), format!("of {name}"));
         }
-    }
-
-    #[test]
-    fn the_environment_is_accepted_in_dev_mode_only() {
-        // PATH stands in: every process has it, and nothing may be set here.
-        let source = PinSource::Environment("PATH".into());
-        assert!(source.read(true).is_ok());
-        assert!(matches!(source.read(false), Err(PinError::EnvironmentRefused)));
-        let unset = PinSource::Environment("HOLDFAST_NO_SUCH_VARIABLE".into());
-        assert!(matches!(unset.read(true), Err(PinError::Empty { .. })));
     }
 
     #[test]

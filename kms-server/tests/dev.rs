@@ -12,7 +12,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use kms_proto::v1 as proto;
+use kms_testkit::deadline::within;
+use kms_testkit::pki::Identity;
 use kms_testkit::{Process, softhsm};
+use tonic::transport::Channel;
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -98,23 +102,88 @@ fn a_wrong_pin_is_tried_once_and_the_server_stays_to_say_so() {
     ready(&mut mended, &directory);
 }
 
-#[test]
-fn a_start_that_was_interrupted_anywhere_is_resumed() {
-    for lost in ["token-serial", "pki", "store.db", "audit"] {
+/// Connects as the dev client.
+async fn connect(directory: &Path, told: &serde_json::Value) -> Channel {
+    let pki = |name: &str| directory.join("pki").join(name);
+    let client = Identity::existing(pki("client.pem"), pki("client.key"));
+    let address = told["listen"].as_str().unwrap().parse().unwrap();
+    let ca = pki("ca.pem");
+    let connecting = kms_testkit::client::connect(address, &ca, Some(&client));
+    within(LIMIT, "a connection", connecting).await.unwrap()
+}
+
+const KEY: &str = "tenants/dev/keys/k";
+
+/// Makes a key and wraps with it.
+async fn wrap(channel: &Channel) -> proto::WrapResponse {
+    let key = proto::CreateKeyRequest {
+        parent: "tenants/dev".to_owned(),
+        key_id: "k".to_owned(),
+        purpose: proto::Purpose::Wrap.into(),
+        owner: "tests".to_owned(),
+        sensitivity: proto::Sensitivity::Low.into(),
+        usage: "tests of dev mode".to_owned(),
+        cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
+        request_id: "00000000-0000-4000-8000-000000000001".to_owned(),
+        ..Default::default()
+    };
+    kms_testkit::client::key_client(channel).create_key(key).await.unwrap();
+    let plaintext = b"before".to_vec().into();
+    let request = proto::WrapRequest { key: KEY.to_owned(), plaintext, ..Default::default() };
+    kms_testkit::client::crypto_client(channel).wrap(request).await.unwrap().into_inner()
+}
+
+async fn unwrap(channel: &Channel, wrapped: proto::WrapResponse) -> Vec<u8> {
+    let ciphertext = wrapped.ciphertext;
+    let request = proto::UnwrapRequest { key: KEY.to_owned(), ciphertext, ..Default::default() };
+    let answer = kms_testkit::client::crypto_client(channel).unwrap(request).await.unwrap();
+    answer.into_inner().plaintext.to_vec()
+}
+
+fn tokens(directory: &Path) -> usize {
+    std::fs::read_dir(directory.join("tokens")).unwrap().count()
+}
+
+/// Starts a dev server that serves `work`, and stops it.
+async fn serve_once<T>(directory: &Path, work: impl AsyncFnOnce(Channel) -> T) -> T {
+    let mut process = Process::start(&mut dev(directory));
+    let told = ready(&mut process, directory);
+    let done = work(connect(directory, &told).await).await;
+    assert_eq!(process.terminate(LIMIT).code(), Some(0));
+    done
+}
+
+#[tokio::test]
+async fn a_start_that_was_interrupted_anywhere_is_resumed_with_the_same_token_and_keys() {
+    for lost in ["token-serial", "pki", "audit"] {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("dev");
-        let mut first = Process::start(&mut dev(&directory));
-        ready(&mut first, &directory);
-        first.terminate(LIMIT);
+        let wrapped = serve_once(&directory, async |channel| wrap(&channel).await).await;
+        let (serial, _) = pinned(&directory);
         let path = directory.join(lost);
         if path.is_dir() {
             std::fs::rename(&path, directory.join("pki.tmp")).unwrap();
         } else {
             std::fs::remove_file(&path).unwrap();
         }
-        let mut second = Process::start(&mut dev(&directory));
-        ready(&mut second, &directory);
+        let opened = serve_once(&directory, async |channel| unwrap(&channel, wrapped).await).await;
+        assert_eq!(opened, b"before", "without {lost}");
+        assert_eq!((tokens(&directory), pinned(&directory).0), (1, serial), "without {lost}");
     }
+}
+
+#[test]
+fn a_start_that_was_interrupted_before_there_was_a_database_keeps_the_token() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let mut first = Process::start(&mut dev(&directory));
+    ready(&mut first, &directory);
+    first.terminate(LIMIT);
+    let before = pinned(&directory);
+    std::fs::remove_file(directory.join("store.db")).unwrap();
+    let mut second = Process::start(&mut dev(&directory));
+    ready(&mut second, &directory);
+    assert_eq!((tokens(&directory), pinned(&directory)), (1, before));
 }
 
 #[test]

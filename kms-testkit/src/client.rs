@@ -1,5 +1,6 @@
 //! A gRPC client over TLS 1.3 with a certificate of its own.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,11 +8,14 @@ use std::sync::Arc;
 use hyper_util::rt::TokioIo;
 use kms_proto::v1::crypto_service_client::CryptoServiceClient;
 use kms_proto::v1::key_service_client::KeyServiceClient;
+pub use rustls::AlertDescription;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::pki::Identity;
@@ -57,11 +61,64 @@ pub async fn connect(
             let tcp = TcpStream::connect(address).await?;
             tcp.set_nodelay(true)?;
             let name = ServerName::try_from("localhost").expect("a name");
-            Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
+            Ok::<_, io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
         }
     });
     // The connector speaks TLS; tonic need not know.
     Endpoint::from_static("http://localhost").connect_with_connector(open).await
+}
+
+async fn shake_hands(
+    address: SocketAddr,
+    config: ClientConfig,
+) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from("localhost").expect("a name");
+    let tcp = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+}
+
+/// A GET over HTTP/1.1 and TLS; returns the status code and the body.
+///
+/// # Errors
+/// Says why there is no answer.
+pub async fn get(
+    address: SocketAddr,
+    ca: &Path,
+    identity: &Identity,
+    path: &str,
+) -> io::Result<(u16, String)> {
+    let mut config = tls(ca, Some(identity));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let mut stream = shake_hands(address, config).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Ok((code.expect("an answer has a status"), body.to_owned()))
+}
+
+/// Shakes hands, says nothing more, and returns the alert with which the server refuses; `None` when it does not refuse
+/// but only closes. Nothing is said because what a server has not read can cost the alert.
+///
+/// # Errors
+/// The connection broke without an alert.
+pub async fn handshake_alert(
+    address: SocketAddr,
+    ca: &Path,
+    identity: Option<&Identity>,
+) -> io::Result<Option<AlertDescription>> {
+    let ended = match shake_hands(address, tls(ca, identity)).await {
+        Ok(mut stream) => stream.read_to_end(&mut Vec::new()).await.map(drop),
+        Err(error) => Err(error),
+    };
+    let Err(error) = ended else { return Ok(None) };
+    match error.downcast::<rustls::Error>() {
+        Ok(rustls::Error::AlertReceived(alert)) => Ok(Some(alert)),
+        Ok(other) => Err(io::Error::other(other)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns a client of the crypto service.

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, Weak};
 
 use kms_testkit::pki::{Identity, Kind};
@@ -39,6 +39,14 @@ pub struct Rig {
     pub pin_file: PathBuf,
     pub grants: Vec<Grant>,
     pub log_level: &'static str,
+    /// `text` or `json`.
+    pub log_format: &'static str,
+    /// Whether the admin listener wants TLS with a client certificate.
+    pub admin_tls: bool,
+    /// Revocation lists.
+    pub crls: Vec<PathBuf>,
+    /// The directory with the PIN as systemd would hand it over; `None` takes it from `pin_file`.
+    pub credentials: Option<PathBuf>,
     /// How long a rolled-over version keeps protecting when pinned.
     pub overlap_ms: u64,
     /// The longest deadline of a request.
@@ -76,6 +84,10 @@ impl Rig {
             pin_file: dev.join("user-pin"),
             grants: vec![everything(TENANT), everything(OTHER_TENANT)],
             log_level: "info",
+            log_format: "text",
+            admin_tls: false,
+            crls: vec![],
+            credentials: None,
             overlap_ms: 600_000,
             max_request_ms: 30_000,
             environment: vec![],
@@ -86,6 +98,24 @@ impl Rig {
             server,
             home,
         }
+    }
+
+    /// Sets it up as the sample configuration advises: TLS on the admin listener, JSON logs, the PIN from systemd's
+    /// credentials directory, a revocation list.
+    pub fn production() -> Self {
+        let mut rig = Self::new();
+        let credentials = rig.home.path().join("credentials");
+        std::fs::create_dir(&credentials).unwrap();
+        let pin = credentials.join("hsm-pin");
+        std::fs::copy(&rig.pin_file, &pin).unwrap();
+        // As systemd shows it: the mask of an ACL.
+        std::fs::set_permissions(&pin, PermissionsExt::from_mode(0o440)).unwrap();
+        // So that it is found nowhere else.
+        rig.pin_file = rig.path("no-pin-here");
+        rig.credentials = Some(credentials);
+        (rig.log_format, rig.admin_tls) = ("json", true);
+        rig.crls = vec![rig.pki.revoke("clients", &[])];
+        rig
     }
 
     /// Returns a path in the directory that dev mode made.
@@ -100,22 +130,30 @@ impl Rig {
 
     fn configuration(&self) -> String {
         let quoted = |path: &Path| toml_text(path.to_str().unwrap());
+        let crls: Vec<_> = self.crls.iter().map(|path| quoted(path)).collect();
+        let pin = match &self.credentials {
+            Some(_) => "{ credential = \"hsm-pin\" }".to_owned(),
+            None => format!("{{ file = {} }}", quoted(&self.pin_file)),
+        };
         let mut text = format!(
             "[listen]\naddress = \"127.0.0.1:0\"\n\
-             [tls]\ncertificate = {}\nprivate_key = {}\nclient_ca = {}\n\
-             [admin]\naddress = \"127.0.0.1:0\"\ntls = false\n\
-             [hsm]\nmodule = {}\ntoken_serial = {}\npin = {{ file = {} }}\ntoken_dir = {}\n\
-             [store]\npath = {}\n[audit]\ndirectory = {}\n[log]\nlevel = {}\n\
+             [tls]\ncertificate = {}\nprivate_key = {}\nclient_ca = {}\ncrls = [{}]\n\
+             [admin]\naddress = \"127.0.0.1:0\"\ntls = {}\n\
+             [hsm]\nmodule = {}\ntoken_serial = {}\npin = {pin}\ntoken_dir = {}\n\
+             [store]\npath = {}\n[audit]\ndirectory = {}\n\
+             [log]\nformat = {}\nlevel = {}\n\
              [limits]\noverlap_ms = {}\nmax_request_ms = {}\n",
             quoted(&self.server.certificate),
             quoted(&self.server.key),
             quoted(&self.pki.ca()),
+            crls.join(", "),
+            self.admin_tls,
             quoted(&self.module),
             toml_text(&self.token_serial),
-            quoted(&self.pin_file),
             quoted(&self.path("tokens")),
             quoted(&self.path("store.db")),
             quoted(&self.path("audit")),
+            toml_text(self.log_format),
             toml_text(self.log_level),
             self.overlap_ms,
             self.max_request_ms,
@@ -133,20 +171,32 @@ impl Rig {
 
     /// Starts the server without waiting for it.
     pub fn spawn(&self) -> Process {
-        let file = self.path("server.toml");
-        std::fs::write(&file, self.configuration()).unwrap();
-        let server = binary("kms-server");
         let mut command = match self.wrapper.split_first() {
-            None => Command::new(server),
+            None => Command::new(binary("kms-server")),
             Some((program, arguments)) => {
                 let mut command = Command::new(program);
-                command.args(arguments).arg(server);
+                command.args(arguments).arg(binary("kms-server"));
                 command
             }
         };
+        Process::start(self.configure(&mut command))
+    }
+
+    /// Has the server check the configuration that it would start with.
+    pub fn check_config(&self) -> Output {
+        let mut command = Command::new(binary("kms-server"));
+        self.configure(command.arg("check-config")).output().unwrap()
+    }
+
+    /// Writes the configuration, and names it and the environment.
+    fn configure<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        let file = self.path("server.toml");
+        std::fs::write(&file, self.configuration()).unwrap();
         command.arg("--config").arg(file).env("SOFTHSM2_CONF", self.path("softhsm2.conf"));
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        Process::start(&mut command)
+        if let Some(directory) = &self.credentials {
+            command.env("CREDENTIALS_DIRECTORY", directory);
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)))
     }
 
     /// Starts the server and waits until it serves.
@@ -179,8 +229,16 @@ impl Rig {
 
 /// Waits until a started server serves, well or not.
 pub fn serving(mut process: Process, rig: Rig) -> Server {
-    let line = process.await_line("serving listen=", LIMIT);
-    Server { listen: address(&line, "listen="), admin: address(&line, "admin="), process, rig }
+    let (listen, admin) = if rig.log_format == "json" {
+        let line = process.await_line("\"message\":\"serving\"", LIMIT);
+        let line: Value = serde_json::from_str(&line).unwrap();
+        let address = |field: &str| line["fields"][field].as_str().unwrap().parse().unwrap();
+        (address("listen"), address("admin"))
+    } else {
+        let line = process.await_line("serving listen=", LIMIT);
+        (address(&line, "listen="), address(&line, "admin="))
+    };
+    Server { listen, admin, process, rig }
 }
 
 /// Waits until the admin listener of a started server is open.
@@ -277,6 +335,13 @@ impl Server {
             }
         }
         records
+    }
+
+    /// Asks the admin listener over TLS, as the operator; returns the status code and the body.
+    pub async fn get_over_tls(&self, path: &str) -> (u16, String) {
+        let (ca, operator) = (self.rig.pki.ca(), &self.rig.operator);
+        let asking = kms_testkit::client::get(self.admin, &ca, operator, path);
+        kms_testkit::deadline::within(LIMIT, "an answer", asking).await.unwrap()
     }
 
     /// Asks the admin listener; returns the status code and the body.

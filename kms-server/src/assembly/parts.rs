@@ -34,9 +34,8 @@ pub(super) fn start_hsm(
     clock: &Arc<dyn Clock>,
 ) -> Result<StartedHsm, StartError> {
     let section = &config.hsm;
-    let pin = pin_source(&section.pin)?
-        .read(false)
-        .map_err(|error| StartError::Pin(error.to_string()))?;
+    let pin =
+        pin_source(&section.pin)?.read().map_err(|error| StartError::Pin(error.to_string()))?;
     let token = match (&section.token_serial, &section.token_label) {
         (Some(serial), _) => TokenSelector::Serial(serial.clone()),
         (None, Some(label)) => TokenSelector::Label(label.clone()),

@@ -1,0 +1,82 @@
+//! The server as it is meant to be run: TLS on the admin listener, JSON logs, the PIN from systemd, revocation lists.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failure in a test's helper is a failed test"
+)]
+
+mod common;
+
+use common::{LIMIT, Rig, Server, refusal};
+use kms_testkit::client::{AlertDescription, handshake_alert};
+use kms_testkit::deadline::within;
+use kms_testkit::pki::Identity;
+use rustix::process::Signal;
+use serde_json::Value;
+use tonic::Code;
+
+/// Returns the alert with which the listener at `address` refuses `identity`.
+async fn alert(
+    server: &Server,
+    address: std::net::SocketAddr,
+    identity: Option<&Identity>,
+) -> Option<AlertDescription> {
+    let ca = server.rig.pki.ca();
+    within(LIMIT, "an alert", handshake_alert(address, &ca, identity)).await.unwrap()
+}
+
+#[test]
+fn check_config_finds_it_good_and_says_so() {
+    let output = Rig::production().check_config();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "the configuration is good\n");
+    assert!(output.stderr.is_empty());
+}
+
+#[tokio::test]
+async fn readiness_is_told_to_who_shows_a_certificate() {
+    let server = Rig::production().start();
+    let ready = async { while server.get_over_tls("/readyz").await.0 != 200 {} };
+    within(LIMIT, "readiness", ready).await;
+    let refused = alert(&server, server.admin, None).await;
+    assert_eq!(refused, Some(AlertDescription::CertificateRequired));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_a_reloaded_list_revokes_is_refused_everywhere() {
+    let mut server = Rig::production().start();
+    let key = server.operator().await.create("revoked").await.name;
+    let stranger = server.client(&server.rig.stranger).await;
+    refusal(stranger.wrap(&key, b"x", &[]).await).is(Code::PermissionDenied, "ACCESS_DENIED");
+    server.rig.pki.revoke("clients", &[&server.rig.stranger]);
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates reloaded", LIMIT);
+    refusal(stranger.wrap(&key, b"x", &[]).await).is(Code::Unauthenticated, "CERT_UNTRUSTED");
+    for address in [server.listen, server.admin] {
+        let refused = alert(&server, address, Some(&server.rig.stranger)).await;
+        assert_eq!(refused, Some(AlertDescription::CertificateRevoked));
+    }
+    assert!(server.operator().await.wrap(&key, b"x", &[]).await.is_ok(), "others are let in");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_line_names_the_event_of_the_audit_record() {
+    let mut rig = Rig::production();
+    rig.log_level = "debug";
+    let mut server = rig.start();
+    let client = server.operator().await;
+    let status = client.wrap("tenants/acme/keys/nowhere", b"x", &[]).await.unwrap_err();
+    let told = status.metadata().get("holdfast-event-id").unwrap().to_str().unwrap();
+    let line: Value =
+        serde_json::from_str(&server.process.await_line("\"message\":\"refused\"", LIMIT)).unwrap();
+    assert_eq!(line["span"]["event_id"], told, "{line}");
+    let records = server.records();
+    let of_event = records.iter().filter(|record| record["event_id"] == told);
+    let operations: Vec<_> = of_event.map(|record| &record["operation"]).collect();
+    assert_eq!(operations, [&line["span"]["method"]], "{records:?}");
+    server.stop().await;
+}
