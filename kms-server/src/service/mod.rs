@@ -16,6 +16,7 @@ mod kms;
 mod list_keys;
 mod mutation;
 mod reconcile;
+mod recover;
 mod rewrap;
 mod rotate_key;
 mod trail;

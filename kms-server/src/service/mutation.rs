@@ -13,7 +13,7 @@ use kms_core::audit::Phase;
 use kms_core::canonical::CanonicalWriter;
 use kms_core::domain;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
-use kms_core::key::{CkaId, Protection, RowMac};
+use kms_core::key::{CkaId, Protection, RowMac, Sealed};
 use kms_core::name::{KeyName, TenantName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -118,9 +118,16 @@ impl Inner {
         claim: &Claim,
     ) -> Result<Option<T>, ServiceError> {
         let (principal, request_id) = (String::from(&*claim.key.0), claim.key.1);
-        let Some(first) = self.store.request(principal, request_id).await? else {
+        let Some(sealed) = self.store.request(principal, request_id).await? else {
             return Ok(None);
         };
+        let what = format!("remembered result of request {request_id}");
+        self.keyring.verify_row(&sealed, what).await?;
+        let first = sealed.row;
+        if (first.principal.as_str(), first.request_id) != (&*claim.key.0, request_id) {
+            let detail = format!("request {request_id} reads as another");
+            return Err(self.keyring.integrity(detail).into());
+        }
         let forgotten = first.time.after(crate::store::REQUEST_MEMORY) <= self.clock.now();
         if forgotten {
             return Ok(None);
@@ -163,7 +170,9 @@ impl Inner {
         // Invariant: known as active before the row can be seen, until nothing more is done to it.
         self.intents.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         let open = OpenIntent { inner: Arc::clone(self), intent };
-        self.store.open_intent(open.intent.clone()).await?;
+        let generation = self.keyring.config().generation;
+        let sealed = self.keyring.seal(open.intent.clone(), generation, request.deadline).await?;
+        self.store.open_intent(sealed).await?;
         trail.intent = Some(id);
         if let Err(error) = self.record_phase(request, trail, Phase::Intent, PENDING).await {
             self.close_intent(id).await;
@@ -203,12 +212,22 @@ impl Inner {
         rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
         rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
         trail.manifest = Some(manifest.stamp());
+        let applied = Some(manifest.stamp());
+        let intent = Intent { applied, ..open.intent.clone() };
+        let remembered = claim.map(|claim| claim.remember(result)).transpose()?;
         let generation = self.keyring.config().generation;
-        let manifest = self.keyring.seal(manifest, generation, request.deadline).await?;
+        let mut inputs = vec![manifest.mac_input(generation), intent.mac_input(generation)];
+        inputs.extend(remembered.as_ref().map(|request| request.mac_input(generation)));
+        let macs = self.keyring.macs(inputs, generation, request.deadline).await?;
+        let [manifest_mac, intent_mac, request_mac @ ..] = macs.as_slice() else {
+            return Err(ServiceError::Bug { reason: "a MAC is missing" });
+        };
+        let manifest = Sealed { row: manifest, mac: *manifest_mac, generation };
+        let seal = |(row, mac): (RequestRecord, &RowMac)| Sealed { row, mac: *mac, generation };
         Ok(Closing {
-            intent: open.intent.id,
+            intent: Sealed { row: intent, mac: *intent_mac, generation },
             manifest: ManifestChange { expected, manifest },
-            request: claim.map(|claim| claim.remember(result)).transpose()?,
+            request: remembered.zip(request_mac.first()).map(seal),
         })
     }
 
@@ -226,11 +245,17 @@ impl Inner {
         let Ok(intents) = self.store.intents().await else {
             return Err(Unsettled::Unknown(error));
         };
-        match intents.into_iter().find(|intent| intent.id == open.intent.id) {
-            Some(Intent { applied: Some(_), .. }) => Ok(()),
-            Some(Intent { applied: None, .. }) => Err(Unsettled::NotCommitted(error)),
+        let Some(found) = intents.rows.iter().find(|intent| intent.row.id == open.intent.id) else {
             // Only another process could have closed it, and it alone knows why.
-            None => Err(Unsettled::Unknown(error)),
+            return Err(Unsettled::Unknown(error));
+        };
+        let what = format!("intent {}", open.intent.id);
+        if self.keyring.verify_row(found, what).await.is_err() {
+            return Err(Unsettled::Unknown(error));
+        }
+        match found.row.applied {
+            Some(_) => Ok(()),
+            None => Err(Unsettled::NotCommitted(error)),
         }
     }
 

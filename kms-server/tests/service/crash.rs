@@ -19,10 +19,10 @@ fn resident() -> CreateKey {
 
 /// What must hold after recovery, whatever happened before.
 async fn check(world: &World, point: &str) {
-    assert!(world.store.intents().await.unwrap().is_empty(), "{point}: an intent stays open");
+    assert!(world.store.intents().await.unwrap().rows.is_empty(), "{point}: an intent stays open");
     let deadline = world.request(CREATE).deadline;
     let mut objects = world.hsm.list_residents(deadline).await.unwrap();
-    let mut rows = world.store.resident_ids().await.unwrap();
+    let mut rows = world.store.resident_ids().await.unwrap().rows;
     objects.sort();
     rows.sort();
     assert_eq!(objects, rows, "{point}: objects and rows differ");

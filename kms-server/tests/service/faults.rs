@@ -17,10 +17,10 @@ use kms_core::secret::Plaintext;
 use kms_hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec, Pending,
 };
-use kms_server::audit::{Appended, AuditError, AuditSink, SharedAuditSink};
+use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
-    Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
-    StoredKey, VersionChoice,
+    Closing, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord, Rollover, Store,
+    StoreError, StoredKey, VersionChoice,
 };
 
 /// What happens to one call.
@@ -38,12 +38,12 @@ pub(crate) struct Faults {
     armed: AtomicBool,
     reply_lost: AtomicBool,
     calls: AtomicI64,
-    stale: Mutex<Option<Vec<Intent>>>,
+    stale: Mutex<Option<Vec<Sealed<Intent>>>>,
 }
 
 impl Faults {
     /// Answers the next listing of intents with an old one.
-    pub(crate) fn list_once(&self, stale: Vec<Intent>) {
+    pub(crate) fn list_once(&self, stale: Vec<Sealed<Intent>>) {
         *self.stale.lock().unwrap() = Some(stale);
     }
 
@@ -165,6 +165,9 @@ impl AuditSink for FaultySink {
     fn healthy(&self) -> bool {
         self.0.healthy()
     }
+    fn past(&self) -> Past {
+        self.0.past()
+    }
     fn close(&self) {
         self.0.close();
     }
@@ -234,18 +237,18 @@ impl Store for FaultyStore {
         &self,
         principal: String,
         id: RequestId,
-    ) -> Result<Option<RequestRecord>, StoreError> {
+    ) -> Result<Option<Sealed<RequestRecord>>, StoreError> {
         through!(self.request(principal, id))
     }
     async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
         through!(self.forget_requests(before))
     }
-    async fn open_intent(&self, intent: Intent) -> Result<(), StoreError> {
+    async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError> {
         through!(self.open_intent(intent))
     }
-    async fn intents(&self) -> Result<Vec<Intent>, StoreError> {
+    async fn intents(&self) -> Result<Listed<Sealed<Intent>>, StoreError> {
         if let Some(stale) = self.1.stale.lock().unwrap().take() {
-            return Ok(stale);
+            return Ok(Listed { rows: stale, damaged: 0 });
         }
         through!(self.intents())
     }
@@ -274,14 +277,14 @@ impl Store for FaultyStore {
     ) -> Result<(), StoreError> {
         through!(self.update_version(expected, version, closing))
     }
-    async fn resident_ids(&self) -> Result<Vec<CkaId>, StoreError> {
+    async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {
         through!(self.resident_ids())
     }
     async fn due_deactivations(
         &self,
         now: Timestamp,
         limit: u32,
-    ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
         through!(self.due_deactivations(now, limit))
     }
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {

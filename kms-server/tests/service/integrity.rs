@@ -89,5 +89,23 @@ async fn an_edited_manifest_stops_mutations() {
     let request = world.request("kms.v1.KeyService/CreateKey");
     let refused = world.kms.create_key(&request, create("tenants/t/keys/new")).await.unwrap_err();
     assert_eq!(refused.reason(), "KEY_INTEGRITY");
-    assert!(world.store.intents().await.unwrap().is_empty(), "nothing stays half done");
+    assert!(world.store.intents().await.unwrap().rows.is_empty(), "nothing stays half done");
+}
+
+#[tokio::test]
+async fn an_edited_result_of_a_request_is_not_answered() {
+    let edits = [
+        "result = CAST(replace(CAST(result AS TEXT), 'team', 'mallory') AS BLOB)",
+        "time = time + 1",
+    ];
+    for edit in edits {
+        let world = World::new().await;
+        let request = world.request("kms.v1.KeyService/CreateKey");
+        let wanted = create(KEY);
+        let first = world.kms.create_key(&request, wanted.clone()).await.unwrap();
+        assert_eq!(world.kms.create_key(&request, wanted.clone()).await.unwrap(), first);
+        sql(&world, &format!("UPDATE requests SET {edit}"));
+        let refused = world.kms.create_key(&request, wanted).await.unwrap_err();
+        assert_eq!(refused.reason(), "KEY_INTEGRITY", "{edit}");
+    }
 }

@@ -17,3 +17,4 @@ mod leases;
 mod metrics;
 mod states;
 mod support;
+mod tampering;
