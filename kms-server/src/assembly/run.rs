@@ -98,7 +98,6 @@ struct Core {
 /// What runs, and how to stop it.
 struct Running {
     reconciler: JoinHandle<()>,
-    gateway: Gateway,
     kms: Kms,
     readiness: Arc<Readiness>,
     refusals: Arc<FoldedRefusals>,
@@ -266,7 +265,6 @@ impl Core {
         let _ = first.await;
         Ok(Running {
             reconciler,
-            gateway,
             kms,
             readiness,
             refusals,
@@ -288,7 +286,7 @@ impl Core {
                 tracing::warn!("the drain was cut off at its deadline");
             }
         }
-        if timeout(config.limits.drain(), running.gateway.mutations_done()).await.is_err() {
+        if timeout(config.limits.drain(), running.kms.mutations_done()).await.is_err() {
             tracing::warn!("mutations were still running at the deadline of the drain");
         }
         if timeout(CLOSE_TIMEOUT, running.reconciler).await.is_err() {

@@ -1,17 +1,16 @@
 //! CreateKey: a key with version 1, ACTIVE and primary.
 
-use std::sync::Arc;
-
 use kms_core::canonical::CanonicalWriter;
-use kms_core::id::{KeyUid, KeyVersion, Revision};
+use kms_core::id::{KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::key::{CounterRow, KeyRow, Material, Protection, VersionRow};
 use kms_core::state::VersionState;
 use kms_hsm::{GeneratedKey, KeySpec};
 
+use super::change::{Change, Failure, RowChanges};
 use super::describe_key::describe_key;
 use super::fields;
 use super::kms::{Inner, Kms};
-use super::mutation::{Claim, Claimed, Failure, OpenIntent, RowChanges, Subject, request_hash};
+use super::mutation::{Mutation, Subject};
 use super::trail::Trail;
 use super::{CreateKey, KeyDescription, RequestContext, ServiceError};
 use crate::authz::{self, Target};
@@ -28,62 +27,66 @@ impl Kms {
         request: &RequestContext,
         create: CreateKey,
     ) -> Result<KeyDescription, ServiceError> {
-        let (inner, request) = (Arc::clone(&self.inner), request.clone());
-        super::kms::detached(async move {
-            let mut trail = Trail::key(&create.name);
-            let result = inner.create_key(&request, create, &mut trail).await;
-            inner.record_unless_begun(&request, trail, result).await
-        })
-        .await
+        self.mutate(request, create).await
     }
 }
 
-impl Inner {
-    async fn create_key(
-        self: &Arc<Self>,
+impl Mutation for CreateKey {
+    type Output = KeyDescription;
+    type Basis = ();
+
+    fn trail(&self) -> Trail {
+        Trail::key(&self.name)
+    }
+
+    fn request_id(&self) -> Option<RequestId> {
+        Some(self.request_id)
+    }
+
+    fn permit(
+        &self,
+        inner: &Inner,
         request: &RequestContext,
-        create: CreateKey,
         trail: &mut Trail,
-    ) -> Result<KeyDescription, ServiceError> {
-        let target = Target::key(&create.name);
-        self.permit::<authz::CreateKey>(request, target, trail)?;
-        fields::check_owner(&create.owner)?;
-        fields::check_usage(&create.usage)?;
-        fields::check_cryptoperiod(create.cryptoperiod)?;
-        fields::check_labels(&create.labels)?;
-        let hash = request_hash(request.operation, canonical(&create));
-        let claim = match self.claim(request, create.request_id, hash).await? {
-            Claimed::Repeat(first) => return Ok(first),
-            Claimed::Fresh(claim) => claim,
-        };
+    ) -> Result<(), ServiceError> {
+        inner.permit::<authz::CreateKey>(request, Target::key(&self.name), trail).map(drop)
+    }
+
+    fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
+        fields::check_owner(&self.owner)?;
+        fields::check_usage(&self.usage)?;
+        fields::check_cryptoperiod(self.cryptoperiod)?;
+        fields::check_labels(&self.labels)?;
+        Ok(canonical(self))
+    }
+
+    async fn basis(
+        &self,
+        inner: &Inner,
+        _trail: &mut Trail,
+    ) -> Result<(Subject, ()), ServiceError> {
         // Seen early, so that no key is generated in vain; the store decides in the end.
-        let by_name = KeyRef::Name(create.name.clone());
-        if self.store.key(by_name, VersionChoice::Primary).await?.is_some() {
-            return Err(ServiceError::ResourceExists { name: create.name });
+        let by_name = KeyRef::Name(self.name.clone());
+        if inner.store.key(by_name, VersionChoice::Primary).await?.is_some() {
+            return Err(ServiceError::ResourceExists { name: self.name.clone() });
         }
         let subject = Subject {
             kind: IntentKind::CreateKey,
-            key_name: create.name.clone(),
-            key_uid: KeyUid::from_random(self.draw()?),
+            key_name: self.name.clone(),
+            key_uid: KeyUid::from_random(inner.draw()?),
             version: KeyVersion::FIRST,
-            protection: create.protection,
+            makes: Some(self.protection),
+            stale: Vec::new(),
         };
-        let open = self.begin(request, subject, trail).await?;
-        let result = self.insert_key(request, create, (&open, &claim), trail).await;
-        self.conclude(request, open, trail, result).await
+        Ok((subject, ()))
     }
 
-    async fn insert_key(
-        &self,
-        request: &RequestContext,
-        create: CreateKey,
-        (open, claim): (&OpenIntent, &Claim),
-        trail: &mut Trail,
-    ) -> Result<KeyDescription, Failure> {
-        let (version, counter) = self.generate(request, open, "created").await?;
+    async fn apply(self, change: &mut Change<'_>, (): ()) -> Result<KeyDescription, Failure> {
+        let create = self;
+        let (version, counter) = change.generate("created").await?;
         let now = version.create_time;
         let key = KeyRow {
-            uid: open.intent.key_uid,
+            uid: change.intent.key_uid,
             name: create.name.clone(),
             purpose: create.purpose,
             protection: create.protection,
@@ -99,47 +102,43 @@ impl Inner {
             latest: KeyVersion::FIRST,
         };
         let description = describe_key(&key, &version, now);
-        let (generation, deadline) = (self.keyring.config().generation, request.deadline);
-        let key = self.keyring.seal(key, generation, deadline).await.map_err(ServiceError::from)?;
-        let version =
-            self.keyring.seal(version, generation, deadline).await.map_err(ServiceError::from)?;
-        let counter =
-            self.keyring.seal(counter, generation, deadline).await.map_err(ServiceError::from)?;
+        let key = change.seal(key).await?;
+        let version = change.seal(version).await?;
+        let counter = change.seal(counter).await?;
         let tenant = create.name.tenant();
-        let _turn = self.lock_tenant(tenant).await?;
+        // Only now: keys of one tenant may be generated side by side.
+        let _lock = change.inner.lock_tenant(tenant).await?;
         let rows = RowChanges { added: &[key.mac, version.mac], removed: &[] };
-        let ending = (open, Some(claim), &description);
-        let closing = self.closing(request, tenant, rows, ending, trail).await?;
-        let committed = self.store.create_key(NewKey { key, version, counter }, closing).await;
-        match self.settle(open, committed).await {
-            Ok(()) => Ok(description),
-            Err(super::mutation::Unsettled::NotCommitted(StoreError::NameTaken)) => {
-                Err(Failure::Undo(ServiceError::ResourceExists { name: create.name }))
-            }
-            Err(other) => Err(other.into()),
+        let closing = change.closing(tenant, rows, &description).await?;
+        let new = NewKey { key, version, counter };
+        let committed = change.inner.store.create_key(new, closing).await;
+        if committed == Err(StoreError::NameTaken) {
+            return Err(Failure::Undo(ServiceError::ResourceExists { name: create.name }));
         }
+        change.settle(committed).await?;
+        Ok(description)
     }
+}
 
+impl Change<'_> {
     /// Generates the key of an intent and makes the rows of its version, ACTIVE, with the check value as first invocation.
     ///
     /// The provider has self-tested the key, so PRE_ACTIVATION ends in the transaction that writes the row.
     pub(super) async fn generate(
         &self,
-        request: &RequestContext,
-        open: &OpenIntent,
         reason: &str,
     ) -> Result<(VersionRow, CounterRow), ServiceError> {
-        let intent = &open.intent;
+        let (intent, inner) = (self.intent, self.inner);
         let spec = KeySpec {
             key_uid: intent.key_uid,
             version: intent.version,
-            generation: self.keyring.config().generation,
+            generation: inner.keyring.config().generation,
             protection: intent.protection,
             resident_id: intent.resident_id,
         };
-        let generated = self.hsm.generate_key(spec, request.deadline).await;
+        let generated = inner.hsm.generate_key(spec, self.request.deadline).await;
         let GeneratedKey { wrapped, check, key: _ } =
-            generated.map_err(|error| self.device(error))?;
+            generated.map_err(|error| inner.device(error))?;
         let material = match (intent.protection, wrapped) {
             (Protection::HsmWrapped, Some(blob)) => Material::Wrapped(blob),
             (Protection::HsmResident, None) => Material::Resident(intent.resident_id),
@@ -147,7 +146,7 @@ impl Inner {
                 return Err(ServiceError::Bug { reason: "the hsm gave another protection" });
             }
         };
-        let now = self.clock.now();
+        let now = inner.clock.now();
         let version = VersionRow {
             key_uid: intent.key_uid,
             version: intent.version,
@@ -157,7 +156,7 @@ impl Inner {
             create_time: now,
             state_time: now,
             state_reason: reason.into(),
-            state_actor: (&*request.principal.id).into(),
+            state_actor: (&*self.request.principal.id).into(),
             deactivate_time: None,
             revision: Revision::FIRST,
         };

@@ -1,7 +1,9 @@
 //! GenerateDataKey: a fresh data key, wrapped, and in the clear when asked for.
 
-use kms_hsm::{CryptoOp, CryptoOutput, Finished};
+use kms_core::name::KeyName;
+use kms_hsm::CryptoOutput;
 
+use super::crypto::{CryptoCase, Step, other_answer};
 use super::kms::{Inner, Kms};
 use super::trail::Trail;
 use super::{
@@ -21,10 +23,7 @@ impl Kms {
         request: &RequestContext,
         item: GenerateDataKey,
     ) -> Result<DataKey, ServiceError> {
-        let inner = &*self.inner;
-        let mut trail = Trail::key(&item.key);
-        let result = inner.data_key(request, item, &mut trail).await;
-        inner.record(request, trail, result).await
+        self.inner.one(request, item).await
     }
 
     /// Generates up to 1,000 data keys; each has a result of its own.
@@ -36,65 +35,47 @@ impl Kms {
         request: &RequestContext,
         items: BatchItems<GenerateDataKey>,
     ) -> Result<BatchResults<DataKey>, ServiceError> {
-        let inner = &*self.inner;
-        let mut batch = inner.start_batch(request, items.len()).await?;
-        for item in items {
-            match item {
-                Err(error) => batch.refuse(error),
-                Ok(item) => {
-                    let mut trail = Trail::key(&item.key);
-                    let step = inner.plan_data_key(request, item, &mut trail).await;
-                    batch.push(trail, step);
-                }
-            }
-        }
-        inner.finish_batch(request, batch, finish).await
+        self.inner.many(request, items).await
     }
 }
 
-impl Inner {
-    async fn data_key(
-        &self,
-        request: &RequestContext,
-        item: GenerateDataKey,
-        trail: &mut Trail,
-    ) -> Result<DataKey, ServiceError> {
-        let (ready, operation) = self.plan_data_key(request, item, trail).await?;
-        let finished = self.hsm.crypt(operation, request.deadline).await;
-        let finished = finished.map_err(|error| self.device(error))?;
-        trail.timing = finished.timing;
-        finish(ready, Some(finished))
+impl CryptoCase for GenerateDataKey {
+    type Plan = Protecting;
+    type Output = DataKey;
+
+    fn key(&self) -> &KeyName {
+        &self.key
     }
 
-    async fn plan_data_key(
-        &self,
+    async fn plan(
+        self,
+        inner: &Inner,
         request: &RequestContext,
-        item: GenerateDataKey,
         trail: &mut Trail,
-    ) -> Result<(Protecting, CryptoOp), ServiceError> {
-        let GenerateDataKey { key: name, length_bytes, context, with_plaintext } = item;
+    ) -> Result<Step<Protecting>, ServiceError> {
+        let Self { key: name, length_bytes, context, with_plaintext } = self;
         let target = Target::crypto(&name, &context);
-        let permit = self.permit::<authz::GenerateDataKey>(request, target, trail)?;
+        let permit = inner.permit::<authz::GenerateDataKey>(request, target, trail)?;
         if !(MIN_DATA_KEY_BYTES..=MAX_DATA_KEY_BYTES).contains(&length_bytes) {
             let text = format!("must be {MIN_DATA_KEY_BYTES} to {MAX_DATA_KEY_BYTES}");
             return Err(ServiceError::field("length_bytes", text));
         }
-        let key = self.key(request, &name, Some(&context), trail).await?;
-        let ready = self.keyring.protect(&permit, &key, None).await?;
+        let key = inner.key(request, &name, Some(&context), trail).await?;
+        let ready = inner.keyring.protect(&permit, &key, None).await?;
         trail.version = Some(ready.version());
         let operation = ready.generate_data_key(&context, length_bytes, with_plaintext);
-        Ok((ready, operation))
+        Ok(Step::Hsm(ready, operation))
     }
-}
 
-fn finish(ready: Protecting, finished: Option<Finished>) -> Result<DataKey, ServiceError> {
-    match finished.map(|finished| finished.output) {
-        Some(CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag }) => {
-            let (ciphertext, key_version) = ready.seal(&iv, &ciphertext_and_tag);
-            Ok(DataKey { plaintext, ciphertext, key_version })
-        }
-        Some(CryptoOutput::Encrypted { .. } | CryptoOutput::Decrypted(_)) | None => {
-            Err(ServiceError::Bug { reason: "the hsm answered a data key with something else" })
+    fn finish(ready: Protecting, output: Option<CryptoOutput>) -> Result<DataKey, ServiceError> {
+        match output {
+            Some(CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag }) => {
+                let (ciphertext, key_version) = ready.seal(&iv, &ciphertext_and_tag);
+                Ok(DataKey { plaintext, ciphertext, key_version })
+            }
+            Some(CryptoOutput::Encrypted { .. } | CryptoOutput::Decrypted(_)) | None => {
+                Err(other_answer())
+            }
         }
     }
 }

@@ -3,25 +3,20 @@
 use std::sync::Arc;
 
 use kms_core::canonical::CanonicalWriter;
+use kms_core::id::RequestId;
 use kms_core::key::VersionRow;
 use kms_core::name::VersionName;
 use kms_core::state::VersionState;
 
+use super::change::{Change, Failure, RowChanges};
 use super::describe_key::{Fresh, describe_version};
 use super::fields;
 use super::kms::{Inner, Kms};
-use super::mutation::{Claim, Claimed, Failure, OpenIntent, RowChanges, Subject, request_hash};
+use super::mutation::{Mutation, Subject, Turn};
 use super::trail::Trail;
 use super::{ChangeVersionState, RequestContext, ServiceError, VersionDescription};
-use crate::authz::{self, Action, ResumeKeyVersion, SuspendKeyVersion, Target};
+use crate::authz::{self, Target};
 use crate::store::{IntentKind, VersionChoice};
-
-/// What becomes of a version, and why.
-pub(super) struct Transition<'t> {
-    pub(super) kind: IntentKind,
-    pub(super) next: VersionState,
-    pub(super) reason: &'t str,
-}
 
 impl Kms {
     /// Suspends an ACTIVE version: it neither protects nor processes until resumed.
@@ -34,8 +29,7 @@ impl Kms {
         request: &RequestContext,
         change: ChangeVersionState,
     ) -> Result<VersionDescription, ServiceError> {
-        let transition = (IntentKind::SuspendKeyVersion, VersionState::Suspended);
-        self.change_state::<SuspendKeyVersion>(request, change, transition).await
+        self.mutate(request, Transition::asked(Move::Suspend, change)).await
     }
 
     /// Resumes a SUSPENDED version.
@@ -47,121 +41,153 @@ impl Kms {
         request: &RequestContext,
         change: ChangeVersionState,
     ) -> Result<VersionDescription, ServiceError> {
-        let transition = (IntentKind::ResumeKeyVersion, VersionState::Active);
-        self.change_state::<ResumeKeyVersion>(request, change, transition).await
+        self.mutate(request, Transition::asked(Move::Resume, change)).await
+    }
+}
+
+/// From which state to which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    Suspend,
+    Resume,
+    /// Writes down that the overlap after a rollover is over.
+    Deactivate,
+}
+
+impl Move {
+    const fn next(self) -> VersionState {
+        match self {
+            Self::Suspend => VersionState::Suspended,
+            Self::Resume => VersionState::Active,
+            Self::Deactivate => VersionState::Deactivated,
+        }
     }
 
-    async fn change_state<A: Action>(
+    const fn kind(self) -> IntentKind {
+        match self {
+            Self::Suspend => IntentKind::SuspendKeyVersion,
+            Self::Resume => IntentKind::ResumeKeyVersion,
+            // The last step of a rollover, so its intent has that kind.
+            Self::Deactivate => IntentKind::RotateKey,
+        }
+    }
+
+    /// Returns whether a version may be moved that is written down in one state and is in another by now.
+    fn is_possible(self, written: VersionState, state: VersionState) -> bool {
+        match self {
+            Self::Suspend => state == VersionState::Active && state.can_become(self.next()),
+            Self::Resume => state == VersionState::Suspended && state.can_become(self.next()),
+            Self::Deactivate => {
+                written == VersionState::Active && state == VersionState::Deactivated
+            }
+        }
+    }
+}
+
+/// What becomes of a version, and why.
+struct Transition {
+    step: Move,
+    name: VersionName,
+    reason: String,
+    request_id: Option<RequestId>,
+}
+
+impl Transition {
+    fn asked(step: Move, change: ChangeVersionState) -> Self {
+        let ChangeVersionState { name, reason, request_id } = change;
+        Self { step, name, reason, request_id: Some(request_id) }
+    }
+}
+
+impl Mutation for Transition {
+    type Output = VersionDescription;
+    type Basis = Turn;
+
+    fn trail(&self) -> Trail {
+        let mut trail = Trail::key(self.name.key());
+        trail.version = Some(self.name.version());
+        trail
+    }
+
+    fn request_id(&self) -> Option<RequestId> {
+        self.request_id
+    }
+
+    fn permit(
         &self,
+        inner: &Inner,
         request: &RequestContext,
-        change: ChangeVersionState,
-        (kind, next): (IntentKind, VersionState),
-    ) -> Result<VersionDescription, ServiceError> {
-        let (inner, request) = (Arc::clone(&self.inner), request.clone());
-        let mut trail = Trail::key(change.name.key());
-        trail.version = Some(change.name.version());
-        let decided =
-            inner.permit::<A>(&request, Target::key(change.name.key()), &mut trail).map(|_| ());
-        super::kms::detached(async move {
-            let result = match decided {
-                Ok(()) => inner.change_state(&request, &change, (kind, next), &mut trail).await,
-                Err(error) => Err(error),
-            };
-            inner.record_unless_begun(&request, trail, result).await
-        })
-        .await
+        trail: &mut Trail,
+    ) -> Result<(), ServiceError> {
+        let target = Target::key(self.name.key());
+        match self.step {
+            Move::Suspend => {
+                inner.permit::<authz::SuspendKeyVersion>(request, target, trail).map(drop)
+            }
+            Move::Resume => {
+                inner.permit::<authz::ResumeKeyVersion>(request, target, trail).map(drop)
+            }
+            Move::Deactivate => inner.permit::<authz::RotateKey>(request, target, trail).map(drop),
+        }
+    }
+
+    fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
+        fields::check_reason(&self.reason, 1)?;
+        Ok(CanonicalWriter::new(b"fields").text(&self.name.to_string()).text(&self.reason))
+    }
+
+    async fn basis(
+        &self,
+        inner: &Inner,
+        trail: &mut Trail,
+    ) -> Result<(Subject, Turn), ServiceError> {
+        let number = self.name.version();
+        let turn = inner.turn(self.name.key(), VersionChoice::Number(number)).await?;
+        let Fresh { key, version } = &turn.fresh;
+        trail.key_uid = Some(key.row.uid);
+        let state = version.row.state_at(inner.clock.now());
+        if !self.step.is_possible(version.row.state, state) {
+            return Err(ServiceError::KeyNotActive { state });
+        }
+        let subject = Subject {
+            kind: self.step.kind(),
+            key_name: key.row.name.clone(),
+            key_uid: key.row.uid,
+            version: number,
+            makes: None,
+            stale: vec![number],
+        };
+        Ok((subject, turn))
+    }
+
+    async fn apply(
+        self,
+        change: &mut Change<'_>,
+        turn: Turn,
+    ) -> Result<VersionDescription, Failure> {
+        let Fresh { key, version: old } = &turn.fresh;
+        let now = change.inner.clock.now();
+        let row = VersionRow {
+            state: self.step.next(),
+            state_time: now,
+            state_reason: self.reason,
+            state_actor: (&*change.request.principal.id).into(),
+            revision: old.row.revision.next(),
+            ..old.row.clone()
+        };
+        let row = change.seal_under(old.generation, row).await?;
+        let counter = change.inner.store.counter(old.row.key_uid, old.row.version).await;
+        let leased = counter.map_err(ServiceError::from)?.map_or(0, |counter| counter.row.leased);
+        let description = describe_version(&key.row, &row, leased, now);
+        let rows = RowChanges { added: &[row.mac], removed: &[old.mac] };
+        let closing = change.closing(key.row.name.tenant(), rows, &description).await?;
+        let committed = change.inner.store.update_version(old.row.revision, row, closing).await;
+        change.settle(committed).await?;
+        Ok(description)
     }
 }
 
 impl Inner {
-    async fn change_state(
-        self: &Arc<Self>,
-        request: &RequestContext,
-        change: &ChangeVersionState,
-        (kind, next): (IntentKind, VersionState),
-        trail: &mut Trail,
-    ) -> Result<VersionDescription, ServiceError> {
-        fields::check_reason(&change.reason, 1)?;
-        let ChangeVersionState { name, reason, request_id } = change;
-        let canonical = CanonicalWriter::new(b"fields").text(&name.to_string()).text(reason);
-        let hash = request_hash(request.operation, canonical);
-        let claim = match self.claim(request, *request_id, hash).await? {
-            Claimed::Repeat(first) => return Ok(first),
-            Claimed::Fresh(claim) => claim,
-        };
-        let _turn = self.lock_tenant(name.key().tenant()).await?;
-        let fresh = self.fresh(name.key(), VersionChoice::Number(name.version())).await?;
-        trail.key_uid = Some(fresh.key.row.uid);
-        let state = fresh.version.row.state_at(self.clock.now());
-        let from = match next {
-            VersionState::Active => VersionState::Suspended,
-            _ => VersionState::Active,
-        };
-        if state != from || !state.can_become(next) {
-            return Err(ServiceError::KeyNotActive { state });
-        }
-        let transition = Transition { kind, next, reason };
-        self.transition(request, fresh, transition, Some(&claim), trail).await
-    }
-
-    /// Moves a version to another state. The caller holds the tenant's lock and has checked that it may.
-    pub(super) async fn transition(
-        self: &Arc<Self>,
-        request: &RequestContext,
-        fresh: Fresh,
-        transition: Transition<'_>,
-        claim: Option<&Claim>,
-        trail: &mut Trail,
-    ) -> Result<VersionDescription, ServiceError> {
-        let (name, version) = (fresh.key.row.name.clone(), fresh.version.row.version);
-        let uid = fresh.key.row.uid;
-        let subject = Subject {
-            kind: transition.kind,
-            key_name: name.clone(),
-            key_uid: uid,
-            version,
-            // Nothing is made in the HSM, so there is nothing to undo there.
-            protection: kms_core::key::Protection::HsmWrapped,
-        };
-        let open = self.begin(request, subject, trail).await?;
-        let result = self.replace_version(request, fresh, transition, (&open, claim), trail).await;
-        self.keyring.invalidate(&name, uid, &[version]);
-        self.conclude(request, open, trail, result).await
-    }
-
-    async fn replace_version(
-        &self,
-        request: &RequestContext,
-        fresh: Fresh,
-        transition: Transition<'_>,
-        (open, claim): (&OpenIntent, Option<&Claim>),
-        trail: &mut Trail,
-    ) -> Result<VersionDescription, Failure> {
-        let Fresh { key, version: old } = fresh;
-        let now = self.clock.now();
-        let row = VersionRow {
-            state: transition.next,
-            state_time: now,
-            state_reason: transition.reason.into(),
-            state_actor: (&*request.principal.id).into(),
-            revision: old.row.revision.next(),
-            ..old.row.clone()
-        };
-        // Its material stays under the root that wrapped it.
-        let row = self.keyring.seal(row, old.generation, request.deadline).await;
-        let row = row.map_err(ServiceError::from)?;
-        let counter = self.store.counter(old.row.key_uid, old.row.version).await;
-        let leased = counter.map_err(ServiceError::from)?.map_or(0, |counter| counter.row.leased);
-        let description = describe_version(&key.row, &row, leased, now);
-        let rows = RowChanges { added: &[row.mac], removed: &[old.mac] };
-        let tenant = key.row.name.tenant();
-        let closing =
-            self.closing(request, tenant, rows, (open, claim, &description), trail).await?;
-        let committed = self.store.update_version(old.row.revision, row, closing).await;
-        self.settle(open, committed).await?;
-        Ok(description)
-    }
-
     /// Writes down a deactivation that is due, as principal `internal`.
     pub(super) async fn deactivate(
         self: &Arc<Self>,
@@ -169,21 +195,12 @@ impl Inner {
         name: &VersionName,
         trail: &mut Trail,
     ) -> Result<(), ServiceError> {
-        self.permit::<authz::RotateKey>(request, Target::key(name.key()), trail)?;
-        let _turn = self.lock_tenant(name.key().tenant()).await?;
-        let fresh = self.fresh(name.key(), VersionChoice::Number(name.version())).await?;
-        let row = &fresh.version.row;
-        if row.state != VersionState::Active
-            || row.state_at(self.clock.now()) != VersionState::Deactivated
-        {
-            return Ok(());
+        let (step, reason) = (Move::Deactivate, "overlap over".to_owned());
+        let transition = Transition { step, name: name.clone(), reason, request_id: None };
+        match self.mutate(request, transition, trail).await {
+            // Done meanwhile, or not due any more.
+            Ok(_) | Err(ServiceError::KeyNotActive { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
-        // The last step of a rollover, so its intent has that kind.
-        let transition = Transition {
-            kind: IntentKind::RotateKey,
-            next: VersionState::Deactivated,
-            reason: "overlap over",
-        };
-        self.transition(request, fresh, transition, None, trail).await.map(|_| ())
     }
 }

@@ -13,6 +13,7 @@ use kms_core::envelope::{Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES};
 use kms_core::id::{IntentId, RequestId};
 use kms_core::name::{KeyName, TenantName};
 use kms_hsm::{Hsm, HsmError};
+use tokio::sync::Semaphore;
 
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
@@ -92,8 +93,13 @@ pub(super) struct Inner {
     /// What the last run of the reconciler could not do.
     pub(super) reconcile_failures: AtomicUsize,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
-    tenant_locks: Vec<tokio::sync::Mutex<()>>,
+    tenant_locks: Vec<Arc<tokio::sync::Mutex<()>>>,
+    /// Places for mutations.
+    pub(super) mutations: Arc<Semaphore>,
 }
+
+/// The turn to change rows of a tenant.
+pub(super) type TenantLock = tokio::sync::OwnedMutexGuard<()>;
 
 impl Kms {
     /// Puts the parts together. Nothing is loaded before it is used.
@@ -115,6 +121,7 @@ impl Kms {
             stuck_intents: AtomicUsize::new(0),
             reconcile_failures: AtomicUsize::new(0),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
+            mutations: Arc::new(Semaphore::new(super::mutation::MAX_MUTATIONS)),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -224,13 +231,13 @@ impl Inner {
     pub(super) async fn lock_tenant(
         &self,
         tenant: &TenantName,
-    ) -> Result<tokio::sync::MutexGuard<'_, ()>, ServiceError> {
+    ) -> Result<TenantLock, ServiceError> {
         let bytes = tenant.id().bytes();
         let slot = bytes
             .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)))
             % TENANT_LOCKS;
         let lock = self.tenant_locks.get(slot).ok_or(ServiceError::Bug { reason: "no lock" })?;
-        Ok(lock.lock().await)
+        Ok(Arc::clone(lock).lock_owned().await)
     }
 }
 
@@ -248,23 +255,7 @@ pub(super) fn decode(ciphertext: &[u8]) -> Result<Envelope<'_>, ServiceError> {
     })
 }
 
-/// Refuses batches that are empty or too long.
-pub(super) fn check_batch(length: usize) -> Result<(), ServiceError> {
-    if (1..=super::MAX_BATCH_ITEMS).contains(&length) {
-        return Ok(());
-    }
-    Err(ServiceError::field("items", format!("must be 1 to {} items", super::MAX_BATCH_ITEMS)))
-}
-
 /// Who does what the server does by itself.
 pub(super) fn internal_principal() -> Principal {
     Principal { id: Arc::from("internal"), method: AuthnMethod::Internal }
-}
-
-/// Runs a mutation as a task of its own: a caller who goes away must not leave it half done.
-pub(super) async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> Result<T, ServiceError> {
-    let died = ServiceError::Bug { reason: "a mutation died" };
-    tokio::spawn(work).await.unwrap_or(Err(died))
 }

@@ -3,8 +3,10 @@
 //! Responsible for the order of things: decide, check, record, do, record, answer. It must never answer before the
 //! audit record is durable, and never touch a key without a permit.
 
-mod batch;
+mod change;
+mod claim;
 mod create_key;
+mod crypto;
 mod describe_ciphertext;
 mod describe_key;
 mod error;
@@ -29,5 +31,6 @@ mod wrap;
 pub use error::{RETRY_AFTER, ServiceError};
 pub use kms::{Kms, Parts, Randomness, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;
+pub use mutation::MAX_MUTATIONS;
 pub use reconcile::{ABANDONED, INTENT_GRACE, MAX_DUE, ORPHAN_OBJECT, Reconciled};
 pub use types::*;

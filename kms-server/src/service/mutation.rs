@@ -7,64 +7,92 @@
 //! the outcome is missing, and the intent holds the manifest that it must tell.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use kms_core::audit::Phase;
 use kms_core::canonical::CanonicalWriter;
-use kms_core::domain;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
-use kms_core::key::{CkaId, Protection, RowMac, Sealed};
-use kms_core::name::{KeyName, TenantName};
+use kms_core::key::{CkaId, Protection};
+use kms_core::name::KeyName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument as _;
 
-use super::kms::Inner;
+use super::change::{Change, Failure};
+use super::claim::Claimed;
+use super::describe_key::Fresh;
+use super::kms::{Inner, Kms, TenantLock};
 use super::trail::{OK, PENDING, Trail};
 use super::{RequestContext, ServiceError};
-use crate::store::{Closing, Intent, IntentKind, ManifestChange, RequestRecord, StoreError};
+use crate::store::{Intent, IntentKind, VersionChoice};
 
-/// The identity of a request, for idempotency (AIP-155).
-pub(super) struct Claim {
-    inner: Arc<Inner>,
-    key: (Arc<str>, RequestId),
-    method: &'static str,
-    hash: [u8; 32],
+/// Mutations at a time: each holds an intent and a place in the HSM keeper's queue.
+pub const MAX_MUTATIONS: usize = 256;
+/// When a caller may try again after [`MAX_MUTATIONS`].
+const MUTATION_RETRY: Duration = Duration::from_millis(500);
+
+/// One kind of mutation.
+pub(super) trait Mutation: Send + Sync + 'static {
+    /// What the caller gets, and what is remembered for repeats.
+    type Output: Serialize + DeserializeOwned + Send + 'static;
+    /// What the change builds on, read before the intent, and what is held until the end.
+    type Basis: Send;
+
+    /// Starts the trail.
+    fn trail(&self) -> Trail;
+
+    /// Returns the caller's id of the request; `None` when the server does it by itself.
+    fn request_id(&self) -> Option<RequestId>;
+
+    /// Asks policy.
+    fn permit(
+        &self,
+        inner: &Inner,
+        request: &RequestContext,
+        trail: &mut Trail,
+    ) -> Result<(), ServiceError>;
+
+    /// Checks the fields and writes them, all but the request id, canonically.
+    fn fields(&self) -> Result<CanonicalWriter, ServiceError>;
+
+    /// Reads what the change builds on, and decides whether it can be.
+    fn basis(
+        &self,
+        inner: &Inner,
+        trail: &mut Trail,
+    ) -> impl Future<Output = Result<(Subject, Self::Basis), ServiceError>> + Send;
+
+    /// Makes the change.
+    fn apply(
+        self,
+        change: &mut Change<'_>,
+        basis: Self::Basis,
+    ) -> impl Future<Output = Result<Self::Output, Failure>> + Send;
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.inner.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-    }
+/// What a mutation is about.
+pub(super) struct Subject {
+    pub(super) kind: IntentKind,
+    pub(super) key_name: KeyName,
+    pub(super) key_uid: KeyUid,
+    pub(super) version: KeyVersion,
+    /// Where an object is made; `None` when nothing is made in the HSM, so that nothing is to be undone there.
+    pub(super) makes: Option<Protection>,
+    /// Versions that must be loaded anew afterwards.
+    pub(super) stale: Vec<KeyVersion>,
 }
 
-impl Claim {
-    /// Makes the record that remembers the result.
-    fn remember(&self, result: &impl Serialize) -> Result<RequestRecord, ServiceError> {
-        let result = serde_json::to_vec(result)
-            .map_err(|_| ServiceError::Bug { reason: "a result does not serialize" })?;
-        Ok(RequestRecord {
-            principal: (&*self.key.0).into(),
-            request_id: self.key.1,
-            method: self.method.into(),
-            request_hash: self.hash,
-            result,
-            time: self.inner.clock.now(),
-        })
-    }
-}
-
-/// Whether a request is new.
-pub(super) enum Claimed<T> {
-    /// It is; nobody else works on it as long as the claim lives.
-    Fresh(Claim),
-    /// It was done before, with this result.
-    Repeat(T),
+/// A key as it is, and the turn to change it.
+pub(super) struct Turn {
+    pub(super) fresh: Fresh,
+    _lock: TenantLock,
 }
 
 /// An open intent of this process. The reconciler leaves it alone as long as this lives.
-pub(super) struct OpenIntent {
+struct OpenIntent {
     inner: Arc<Inner>,
-    pub(super) intent: Intent,
+    intent: Intent,
 }
 
 impl Drop for OpenIntent {
@@ -74,76 +102,86 @@ impl Drop for OpenIntent {
     }
 }
 
-/// What a mutation is about.
-pub(super) struct Subject {
-    pub(super) kind: IntentKind,
-    pub(super) key_name: KeyName,
-    pub(super) key_uid: KeyUid,
-    pub(super) version: KeyVersion,
-    pub(super) protection: Protection,
-}
+impl Kms {
+    /// Runs a mutation as a task of its own: a caller who goes away must not leave it half done.
+    pub(super) async fn mutate<M: Mutation>(
+        &self,
+        request: &RequestContext,
+        mutation: M,
+    ) -> Result<M::Output, ServiceError> {
+        let (inner, request) = (Arc::clone(&self.inner), request.clone());
+        let work = async move {
+            let mut trail = mutation.trail();
+            let result = inner.mutate(&request, mutation, &mut trail).await;
+            inner.record_unless_begun(&request, trail, result).await
+        };
+        let died = ServiceError::Bug { reason: "a mutation died" };
+        tokio::spawn(work.in_current_span()).await.unwrap_or(Err(died))
+    }
 
-/// Returns the hash of a request whose fields are written canonically.
-pub(super) fn request_hash(method: &str, fields: CanonicalWriter) -> [u8; 32] {
-    let canonical = CanonicalWriter::new(domain::REQUEST_HASH).text(method).bytes(&fields.finish());
-    let mut hash = [0; 32];
-    hash.copy_from_slice(digest(&SHA256, &canonical.finish()).as_ref());
-    hash
+    /// Waits until no mutation is running; no new one starts afterwards. For the drain.
+    pub async fn mutations_done(&self) {
+        let all = u32::try_from(MAX_MUTATIONS).unwrap_or(u32::MAX);
+        // An error means that it was closed before: nothing is running then either.
+        if let Ok(permits) = self.inner.mutations.acquire_many(all).await {
+            permits.forget();
+            self.inner.mutations.close();
+        }
+    }
 }
 
 impl Inner {
-    /// Claims a request id, or returns the first result.
-    pub(super) async fn claim<T: DeserializeOwned>(
+    /// Runs a mutation. Its intent and outcome are recorded here; what came to no intent is left to the caller.
+    pub(super) async fn mutate<M: Mutation>(
         self: &Arc<Self>,
         request: &RequestContext,
-        request_id: RequestId,
-        hash: [u8; 32],
-    ) -> Result<Claimed<T>, ServiceError> {
-        let key = (Arc::clone(&request.principal.id), request_id);
-        {
-            let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-            if !requests.insert(key.clone()) {
-                return Err(ServiceError::OperationInProgress);
-            }
-        }
-        let claim = Claim { inner: Arc::clone(self), key, method: request.operation, hash };
-        match self.first_result(&claim).await? {
-            Some(result) => Ok(Claimed::Repeat(result)),
-            None => Ok(Claimed::Fresh(claim)),
+        mutation: M,
+        trail: &mut Trail,
+    ) -> Result<M::Output, ServiceError> {
+        mutation.permit(self, request, trail)?;
+        let fields = mutation.fields()?;
+        let _admitted = self.admit(mutation.request_id().is_some()).await?;
+        let claim = match mutation.request_id() {
+            None => None,
+            Some(id) => match self.claim(request, id, fields).await? {
+                Claimed::Repeat(first) => return Ok(first),
+                Claimed::Fresh(claim) => Some(claim),
+            },
+        };
+        let (subject, basis) = mutation.basis(self, trail).await?;
+        let (name, stale) = (subject.key_name.clone(), subject.stale.clone());
+        let open = self.begin(request, subject, trail).await?;
+        let intent = &open.intent;
+        let mut change = Change { inner: self, request, intent, claim: claim.as_ref(), trail };
+        let result = mutation.apply(&mut change, basis).await;
+        self.keyring.invalidate(&name, open.intent.key_uid, &stale);
+        self.conclude(request, open, trail, result).await
+    }
+
+    /// Takes a place among the mutations. What the server does by itself waits for one.
+    async fn admit(&self, by_caller: bool) -> Result<OwnedSemaphorePermit, ServiceError> {
+        let places = Arc::clone(&self.mutations);
+        let full = ServiceError::HsmSaturated { retry_after: MUTATION_RETRY };
+        if by_caller {
+            places.try_acquire_owned().map_err(|_| full)
+        } else {
+            places.acquire_owned().await.map_err(|_| full)
         }
     }
 
-    async fn first_result<T: DeserializeOwned>(
+    /// Waits for the turn to change a key, and reads it.
+    pub(super) async fn turn(
         &self,
-        claim: &Claim,
-    ) -> Result<Option<T>, ServiceError> {
-        let (principal, request_id) = (String::from(&*claim.key.0), claim.key.1);
-        let Some(sealed) = self.store.request(principal, request_id).await? else {
-            return Ok(None);
-        };
-        let what = format!("remembered result of request {request_id}");
-        self.keyring.verify_row(&sealed, what).await?;
-        let first = sealed.row;
-        if (first.principal.as_str(), first.request_id) != (&*claim.key.0, request_id) {
-            let detail = format!("request {request_id} reads as another");
-            return Err(self.keyring.integrity(detail).into());
-        }
-        let forgotten = first.time.after(crate::store::REQUEST_MEMORY) <= self.clock.now();
-        if forgotten {
-            return Ok(None);
-        }
-        if first.method != claim.method || first.request_hash != claim.hash {
-            return Err(ServiceError::RequestIdReused);
-        }
-        let result = serde_json::from_slice(&first.result).map_err(|_| {
-            let detail = format!("the remembered result of request {request_id} is damaged");
-            ServiceError::from(self.keyring.integrity(detail))
-        })?;
-        Ok(Some(result))
+        name: &KeyName,
+        choice: VersionChoice,
+    ) -> Result<Turn, ServiceError> {
+        let lock = self.lock_tenant(name.tenant()).await?;
+        let fresh = self.fresh(name, choice).await?;
+        Ok(Turn { fresh, _lock: lock })
     }
 
     /// Opens an intent, and makes the intent record durable.
-    pub(super) async fn begin(
+    async fn begin(
         self: &Arc<Self>,
         request: &RequestContext,
         subject: Subject,
@@ -151,7 +189,7 @@ impl Inner {
     ) -> Result<OpenIntent, ServiceError> {
         let bytes = self.draw()?;
         let id = IntentId::from_bytes(bytes);
-        let Subject { kind, key_name, key_uid, version, protection } = subject;
+        let Subject { kind, key_name, key_uid, version, makes, stale: _ } = subject;
         trail.key_uid = Some(key_uid);
         trail.version = Some(version);
         let intent = Intent {
@@ -161,7 +199,7 @@ impl Inner {
             key_name,
             key_uid,
             version,
-            protection,
+            protection: makes.unwrap_or(Protection::HsmWrapped),
             // Random, recorded before the object is made, and as unique as the intent.
             resident_id: CkaId(bytes),
             time: self.clock.now(),
@@ -194,73 +232,8 @@ impl Inner {
         }
     }
 
-    /// Makes what ends with a mutation: the tenant's manifest with rows added and removed, and the result to remember.
-    ///
-    /// The caller holds the tenant's lock.
-    pub(super) async fn closing<T: Serialize>(
-        &self,
-        request: &RequestContext,
-        tenant: &TenantName,
-        rows: RowChanges<'_>,
-        ending: (&OpenIntent, Option<&Claim>, &T),
-        trail: &mut Trail,
-    ) -> Result<Closing, ServiceError> {
-        let (open, claim, result) = ending;
-        let mut manifest = self.keyring.manifest(tenant).await?;
-        let expected = manifest.revision;
-        manifest.revision = expected.next();
-        rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
-        rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
-        trail.manifest = Some(manifest.stamp());
-        let applied = Some(manifest.stamp());
-        let intent = Intent { applied, ..open.intent.clone() };
-        let remembered = claim.map(|claim| claim.remember(result)).transpose()?;
-        let generation = self.keyring.config().generation;
-        let mut inputs = vec![manifest.mac_input(generation), intent.mac_input(generation)];
-        inputs.extend(remembered.as_ref().map(|request| request.mac_input(generation)));
-        let macs = self.keyring.macs(inputs, generation, request.deadline).await?;
-        let [manifest_mac, intent_mac, request_mac @ ..] = macs.as_slice() else {
-            return Err(ServiceError::Bug { reason: "a MAC is missing" });
-        };
-        let manifest = Sealed { row: manifest, mac: *manifest_mac, generation };
-        let seal = |(row, mac): (RequestRecord, &RowMac)| Sealed { row, mac: *mac, generation };
-        Ok(Closing {
-            intent: Sealed { row: intent, mac: *intent_mac, generation },
-            manifest: ManifestChange { expected, manifest },
-            request: remembered.zip(request_mac.first()).map(seal),
-        })
-    }
-
-    /// Finds out what became of a transaction: an error may hide that it was committed.
-    pub(super) async fn settle(
-        &self,
-        open: &OpenIntent,
-        committed: Result<(), StoreError>,
-    ) -> Result<(), Unsettled> {
-        let error = match committed {
-            Ok(()) => return Ok(()),
-            Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
-            Err(error) => return Err(Unsettled::NotCommitted(error)),
-        };
-        let Ok(intents) = self.store.intents().await else {
-            return Err(Unsettled::Unknown(error));
-        };
-        let Some(found) = intents.rows.iter().find(|intent| intent.row.id == open.intent.id) else {
-            // Only another process could have closed it, and it alone knows why.
-            return Err(Unsettled::Unknown(error));
-        };
-        let what = format!("intent {}", open.intent.id);
-        if self.keyring.verify_row(found, what).await.is_err() {
-            return Err(Unsettled::Unknown(error));
-        }
-        match found.row.applied {
-            Some(_) => Ok(()),
-            None => Err(Unsettled::NotCommitted(error)),
-        }
-    }
-
     /// Ends a mutation: outcome record durable, intent closed, then the answer.
-    pub(super) async fn conclude<T>(
+    async fn conclude<T>(
         &self,
         request: &RequestContext,
         open: OpenIntent,
@@ -290,47 +263,6 @@ impl Inner {
                 self.close_intent(id).await;
                 Err(error)
             }
-        }
-    }
-}
-
-/// Row MACs that a mutation adds to and removes from the manifest.
-pub(super) struct RowChanges<'m> {
-    pub(super) added: &'m [RowMac],
-    pub(super) removed: &'m [RowMac],
-}
-
-/// A transaction that was not acknowledged.
-pub(super) enum Unsettled {
-    /// Nothing was changed.
-    NotCommitted(StoreError),
-    /// The store cannot say; the reconciler will find out.
-    Unknown(StoreError),
-}
-
-/// A mutation that failed after its intent.
-pub(super) enum Failure {
-    /// Nothing was committed: undo what was done.
-    Undo(ServiceError),
-    /// Perhaps committed: leave everything to the reconciler.
-    Unknown(ServiceError),
-}
-
-impl From<ServiceError> for Failure {
-    fn from(error: ServiceError) -> Self {
-        match error {
-            // The job may still be running: its object must not appear after we looked.
-            ServiceError::HsmDeadline => Self::Unknown(error),
-            other => Self::Undo(other),
-        }
-    }
-}
-
-impl From<Unsettled> for Failure {
-    fn from(unsettled: Unsettled) -> Self {
-        match unsettled {
-            Unsettled::NotCommitted(error) => Self::Undo(error.into()),
-            Unsettled::Unknown(error) => Self::Unknown(error.into()),
         }
     }
 }

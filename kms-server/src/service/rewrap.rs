@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use kms_hsm::{CryptoOutput, Finished};
+use kms_core::name::KeyName;
+use kms_hsm::CryptoOutput;
 
-use super::batch::Step;
+use super::crypto::{CryptoCase, Step, other_answer};
 use super::kms::{Inner, Kms, decode};
 use super::trail::Trail;
 use super::{BatchItems, BatchResults, RequestContext, Rewrap, Rewrapped, ServiceError};
@@ -12,7 +13,7 @@ use crate::authz::{self, Target, authorize};
 use crate::keyring::{Protecting, Rewrapping};
 
 /// What makes an answer of a rewrap.
-enum Plan {
+pub(super) enum Plan {
     Current { ciphertext: Vec<u8>, name: Arc<str> },
     Changed { from: Arc<str>, to: Protecting },
 }
@@ -27,10 +28,7 @@ impl Kms {
         request: &RequestContext,
         item: Rewrap,
     ) -> Result<Rewrapped, ServiceError> {
-        let inner = &*self.inner;
-        let mut trail = Trail::key(&item.key);
-        let result = inner.rewrap(request, item, &mut trail).await;
-        inner.record(request, trail, result).await
+        self.inner.one(request, item).await
     }
 
     /// Rewraps up to 1,000 envelopes; each has a result of its own.
@@ -42,54 +40,32 @@ impl Kms {
         request: &RequestContext,
         items: BatchItems<Rewrap>,
     ) -> Result<BatchResults<Rewrapped>, ServiceError> {
-        let inner = &*self.inner;
-        let mut batch = inner.start_batch(request, items.len()).await?;
-        for item in items {
-            match item {
-                Err(error) => batch.refuse(error),
-                Ok(item) => {
-                    let mut trail = Trail::key(&item.key);
-                    let step = inner.plan_rewrap(request, item, &mut trail).await;
-                    batch.push(trail, step);
-                }
-            }
-        }
-        inner.finish_batch(request, batch, finish).await
+        self.inner.many(request, items).await
     }
 }
 
-impl Inner {
-    async fn rewrap(
-        &self,
-        request: &RequestContext,
-        item: Rewrap,
-        trail: &mut Trail,
-    ) -> Result<Rewrapped, ServiceError> {
-        match self.plan_rewrap(request, item, trail).await? {
-            Step::Done(plan) => finish(plan, None),
-            Step::Hsm(plan, operation) => {
-                let finished = self.hsm.crypt(operation, request.deadline).await;
-                let finished = finished.map_err(|error| self.device(error))?;
-                trail.timing = finished.timing;
-                finish(plan, Some(finished))
-            }
-        }
+impl CryptoCase for Rewrap {
+    type Plan = Plan;
+    type Output = Rewrapped;
+
+    fn key(&self) -> &KeyName {
+        &self.key
     }
 
-    async fn plan_rewrap(
-        &self,
+    async fn plan(
+        self,
+        inner: &Inner,
         request: &RequestContext,
-        item: Rewrap,
         trail: &mut Trail,
     ) -> Result<Step<Plan>, ServiceError> {
-        let Rewrap { key: name, ciphertext, context } = item;
+        let Self { key: name, ciphertext, context } = self;
         let target = Target::crypto(&name, &context);
-        let permit = self.permit::<authz::Rewrap>(request, target, trail)?;
-        let key = self.key(request, &name, Some(&context), trail).await?;
+        let permit = inner.permit::<authz::Rewrap>(request, target, trail)?;
+        let key = inner.key(request, &name, Some(&context), trail).await?;
         let envelope = decode(&ciphertext)?;
         let compromised =
-            || authorize(&*self.policy, &request.principal, request.source, target).ok();
-        let ready = self.keyring.rewrap(&permit, &key, &envelope.header, compromised).await?;
+            || authorize(&*inner.policy, &request.principal, request.source, target).ok();
+        let ready = inner.keyring.rewrap(&permit, &key, &envelope.header, compromised).await?;
         trail.version = Some(ready.from().version());
         match ready {
             Rewrapping::Current(from) => {
@@ -103,20 +79,26 @@ impl Inner {
             }
         }
     }
-}
 
-fn finish(plan: Plan, finished: Option<Finished>) -> Result<Rewrapped, ServiceError> {
-    match (plan, finished.map(|finished| finished.output)) {
-        (Plan::Current { ciphertext, name }, None) => {
-            let previous_key_version = Arc::clone(&name);
-            Ok(Rewrapped { ciphertext, key_version: name, previous_key_version, changed: false })
-        }
-        (Plan::Changed { from, to }, Some(CryptoOutput::Encrypted { iv, ciphertext_and_tag })) => {
-            let (ciphertext, key_version) = to.seal(&iv, &ciphertext_and_tag);
-            Ok(Rewrapped { ciphertext, key_version, previous_key_version: from, changed: true })
-        }
-        (Plan::Changed { .. } | Plan::Current { .. }, _) => {
-            Err(ServiceError::Bug { reason: "the hsm answered a rewrap with something else" })
+    fn finish(plan: Plan, output: Option<CryptoOutput>) -> Result<Rewrapped, ServiceError> {
+        match (plan, output) {
+            (Plan::Current { ciphertext, name }, None) => {
+                let previous_key_version = Arc::clone(&name);
+                Ok(Rewrapped {
+                    ciphertext,
+                    key_version: name,
+                    previous_key_version,
+                    changed: false,
+                })
+            }
+            (
+                Plan::Changed { from, to },
+                Some(CryptoOutput::Encrypted { iv, ciphertext_and_tag }),
+            ) => {
+                let (ciphertext, key_version) = to.seal(&iv, &ciphertext_and_tag);
+                Ok(Rewrapped { ciphertext, key_version, previous_key_version: from, changed: true })
+            }
+            (Plan::Changed { .. } | Plan::Current { .. }, _) => Err(other_answer()),
         }
     }
 }

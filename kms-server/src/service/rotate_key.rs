@@ -1,17 +1,16 @@
 //! RotateKey: a new, independently generated version becomes primary; the old one goes on for the overlap.
 
-use std::sync::Arc;
-
 use kms_core::canonical::CanonicalWriter;
-use kms_core::id::{EventId, KeyVersion};
+use kms_core::id::{EventId, KeyVersion, RequestId};
 use kms_core::key::KeyRow;
 use kms_core::name::KeyName;
 use kms_core::state::VersionState;
 
+use super::change::{Change, Failure, RowChanges};
 use super::describe_key::{Fresh, describe_key, describe_version};
 use super::fields;
 use super::kms::{Inner, Kms};
-use super::mutation::{Claim, Claimed, Failure, OpenIntent, RowChanges, Subject, request_hash};
+use super::mutation::{Mutation, Subject, Turn};
 use super::trail::Trail;
 use super::{RequestContext, RotateKey, Rotated, ServiceError};
 use crate::authz::{self, Target};
@@ -28,29 +27,25 @@ impl Kms {
         request: &RequestContext,
         rotate: RotateKey,
     ) -> Result<Rotated, ServiceError> {
-        let (inner, request) = (Arc::clone(&self.inner), request.clone());
-        super::kms::detached(async move {
-            let mut trail = Trail::key(&rotate.name);
-            let result = inner.rotate_key(&request, &rotate, &mut trail).await;
-            inner.record_unless_begun(&request, trail, result).await
-        })
-        .await
+        let RotateKey { name, reason, request_id } = rotate;
+        let rotation = Rotation { name, reason, request_id: Some(request_id), only: None };
+        self.mutate(request, rotation).await
     }
 
     /// Rolls over the keys whose primary has seen 2^31 invocations, as principal `internal`; returns how many.
     pub async fn rotate_due(&self) -> usize {
         let mut rotated = 0;
         for (name, version) in self.inner.keyring.due_rollovers() {
-            let inner = Arc::clone(&self.inner);
-            let done = super::kms::detached(async move {
-                let request = inner.internal_request("internal/RotateKey")?;
-                let mut trail = Trail::key(&name);
-                let result = inner.rotate_due(&request, &name, version, &mut trail).await;
-                inner.record_unless_begun(&request, trail, result).await
-            });
-            match done.await {
-                Ok(true) => rotated += 1,
-                Ok(false) => {}
+            let reason = "invocation limit".to_owned();
+            let rotation = Rotation { name, reason, request_id: None, only: Some(version) };
+            let done = match self.inner.internal_request("internal/RotateKey") {
+                Ok(request) => self.mutate(&request, rotation).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(_) => rotated += 1,
+                // Somebody else was faster.
+                Err(ServiceError::RevisionMismatch) => {}
                 Err(error) => {
                     tracing::error!(alert = "rollover_failed", %error, "tried again with the next lease");
                 }
@@ -60,80 +55,67 @@ impl Kms {
     }
 }
 
-impl Inner {
-    async fn rotate_key(
-        self: &Arc<Self>,
-        request: &RequestContext,
-        rotate: &RotateKey,
-        trail: &mut Trail,
-    ) -> Result<Rotated, ServiceError> {
-        self.permit::<authz::RotateKey>(request, Target::key(&rotate.name), trail)?;
-        fields::check_reason(&rotate.reason, 0)?;
-        let RotateKey { name, reason, request_id } = rotate;
-        let canonical = CanonicalWriter::new(b"fields").text(&name.to_string()).text(reason);
-        let hash = request_hash(request.operation, canonical);
-        let claim = match self.claim(request, *request_id, hash).await? {
-            Claimed::Repeat(first) => return Ok(first),
-            Claimed::Fresh(claim) => claim,
-        };
-        let _turn = self.lock_tenant(name.tenant()).await?;
-        let fresh = self.fresh(name, VersionChoice::Primary).await?;
-        self.roll_over(request, fresh, reason, Some(&claim), trail).await
+/// A rollover that somebody asked for, or that is due.
+struct Rotation {
+    name: KeyName,
+    reason: String,
+    request_id: Option<RequestId>,
+    /// The primary that is to be replaced; `None` means whichever it is.
+    only: Option<KeyVersion>,
+}
+
+impl Mutation for Rotation {
+    type Output = Rotated;
+    type Basis = Turn;
+
+    fn trail(&self) -> Trail {
+        Trail::key(&self.name)
     }
 
-    /// Returns false when the version is not the primary any more.
-    async fn rotate_due(
-        self: &Arc<Self>,
+    fn request_id(&self) -> Option<RequestId> {
+        self.request_id
+    }
+
+    fn permit(
+        &self,
+        inner: &Inner,
         request: &RequestContext,
-        name: &KeyName,
-        version: KeyVersion,
         trail: &mut Trail,
-    ) -> Result<bool, ServiceError> {
-        self.permit::<authz::RotateKey>(request, Target::key(name), trail)?;
-        let _turn = self.lock_tenant(name.tenant()).await?;
-        let fresh = self.fresh(name, VersionChoice::Primary).await?;
-        if fresh.key.row.primary != version {
-            return Ok(false);
+    ) -> Result<(), ServiceError> {
+        inner.permit::<authz::RotateKey>(request, Target::key(&self.name), trail).map(drop)
+    }
+
+    fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
+        fields::check_reason(&self.reason, 0)?;
+        Ok(CanonicalWriter::new(b"fields").text(&self.name.to_string()).text(&self.reason))
+    }
+
+    async fn basis(
+        &self,
+        inner: &Inner,
+        _trail: &mut Trail,
+    ) -> Result<(Subject, Turn), ServiceError> {
+        let turn = inner.turn(&self.name, VersionChoice::Primary).await?;
+        let row = &turn.fresh.key.row;
+        if self.only.is_some_and(|version| version != row.primary) {
+            return Err(ServiceError::RevisionMismatch);
         }
-        self.roll_over(request, fresh, "invocation limit", None, trail).await.map(|_| true)
-    }
-
-    /// The caller holds the tenant's lock, so that key row and manifest stay as they are read.
-    async fn roll_over(
-        self: &Arc<Self>,
-        request: &RequestContext,
-        fresh: Fresh,
-        reason: &str,
-        claim: Option<&Claim>,
-        trail: &mut Trail,
-    ) -> Result<Rotated, ServiceError> {
-        let row = &fresh.key.row;
         let next = row.latest.next().ok_or(ServiceError::VersionsExhausted)?;
         let subject = Subject {
             kind: IntentKind::RotateKey,
             key_name: row.name.clone(),
             key_uid: row.uid,
             version: next,
-            protection: row.protection,
+            makes: Some(row.protection),
+            stale: vec![row.primary, next],
         };
-        let (name, uid, old) = (row.name.clone(), row.uid, row.primary);
-        let open = self.begin(request, subject, trail).await?;
-        let result = self.insert_version(request, fresh, reason, (&open, claim), trail).await;
-        self.keyring.invalidate(&name, uid, &[old, next]);
-        self.conclude(request, open, trail, result).await
+        Ok((subject, turn))
     }
 
-    async fn insert_version(
-        &self,
-        request: &RequestContext,
-        fresh: Fresh,
-        reason: &str,
-        (open, claim): (&OpenIntent, Option<&Claim>),
-        trail: &mut Trail,
-    ) -> Result<Rotated, Failure> {
-        let reason = if reason.is_empty() { "rotated" } else { reason };
-        let (version, counter) = self.generate(request, open, reason).await?;
-        let Fresh { key: old_key, version: old } = fresh;
+    async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<Rotated, Failure> {
+        let reason = if self.reason.is_empty() { "rotated" } else { &self.reason };
+        let (version, counter) = change.generate(reason).await?;
+        let Fresh { key: old_key, version: old } = turn.fresh;
         let now = version.create_time;
         let key = KeyRow {
             primary: version.version,
@@ -146,28 +128,25 @@ impl Inner {
         previous.revision = previous.revision.next();
         // A suspended version gets its end too: resumed later, it must not protect for ever.
         if matches!(previous.state, VersionState::Active | VersionState::Suspended) {
-            let end = now.after(self.keyring.config().overlap);
+            let end = now.after(change.inner.keyring.config().overlap);
             previous.deactivate_time =
                 previous.deactivate_time.map_or(Some(end), |t| Some(t.min(end)));
         }
-        let (generation, deadline) = (self.keyring.config().generation, request.deadline);
         let key_description = describe_key(&key, &version, now);
-        let seal = |error| Failure::from(ServiceError::from(error));
-        let version = self.keyring.seal(version, generation, deadline).await.map_err(seal)?;
+        let version = change.seal(version).await?;
         let result = Rotated {
             version: describe_version(&key, &version, counter.leased, now),
             key: key_description,
         };
-        let key = self.keyring.seal(key, generation, deadline).await.map_err(seal)?;
-        let counter = self.keyring.seal(counter, generation, deadline).await.map_err(seal)?;
-        // Its material stays under the root that wrapped it.
-        let previous = self.keyring.seal(previous, old.generation, deadline).await.map_err(seal)?;
+        let key = change.seal(key).await?;
+        let counter = change.seal(counter).await?;
+        let previous = change.seal_under(old.generation, previous).await?;
         let rows = RowChanges {
             added: &[key.mac, version.mac, previous.mac],
             removed: &[old_key.mac, old.mac],
         };
         let tenant = old_key.row.name.tenant();
-        let closing = self.closing(request, tenant, rows, (open, claim, &result), trail).await?;
+        let closing = change.closing(tenant, rows, &result).await?;
         let rollover = Rollover {
             expected_key: old_key.row.revision,
             key,
@@ -176,11 +155,13 @@ impl Inner {
             expected_previous: old.row.revision,
             previous,
         };
-        let committed = self.store.roll_over(rollover, closing).await;
-        self.settle(open, committed).await?;
+        let committed = change.inner.store.roll_over(rollover, closing).await;
+        change.settle(committed).await?;
         Ok(result)
     }
+}
 
+impl Inner {
     /// Makes the context of something the server does by itself.
     pub(super) fn internal_request(
         &self,

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use kms_hsm::{CryptoOp, CryptoOutput, Finished};
+use kms_core::name::KeyName;
+use kms_hsm::CryptoOutput;
 
+use super::crypto::{CryptoCase, Step, other_answer};
 use super::kms::{Inner, Kms, decode};
 use super::trail::Trail;
 use super::{BatchItems, BatchResults, RequestContext, ServiceError, Unwrap, Unwrapped};
@@ -20,10 +22,7 @@ impl Kms {
         request: &RequestContext,
         item: Unwrap,
     ) -> Result<Unwrapped, ServiceError> {
-        let inner = &*self.inner;
-        let mut trail = Trail::key(&item.key);
-        let result = inner.unwrap(request, item, &mut trail).await;
-        inner.record(request, trail, result).await
+        self.inner.one(request, item).await
     }
 
     /// Unwraps up to 1,000 envelopes; each has a result of its own.
@@ -35,60 +34,46 @@ impl Kms {
         request: &RequestContext,
         items: BatchItems<Unwrap>,
     ) -> Result<BatchResults<Unwrapped>, ServiceError> {
-        let inner = &*self.inner;
-        let mut batch = inner.start_batch(request, items.len()).await?;
-        for item in items {
-            match item {
-                Err(error) => batch.refuse(error),
-                Ok(item) => {
-                    let mut trail = Trail::key(&item.key);
-                    let step = inner.plan_unwrap(request, item, &mut trail).await;
-                    batch.push(trail, step);
-                }
-            }
-        }
-        inner.finish_batch(request, batch, finish).await
+        self.inner.many(request, items).await
     }
 }
 
-impl Inner {
-    async fn unwrap(
-        &self,
-        request: &RequestContext,
-        item: Unwrap,
-        trail: &mut Trail,
-    ) -> Result<Unwrapped, ServiceError> {
-        let (name, operation) = self.plan_unwrap(request, item, trail).await?;
-        let finished = self.hsm.crypt(operation, request.deadline).await;
-        let finished = finished.map_err(|error| self.device(error))?;
-        trail.timing = finished.timing;
-        finish(name, Some(finished))
+impl CryptoCase for Unwrap {
+    /// Name of the version.
+    type Plan = Arc<str>;
+    type Output = Unwrapped;
+
+    fn key(&self) -> &KeyName {
+        &self.key
     }
 
-    async fn plan_unwrap(
-        &self,
+    async fn plan(
+        self,
+        inner: &Inner,
         request: &RequestContext,
-        item: Unwrap,
         trail: &mut Trail,
-    ) -> Result<(Arc<str>, CryptoOp), ServiceError> {
-        let Unwrap { key: name, ciphertext, context } = item;
+    ) -> Result<Step<Arc<str>>, ServiceError> {
+        let Self { key: name, ciphertext, context } = self;
         let target = Target::crypto(&name, &context);
-        let permit = self.permit::<authz::Unwrap>(request, target, trail)?;
-        let key = self.key(request, &name, Some(&context), trail).await?;
+        let permit = inner.permit::<authz::Unwrap>(request, target, trail)?;
+        let key = inner.key(request, &name, Some(&context), trail).await?;
         let envelope = decode(&ciphertext)?;
         let compromised =
-            || authorize(&*self.policy, &request.principal, request.source, target).ok();
-        let ready = self.keyring.process(&permit, &key, &envelope.header, compromised).await?;
+            || authorize(&*inner.policy, &request.principal, request.source, target).ok();
+        let ready = inner.keyring.process(&permit, &key, &envelope.header, compromised).await?;
         trail.version = Some(ready.version());
-        Ok((Arc::clone(ready.name()), ready.decrypt(&envelope, &context)))
+        Ok(Step::Hsm(Arc::clone(ready.name()), ready.decrypt(&envelope, &context)))
     }
-}
 
-fn finish(key_version: Arc<str>, finished: Option<Finished>) -> Result<Unwrapped, ServiceError> {
-    match finished.map(|finished| finished.output) {
-        Some(CryptoOutput::Decrypted(plaintext)) => Ok(Unwrapped { plaintext, key_version }),
-        Some(CryptoOutput::Encrypted { .. } | CryptoOutput::DataKey { .. }) | None => {
-            Err(ServiceError::Bug { reason: "the hsm answered an unwrap with something else" })
+    fn finish(
+        key_version: Arc<str>,
+        output: Option<CryptoOutput>,
+    ) -> Result<Unwrapped, ServiceError> {
+        match output {
+            Some(CryptoOutput::Decrypted(plaintext)) => Ok(Unwrapped { plaintext, key_version }),
+            Some(CryptoOutput::Encrypted { .. } | CryptoOutput::DataKey { .. }) | None => {
+                Err(other_answer())
+            }
         }
     }
 }

@@ -1,14 +1,14 @@
 //! UpdateKey: owner, sensitivity, usage text, labels and cryptoperiod.
 
-use std::sync::Arc;
-
 use kms_core::canonical::CanonicalWriter;
+use kms_core::id::RequestId;
 use kms_core::key::KeyRow;
 
-use super::describe_key::{Fresh, describe_key};
+use super::change::{Change, Failure, RowChanges};
+use super::describe_key::describe_key;
 use super::fields;
 use super::kms::{Inner, Kms};
-use super::mutation::{Claim, Claimed, Failure, OpenIntent, RowChanges, Subject, request_hash};
+use super::mutation::{Mutation, Subject, Turn};
 use super::trail::Trail;
 use super::{KeyDescription, RequestContext, ServiceError, UpdateKey};
 use crate::authz::{self, Target};
@@ -25,83 +25,80 @@ impl Kms {
         request: &RequestContext,
         update: UpdateKey,
     ) -> Result<KeyDescription, ServiceError> {
-        let (inner, request) = (Arc::clone(&self.inner), request.clone());
-        super::kms::detached(async move {
-            let mut trail = Trail::key(&update.name);
-            let result = inner.update_key(&request, update, &mut trail).await;
-            inner.record_unless_begun(&request, trail, result).await
-        })
-        .await
+        self.mutate(request, update).await
     }
 }
 
-impl Inner {
-    async fn update_key(
-        self: &Arc<Self>,
+impl Mutation for UpdateKey {
+    type Output = KeyDescription;
+    type Basis = Turn;
+
+    fn trail(&self) -> Trail {
+        Trail::key(&self.name)
+    }
+
+    fn request_id(&self) -> Option<RequestId> {
+        Some(self.request_id)
+    }
+
+    fn permit(
+        &self,
+        inner: &Inner,
         request: &RequestContext,
-        update: UpdateKey,
         trail: &mut Trail,
-    ) -> Result<KeyDescription, ServiceError> {
-        self.permit::<authz::UpdateKey>(request, Target::key(&update.name), trail)?;
-        update.owner.as_deref().map_or(Ok(()), fields::check_owner)?;
-        update.usage.as_deref().map_or(Ok(()), fields::check_usage)?;
-        update.cryptoperiod.map_or(Ok(()), fields::check_cryptoperiod)?;
-        update.labels.as_ref().map_or(Ok(()), fields::check_labels)?;
-        let hash = request_hash(request.operation, canonical(&update));
-        let claim = match self.claim(request, update.request_id, hash).await? {
-            Claimed::Repeat(first) => return Ok(first),
-            Claimed::Fresh(claim) => claim,
-        };
-        let _turn = self.lock_tenant(update.name.tenant()).await?;
-        let fresh = self.fresh(&update.name, VersionChoice::Primary).await?;
-        trail.key_uid = Some(fresh.key.row.uid);
-        if fresh.key.row.revision != update.revision {
+    ) -> Result<(), ServiceError> {
+        inner.permit::<authz::UpdateKey>(request, Target::key(&self.name), trail).map(drop)
+    }
+
+    fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
+        self.owner.as_deref().map_or(Ok(()), fields::check_owner)?;
+        self.usage.as_deref().map_or(Ok(()), fields::check_usage)?;
+        self.cryptoperiod.map_or(Ok(()), fields::check_cryptoperiod)?;
+        self.labels.as_ref().map_or(Ok(()), fields::check_labels)?;
+        Ok(canonical(self))
+    }
+
+    async fn basis(
+        &self,
+        inner: &Inner,
+        trail: &mut Trail,
+    ) -> Result<(Subject, Turn), ServiceError> {
+        let turn = inner.turn(&self.name, VersionChoice::Primary).await?;
+        let row = &turn.fresh.key.row;
+        trail.key_uid = Some(row.uid);
+        if row.revision != self.revision {
             return Err(ServiceError::RevisionMismatch);
         }
         let subject = Subject {
             kind: IntentKind::UpdateKey,
-            key_name: update.name.clone(),
-            key_uid: fresh.key.row.uid,
-            version: fresh.key.row.primary,
-            // Nothing is made in the HSM, so there is nothing to undo there.
-            protection: kms_core::key::Protection::HsmWrapped,
+            key_name: row.name.clone(),
+            key_uid: row.uid,
+            version: row.primary,
+            makes: None,
+            stale: Vec::new(),
         };
-        let (name, uid) = (update.name.clone(), fresh.key.row.uid);
-        let open = self.begin(request, subject, trail).await?;
-        let result = self.replace_key(request, update, fresh, (&open, &claim), trail).await;
-        self.keyring.invalidate(&name, uid, &[]);
-        self.conclude(request, open, trail, result).await
+        Ok((subject, turn))
     }
 
-    async fn replace_key(
-        &self,
-        request: &RequestContext,
-        update: UpdateKey,
-        fresh: Fresh,
-        (open, claim): (&OpenIntent, &Claim),
-        trail: &mut Trail,
-    ) -> Result<KeyDescription, Failure> {
-        let (old, now) = (fresh.key, self.clock.now());
+    async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<KeyDescription, Failure> {
+        let (old, now) = (&turn.fresh.key, change.inner.clock.now());
         let row = old.row.clone();
         let key = KeyRow {
-            owner: update.owner.unwrap_or(row.owner),
-            sensitivity: update.sensitivity.unwrap_or(row.sensitivity),
-            usage: update.usage.unwrap_or(row.usage),
-            cryptoperiod: update.cryptoperiod.unwrap_or(row.cryptoperiod),
-            labels: update.labels.unwrap_or(row.labels),
+            owner: self.owner.unwrap_or(row.owner),
+            sensitivity: self.sensitivity.unwrap_or(row.sensitivity),
+            usage: self.usage.unwrap_or(row.usage),
+            cryptoperiod: self.cryptoperiod.unwrap_or(row.cryptoperiod),
+            labels: self.labels.unwrap_or(row.labels),
             update_time: now,
             revision: row.revision.next(),
             ..row
         };
-        let description = describe_key(&key, &fresh.version.row, now);
-        let generation = self.keyring.config().generation;
-        let key = self.keyring.seal(key, generation, request.deadline).await;
-        let key = key.map_err(ServiceError::from)?;
+        let description = describe_key(&key, &turn.fresh.version.row, now);
+        let key = change.seal(key).await?;
         let rows = RowChanges { added: &[key.mac], removed: &[old.mac] };
-        let ending = (open, Some(claim), &description);
-        let closing = self.closing(request, update.name.tenant(), rows, ending, trail).await?;
-        let committed = self.store.update_key(old.row.revision, key, closing).await;
-        self.settle(open, committed).await?;
+        let closing = change.closing(self.name.tenant(), rows, &description).await?;
+        let committed = change.inner.store.update_key(old.row.revision, key, closing).await;
+        change.settle(committed).await?;
         Ok(description)
     }
 }

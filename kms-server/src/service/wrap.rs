@@ -1,8 +1,10 @@
 //! Wrap: a small secret under a key.
 
 use kms_core::envelope::MAX_PLAINTEXT_BYTES;
-use kms_hsm::{CryptoOp, CryptoOutput, Finished};
+use kms_core::name::KeyName;
+use kms_hsm::CryptoOutput;
 
+use super::crypto::{CryptoCase, Step, other_answer};
 use super::kms::{Inner, Kms};
 use super::trail::Trail;
 use super::{BatchItems, BatchResults, RequestContext, ServiceError, Wrap, Wrapped};
@@ -20,10 +22,7 @@ impl Kms {
         request: &RequestContext,
         item: Wrap,
     ) -> Result<Wrapped, ServiceError> {
-        let inner = &*self.inner;
-        let mut trail = Trail::key(&item.key.key);
-        let result = inner.wrap(request, item, &mut trail).await;
-        inner.record(request, trail, result).await
+        self.inner.one(request, item).await
     }
 
     /// Wraps up to 1,000 plaintexts; each has a result of its own.
@@ -35,57 +34,51 @@ impl Kms {
         request: &RequestContext,
         items: BatchItems<Wrap>,
     ) -> Result<BatchResults<Wrapped>, ServiceError> {
-        let inner = &*self.inner;
-        let mut batch = inner.start_batch(request, items.len()).await?;
-        for item in items {
-            match item {
-                Err(error) => batch.refuse(error),
-                Ok(item) => {
-                    let mut trail = Trail::key(&item.key.key);
-                    let step = inner.plan_wrap(request, item, &mut trail).await;
-                    batch.push(trail, step);
-                }
-            }
-        }
-        inner.finish_batch(request, batch, finish).await
+        self.inner.many(request, items).await
     }
 }
 
-impl Inner {
-    async fn wrap(
-        &self,
-        request: &RequestContext,
-        item: Wrap,
-        trail: &mut Trail,
-    ) -> Result<Wrapped, ServiceError> {
-        let (ready, operation) = self.plan_wrap(request, item, trail).await?;
-        let finished = self.hsm.crypt(operation, request.deadline).await;
-        let finished = finished.map_err(|error| self.device(error))?;
-        trail.timing = finished.timing;
-        finish(ready, Some(finished))
+impl CryptoCase for Wrap {
+    type Plan = Protecting;
+    type Output = Wrapped;
+
+    fn key(&self) -> &KeyName {
+        &self.key.key
     }
 
-    async fn plan_wrap(
-        &self,
+    async fn plan(
+        self,
+        inner: &Inner,
         request: &RequestContext,
-        item: Wrap,
         trail: &mut Trail,
-    ) -> Result<(Protecting, CryptoOp), ServiceError> {
-        let Wrap { key: selector, plaintext, context } = item;
+    ) -> Result<Step<Protecting>, ServiceError> {
+        let Self { key: selector, plaintext, context } = self;
         let target = Target::crypto(&selector.key, &context);
-        let permit = self.permit::<authz::Wrap>(request, target, trail)?;
+        let permit = inner.permit::<authz::Wrap>(request, target, trail)?;
         let pinned = match selector.version {
-            Some(number) => Some((number, self.permit(request, target, trail)?)),
+            Some(number) => Some((number, inner.permit(request, target, trail)?)),
             None => None,
         };
         trail.version = selector.version;
         check_plaintext(plaintext.len())?;
-        let key = self.key(request, &selector.key, Some(&context), trail).await?;
+        let key = inner.key(request, &selector.key, Some(&context), trail).await?;
         let pinned = pinned.as_ref().map(|(number, permit)| (*number, permit));
-        let ready = self.keyring.protect(&permit, &key, pinned).await?;
+        let ready = inner.keyring.protect(&permit, &key, pinned).await?;
         trail.version = Some(ready.version());
         let operation = ready.encrypt(&context, plaintext);
-        Ok((ready, operation))
+        Ok(Step::Hsm(ready, operation))
+    }
+
+    fn finish(ready: Protecting, output: Option<CryptoOutput>) -> Result<Wrapped, ServiceError> {
+        match output {
+            Some(CryptoOutput::Encrypted { iv, ciphertext_and_tag }) => {
+                let (ciphertext, key_version) = ready.seal(&iv, &ciphertext_and_tag);
+                Ok(Wrapped { ciphertext, key_version })
+            }
+            Some(CryptoOutput::Decrypted(_) | CryptoOutput::DataKey { .. }) | None => {
+                Err(other_answer())
+            }
+        }
     }
 }
 
@@ -94,16 +87,4 @@ fn check_plaintext(length: usize) -> Result<(), ServiceError> {
         return Ok(());
     }
     Err(ServiceError::field("plaintext", format!("must be 1 to {MAX_PLAINTEXT_BYTES} bytes")))
-}
-
-fn finish(ready: Protecting, finished: Option<Finished>) -> Result<Wrapped, ServiceError> {
-    match finished.map(|finished| finished.output) {
-        Some(CryptoOutput::Encrypted { iv, ciphertext_and_tag }) => {
-            let (ciphertext, key_version) = ready.seal(&iv, &ciphertext_and_tag);
-            Ok(Wrapped { ciphertext, key_version })
-        }
-        Some(CryptoOutput::Decrypted(_) | CryptoOutput::DataKey { .. }) | None => {
-            Err(ServiceError::Bug { reason: "the hsm answered a wrap with something else" })
-        }
-    }
 }

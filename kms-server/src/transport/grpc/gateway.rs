@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use kms_core::clock::Clock;
 use kms_core::fault::Fault;
 use kms_core::id::EventId;
-use tokio::sync::Semaphore;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
@@ -25,10 +24,6 @@ use crate::transport::status;
 
 /// Response metadata with the id of the request, as in the audit log.
 pub const EVENT_ID_KEY: &str = "holdfast-event-id";
-/// Mutations at a time: each holds an intent and a place in the HSM keeper's queue.
-pub const MAX_MUTATIONS: usize = 256;
-/// When a caller may try again after [`MAX_MUTATIONS`].
-const MUTATION_RETRY: Duration = Duration::from_millis(500);
 
 /// Where refusals go that no use-case saw: unauthenticated and undecodable requests. Aggregated, never per request.
 pub trait RefusalLog: Send + Sync + fmt::Debug + 'static {
@@ -55,26 +50,15 @@ pub struct GatewayParts {
 #[derive(Clone, Debug)]
 pub struct Gateway {
     pub(super) parts: Arc<GatewayParts>,
-    mutations: Arc<Semaphore>,
 }
 
 impl Gateway {
     /// Makes a gateway.
     pub fn new(parts: GatewayParts) -> Self {
-        Self { parts: Arc::new(parts), mutations: Arc::new(Semaphore::new(MAX_MUTATIONS)) }
+        Self { parts: Arc::new(parts) }
     }
 
-    /// Waits until no mutation is running; no new one starts afterwards. For the drain.
-    pub async fn mutations_done(&self) {
-        let all = u32::try_from(MAX_MUTATIONS).unwrap_or(u32::MAX);
-        // An error means that it was closed before: nothing is running then either.
-        if let Ok(permits) = self.mutations.acquire_many(all).await {
-            permits.forget();
-            self.mutations.close();
-        }
-    }
-
-    /// Runs a use-case that only uses or reads keys. Dropped when the caller leaves.
+    /// Runs a use-case. Dropped when the caller leaves; what must not be then, the service runs to its end by itself.
     pub(super) async fn call<M, R, D, T, F>(
         &self,
         method: Method,
@@ -92,44 +76,6 @@ impl Gateway {
             Ok(domain) => {
                 let work = work(self.parts.kms.clone(), context, domain);
                 work.instrument(span.clone()).await
-            }
-            Err(error) => {
-                Err(self.parts.kms.refuse(&context, error).instrument(span.clone()).await)
-            }
-        };
-        span.in_scope(|| self.finish(&begun, outcome)).map(|response| response.map(encode))
-    }
-
-    /// Runs a use-case that changes something. It runs to its end even when the caller leaves.
-    pub(super) async fn mutate<M, R, D, T, F>(
-        &self,
-        method: Method,
-        request: Request<M>,
-        decode: impl FnOnce(M) -> Result<D, ServiceError>,
-        work: impl FnOnce(Kms, RequestContext, D) -> F,
-        encode: impl FnOnce(R) -> T,
-    ) -> Result<Response<T>, Status>
-    where
-        F: Future<Output = Result<R, ServiceError>> + Send + 'static,
-        R: Send + 'static,
-    {
-        let (context, begun) = self.begin(method, &request)?;
-        let span = begun.span();
-        let admitted = decode(request.into_inner()).and_then(|domain| {
-            let full = ServiceError::HsmSaturated { retry_after: MUTATION_RETRY };
-            let permit = Arc::clone(&self.mutations).try_acquire_owned().map_err(|_| full)?;
-            Ok((domain, permit))
-        });
-        let outcome = match admitted {
-            Ok((domain, permit)) => {
-                let work = work(self.parts.kms.clone(), context, domain);
-                let running = async move {
-                    let outcome = work.await;
-                    drop(permit);
-                    outcome
-                };
-                let task = tokio::spawn(running.instrument(span.clone()));
-                task.await.unwrap_or(Err(ServiceError::Bug { reason: "a mutation panicked" }))
             }
             Err(error) => {
                 Err(self.parts.kms.refuse(&context, error).instrument(span.clone()).await)

@@ -14,7 +14,7 @@ impl KeyService for Gateway {
         &self,
         request: Request<proto::CreateKeyRequest>,
     ) -> Result<Response<proto::Key>, Status> {
-        self.mutate(
+        self.call(
             Method::CreateKey,
             request,
             decode::create_key,
@@ -28,7 +28,7 @@ impl KeyService for Gateway {
         &self,
         request: Request<proto::UpdateKeyRequest>,
     ) -> Result<Response<proto::Key>, Status> {
-        self.mutate(
+        self.call(
             Method::UpdateKey,
             request,
             decode::update_key,
@@ -42,7 +42,7 @@ impl KeyService for Gateway {
         &self,
         request: Request<proto::RotateKeyRequest>,
     ) -> Result<Response<proto::RotateKeyResponse>, Status> {
-        self.mutate(
+        self.call(
             Method::RotateKey,
             request,
             decode::rotate_key,
@@ -56,7 +56,7 @@ impl KeyService for Gateway {
         &self,
         request: Request<proto::SuspendKeyVersionRequest>,
     ) -> Result<Response<proto::KeyVersion>, Status> {
-        self.mutate(
+        self.call(
             Method::SuspendKeyVersion,
             request,
             decode::suspend,
@@ -70,7 +70,7 @@ impl KeyService for Gateway {
         &self,
         request: Request<proto::ResumeKeyVersionRequest>,
     ) -> Result<Response<proto::KeyVersion>, Status> {
-        self.mutate(
+        self.call(
             Method::ResumeKeyVersion,
             request,
             decode::resume,

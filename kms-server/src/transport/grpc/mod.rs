@@ -13,5 +13,5 @@ mod gateway;
 mod key;
 mod route;
 
-pub use gateway::{EVENT_ID_KEY, Gateway, GatewayParts, MAX_MUTATIONS, RefusalLog};
+pub use gateway::{EVENT_ID_KEY, Gateway, GatewayParts, RefusalLog};
 pub use route::GrpcService;

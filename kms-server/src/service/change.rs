@@ -1,0 +1,124 @@
+//! What a mutation does between its intent and its outcome: seal rows, end with the manifest, and settle the commit.
+
+use std::sync::Arc;
+
+use kms_core::id::RootGeneration;
+use kms_core::key::{RowMac, Sealed};
+use kms_core::name::TenantName;
+use serde::Serialize;
+
+use super::claim::Claim;
+use super::kms::Inner;
+use super::trail::Trail;
+use super::{RequestContext, ServiceError};
+use crate::keyring::MacInput;
+use crate::store::{Closing, Intent, ManifestChange, RequestRecord, StoreError};
+
+/// A mutation whose intent is open.
+pub(super) struct Change<'c> {
+    pub(super) inner: &'c Arc<Inner>,
+    pub(super) request: &'c RequestContext,
+    pub(super) intent: &'c Intent,
+    pub(super) claim: Option<&'c Claim>,
+    pub(super) trail: &'c mut Trail,
+}
+
+/// Row MACs that a mutation adds to and removes from the manifest.
+pub(super) struct RowChanges<'m> {
+    pub(super) added: &'m [RowMac],
+    pub(super) removed: &'m [RowMac],
+}
+
+/// A mutation that failed after its intent.
+pub(super) enum Failure {
+    /// Nothing was committed: undo what was done.
+    Undo(ServiceError),
+    /// Perhaps committed: leave everything to the reconciler.
+    Unknown(ServiceError),
+}
+
+impl From<ServiceError> for Failure {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            // The job may still be running: its object must not appear after we looked.
+            ServiceError::HsmDeadline => Self::Unknown(error),
+            other => Self::Undo(other),
+        }
+    }
+}
+
+impl Change<'_> {
+    /// Seals a row under the current root.
+    pub(super) async fn seal<R: MacInput>(&self, row: R) -> Result<Sealed<R>, ServiceError> {
+        self.seal_under(self.inner.keyring.config().generation, row).await
+    }
+
+    /// Seals a version row under the root that wraps its material.
+    pub(super) async fn seal_under<R: MacInput>(
+        &self,
+        generation: RootGeneration,
+        row: R,
+    ) -> Result<Sealed<R>, ServiceError> {
+        Ok(self.inner.keyring.seal(row, generation, self.request.deadline).await?)
+    }
+
+    /// Makes what ends with a mutation: the tenant's manifest with rows added and removed, and the result to remember.
+    ///
+    /// The caller holds the tenant's lock.
+    pub(super) async fn closing<T: Serialize>(
+        &mut self,
+        tenant: &TenantName,
+        rows: RowChanges<'_>,
+        result: &T,
+    ) -> Result<Closing, ServiceError> {
+        let mut manifest = self.inner.keyring.manifest(tenant).await?;
+        let expected = manifest.revision;
+        manifest.revision = expected.next();
+        rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
+        rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
+        self.trail.manifest = Some(manifest.stamp());
+        let applied = Some(manifest.stamp());
+        let intent = Intent { applied, ..self.intent.clone() };
+        let remembered = self.claim.map(|claim| claim.remember(result)).transpose()?;
+        // One call of the HSM for all.
+        let keyring = &self.inner.keyring;
+        let generation = keyring.config().generation;
+        let mut inputs = vec![manifest.mac_input(generation), intent.mac_input(generation)];
+        inputs.extend(remembered.as_ref().map(|request| request.mac_input(generation)));
+        let macs = keyring.macs(inputs, generation, self.request.deadline).await?;
+        let [manifest_mac, intent_mac, request_mac @ ..] = macs.as_slice() else {
+            return Err(ServiceError::Bug { reason: "a MAC is missing" });
+        };
+        let manifest = Sealed { row: manifest, mac: *manifest_mac, generation };
+        let seal = |(row, mac): (RequestRecord, &RowMac)| Sealed { row, mac: *mac, generation };
+        Ok(Closing {
+            intent: Sealed { row: intent, mac: *intent_mac, generation },
+            manifest: ManifestChange { expected, manifest },
+            request: remembered.zip(request_mac.first()).map(seal),
+        })
+    }
+
+    /// Finds out what became of a transaction: an error may hide that it was committed.
+    pub(super) async fn settle(&self, committed: Result<(), StoreError>) -> Result<(), Failure> {
+        let error = match committed {
+            Ok(()) => return Ok(()),
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
+            Err(error) => return Err(Failure::Undo(error.into())),
+        };
+        let Ok(intents) = self.inner.store.intents().await else {
+            return Err(Failure::Unknown(error.into()));
+        };
+        let Some(found) = intents.rows.iter().find(|found| found.row.id == self.intent.id) else {
+            // Only another process could have closed it, and it alone knows why.
+            return Err(Failure::Unknown(error.into()));
+        };
+        let what = format!("intent {}", self.intent.id);
+        if self.inner.keyring.verify_row(found, what).await.is_err() {
+            return Err(Failure::Unknown(error.into()));
+        }
+        match found.row.applied {
+            Some(_) => Ok(()),
+            None => Err(Failure::Undo(error.into())),
+        }
+    }
+}
