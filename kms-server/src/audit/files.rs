@@ -90,7 +90,7 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_directory(directory: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::chain::{Head, LineFault};
-use super::files::{LogFile, list, make_directory};
+use super::files::{LogFile, list, make_directory, sync_directory};
 use super::past::{Past, read_summary, write_summary};
 use super::scan::{End, head_at, scan};
 
@@ -106,9 +106,12 @@ impl Log {
             End::Torn(bytes) => {
                 tracing::warn!(file = file.name(), bytes, "cutting off an unfinished write");
                 handle.set_len(found.good_bytes).map_err(failed("cut the last file"))?;
-                handle.sync_all().map_err(failed("sync the last file"))?;
             }
         }
+        // A process that was killed may have left its last group, and the name of the file, unsynced. They must be
+        // durable before a group is begun behind them: a later one proves that what stands before it was synced.
+        handle.sync_all().map_err(failed("sync the last file"))?;
+        sync_directory(directory).map_err(failed("sync the directory"))?;
         let head = found.head.ok_or_else(|| AuditStartError::Gap { file: file.name() })?;
         let identity = identity(&handle.metadata().map_err(failed("look at the last file"))?);
         Ok(Self {
@@ -216,6 +219,8 @@ fn adopt_empty(file: &LogFile) -> io::Result<File> {
         return Err(io::Error::other("the next audit file is there already and not empty"));
     }
     cut(&handle, 0)?;
+    // Its name may not be durable: the rotation that made it failed, or was killed.
+    file.path.parent().map_or(Ok(()), sync_directory)?;
     Ok(handle)
 }
 
