@@ -6,6 +6,7 @@ help: ## Shows this list.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 quickstart: ## Installs SoftHSM when missing, builds, seals, rotates, reseals and opens a real tree.
+	@command -v bash >/dev/null || { echo "make: bash is needed; install it first" >&2; exit 69; }
 	@scripts/quickstart.sh
 
 test: ## Runs everything that CI runs, and prints the seconds of each stage.

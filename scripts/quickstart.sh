@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # The main job on real input: a directory sealed under a key in a PKCS#11 token, the key rolled over, the backup
 # re-sealed without touching its payload, and opened again byte for byte. Safe to run again; leaves nothing running.
+#
+# HOLDFAST_BIN_DIR names binaries that are built already; HOLDFAST_QUICKSTART_DIR where to work instead of target/quickstart;
+# HOLDFAST_PKCS11_MODULE the SoftHSM module, where it is not found by itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,31 +17,43 @@ fail() {
 
 say "1. What is needed: SoftHSM (the PKCS#11 token), and a build"
 scripts/setup.sh run
-cargo build --release --locked --bins
-bin=$PWD/target/release
+bin=${HOLDFAST_BIN_DIR:-$PWD/target/release}
+[ -n "${HOLDFAST_BIN_DIR:-}" ] || cargo build --release --locked --bins
 
-work=$PWD/target/quickstart
+work=${HOLDFAST_QUICKSTART_DIR:-$PWD/target/quickstart}
 dir=$work/server
 mkdir -p "$work"
 server_log=$work/server.log
 started=$SECONDS
 
 say "2. A dev server on free ports, everything in $dir"
-rm -f "$dir/ready.json"
-show "kms-server dev --dir $dir --listen 127.0.0.1:0 &"
-"$bin/kms-server" dev --dir "$dir" --listen 127.0.0.1:0 >"$work/server.out" 2>"$server_log" &
+options=(--dir "$dir" --listen 127.0.0.1:0)
+[ -z "${HOLDFAST_PKCS11_MODULE:-}" ] || options+=(--module "$HOLDFAST_PKCS11_MODULE")
+show "kms-server dev ${options[*]} &"
+"$bin/kms-server" dev "${options[@]}" >"$work/server.out" 2>"$server_log" &
 server=$!
 stop() {
   kill -TERM "$server" 2>/dev/null || return 0
   wait "$server" 2>/dev/null || true
 }
 trap stop EXIT
+# Another server's file must not be taken for ours, nor be deleted.
+ready() { grep -q "\"pid\":$server[,}]" "$dir/ready.json" 2>/dev/null; }
 for _ in $(seq 300); do
-  [ ! -e "$dir/ready.json" ] || break
-  kill -0 "$server" 2>/dev/null || fail "the server stopped before it was ready; if $dir was made by an earlier build, remove it and run again"
+  ! ready || break
+  if ! kill -0 "$server" 2>/dev/null; then
+    status=0
+    wait "$server" || status=$?
+    # The exit statuses are those of \`kms-server --help\`.
+    case $status in
+    77) fail "another server holds $dir: stop that server, then run again; its keys are in use, delete nothing" ;;
+    74) fail "the database or the audit log in $dir cannot be opened; if an earlier build made them, remove $dir and run again" ;;
+    *) fail "the server stopped before it was ready, with exit status $status" ;;
+    esac
+  fi
   sleep 0.1
 done
-[ -e "$dir/ready.json" ] || fail "the server was not ready within 30 s"
+ready || fail "the server was not ready within 30 s"
 cat "$work/server.out"
 
 export KMS_CONFIG=$dir/cli.toml
@@ -54,10 +69,24 @@ kms key create "$key" --owner quickstart --sensitivity medium --usage "seals the
 
 say "4. Seal a real tree under it"
 tree=/usr/share/doc
-# Documentation is often left out of small images: then this repository with its build registry of sources will do.
-if [ "$(du -sm "$tree" 2>/dev/null | cut -f1)" -lt 20 ] 2>/dev/null; then tree=$PWD/target/release/deps; fi
-tar -C "$(dirname "$tree")" -cf "$work/tree.tar" --ignore-failed-read "$(basename "$tree")" 2>/dev/null || true
-bytes=$(stat -c %s "$work/tree.tar" 2>/dev/null || stat -f %z "$work/tree.tar")
+size() { wc -c <"$work/tree.tar" | tr -d ' '; }
+rm -f "$work/tree.tar"
+mib=$(du -sm "$tree" 2>/dev/null | cut -f1) || true
+if [ "${mib:-0}" -ge 20 ] && [ "${mib:-0}" -le 2000 ]; then
+  # What cannot be read is left out; what is in the stream is what is compared.
+  tar -C /usr/share -cf "$work/tree.tar" doc 2>/dev/null || true
+fi
+if [ ! -e "$work/tree.tar" ] || [ "$(size)" -lt 20000000 ]; then
+  # Documentation is often left out of small images: then this repository, and as many of the sources that it is built
+  # from as it takes.
+  tree="this repository and sources of its crates"
+  tar -cf "$work/tree.tar" --exclude=./target --exclude=./.git .
+  for crate in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/*/; do
+    [ "$(size)" -lt 22000000 ] || break
+    [ ! -d "$crate" ] || tar -C "$(dirname "$crate")" -rf "$work/tree.tar" "$(basename "$crate")"
+  done
+fi
+bytes=$(size)
 [ "$bytes" -ge 20000000 ] || fail "found no tree of 20 MB to seal ($tree has $bytes bytes)"
 before=$(sha256sum "$work/tree.tar" | cut -d' ' -f1)
 rm -f "$work/tree.tar.age" "$work/tree.out.tar"
@@ -102,8 +131,8 @@ cat <<TXT
 OK: sealed, rotated, resealed, opened and compared $bytes bytes in $((SECONDS - started)) s.
 
 How to go on:
-  target/release/kms-server dev --dir $dir      start the same server again, with the same keys
+  $bin/kms-server dev --dir $dir      start the same server again, with the same keys
   export KMS_CONFIG=$dir/cli.toml
-  target/release/kms key list                       the keys it holds
+  $bin/kms key list                       the keys it holds
   docs/operations.md                                how to run it for real
 TXT

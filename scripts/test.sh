@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(setup lint docs deny build test)
+[ ${#stages[@]} -gt 0 ] || stages=(setup lint docs deny build try test)
 report=()
 
 setup() { scripts/setup.sh test; }
@@ -25,6 +25,17 @@ build() { cargo build --workspace --bins --locked; }
 
 test() {
   HOLDFAST_BIN_DIR="$PWD/target/debug" cargo test --workspace --locked
+}
+
+# What a newcomer and the bench do, with the debug binaries: that it works, not how fast it is.
+try() {
+  export HOLDFAST_BIN_DIR="$PWD/target/debug" HOLDFAST_QUICKSTART_DIR=$PWD/target/try
+  rm -rf "$HOLDFAST_QUICKSTART_DIR"
+  scripts/quickstart.sh
+  scripts/quickstart.sh
+  scripts/try-held.sh "$HOLDFAST_QUICKSTART_DIR/server"
+  "$HOLDFAST_BIN_DIR/kms-bench" --rounds 1 --round-ms 200 --seal-mib 4 --out "$HOLDFAST_QUICKSTART_DIR/bench"
+  python3 scripts/check-summary.py "$HOLDFAST_QUICKSTART_DIR/bench/summary.json"
 }
 
 # One stage in a process of its own: `set -e` is off in a function that `if` calls.

@@ -27,6 +27,7 @@
 #define DEFAULT_REAL "/usr/lib/softhsm/libsofthsm2.so"
 #define GCM_IV_BYTES 12
 #define FILL 0x5a
+#define MAX_TEMPLATE 32
 
 struct call {
     const char *function;
@@ -101,18 +102,57 @@ static void lie_about_token(CK_TOKEN_INFO_HEAD *info, const struct fate *fate)
         info->ulMaxSessionCount = fate->sessions;
 }
 
-/* Some tokens ignore a zero IV, draw their own, and write it back into the parameters. */
+/* Some tokens ignore a zero IV, or any, draw their own, and write it back into the parameters. */
 static void own_iv(struct call *call)
 {
     static const CK_BYTE zero[GCM_IV_BYTES];
     const CK_MECHANISM *mechanism = call->output;
-    if (!(call->fate.lies & LIE_IV) || mechanism == NULL || mechanism->mechanism != CKM_AES_GCM)
+    if (!(call->fate.lies & (LIE_IV | LIE_ANY_IV)) || mechanism == NULL || mechanism->mechanism != CKM_AES_GCM)
         return;
     const CK_GCM_PARAMS *parameters = mechanism->pParameter;
-    if (parameters == NULL || parameters->ulIvLen != GCM_IV_BYTES || memcmp(parameters->pIv, zero, GCM_IV_BYTES) != 0)
+    if (parameters == NULL || parameters->ulIvLen != GCM_IV_BYTES)
+        return;
+    if (!(call->fate.lies & LIE_ANY_IV) && memcmp(parameters->pIv, zero, GCM_IV_BYTES) != 0)
         return;
     memset(parameters->pIv, FILL, GCM_IV_BYTES);
     memcpy(parameters->pIv, &call->fate.nth, sizeof call->fate.nth);
+}
+
+/* Shows attributes as told, whatever the object has. */
+static void lie_about_attributes(const struct call *call)
+{
+    CK_ATTRIBUTE *attributes = *(CK_ATTRIBUTE **)call->output;
+    for (CK_ULONG i = 0; attributes != NULL && i < *call->length; i++) {
+        const struct edit *edit = plan_edit(&call->fate, LIE_ATTRIBUTE, attributes[i].type);
+        if (edit == NULL)
+            continue;
+        attributes[i].ulValueLen = edit->size;
+        if (attributes[i].pValue != NULL)
+            memcpy(attributes[i].pValue, edit->value, edit->size);
+    }
+}
+
+/* Some tokens make an object otherwise than the template says: the real module gets a copy with our values. */
+static void own_template(struct call *call)
+{
+    static _Thread_local CK_ATTRIBUTE copy[MAX_TEMPLATE];
+    if (!(call->fate.lies & LIE_TEMPLATE) || *call->length > MAX_TEMPLATE)
+        return;
+    CK_ATTRIBUTE **template = call->output;
+    CK_ULONG count = 0;
+    for (CK_ULONG i = 0; i < *call->length; i++) {
+        const struct edit *edit = plan_edit(&call->fate, LIE_TEMPLATE, (*template)[i].type);
+        if (edit != NULL && edit->size == 0)
+            continue;
+        copy[count] = (*template)[i];
+        if (edit != NULL) {
+            copy[count].pValue = (void *)edit->value;
+            copy[count].ulValueLen = edit->size;
+        }
+        count++;
+    }
+    *template = copy;
+    *call->length = count;
 }
 
 static void lie_about_output(struct call *call)
@@ -123,6 +163,12 @@ static void lie_about_output(struct call *call)
         lie_about_token(call->output, fate);
         return;
     }
+    if (strcmp(call->function, "C_GetAttributeValue") == 0) {
+        lie_about_attributes(call);
+        return;
+    }
+    if (strcmp(call->function, "C_GenerateKey") == 0)
+        return;
     if (bytes == NULL || call->length == NULL || *call->length == 0)
         return;
     if (fate->lies & LIE_FLIP)
@@ -155,6 +201,7 @@ static CK_RV after(struct call *call, CK_RV rv)
         CK_RV rv = CKR_OK;                                              \
         if (!before(&call)) {                                           \
             own_iv(&call);                                              \
+            own_template(&call);                                        \
             rv = real->name arguments;                                  \
         }                                                               \
         return after(&call, rv);                                        \

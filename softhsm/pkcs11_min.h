@@ -29,6 +29,12 @@ typedef struct {
 } CK_MECHANISM;
 
 typedef struct {
+    CK_ULONG type;
+    void *pValue;
+    CK_ULONG ulValueLen;
+} CK_ATTRIBUTE;
+
+typedef struct {
     CK_BYTE *pIv;
     CK_ULONG ulIvLen;
     CK_ULONG ulIvBits;
@@ -120,7 +126,8 @@ enum { CK_RETURN_VALUES(CK_ENUMERATOR) CK_RETURN_VALUES_END };
  * The functions of v2.40 in the order of CK_FUNCTION_LIST, all but C_GetFunctionList (which is fourth):
  * F(name, (parameters), (arguments), session, output, length of output).
  *
- * `output` is what a lie may change: a buffer (its length behind a pointer), or NULL.
+ * `output` is what a lie may change: a buffer (its length behind a pointer), the variable that holds a template (its
+ * length likewise), or NULL.
  */
 #define CK_FUNCTIONS_BEFORE_LIST(F)                                                                        \
     F(C_Initialize, (void *init), (init), 0, NULL, NULL)                                                   \
@@ -148,7 +155,7 @@ enum { CK_RETURN_VALUES(CK_ENUMERATOR) CK_RETURN_VALUES_END };
     F(C_CopyObject, (CK_SESSION s, CK_OBJECT from, void *t, CK_ULONG n, CK_OBJECT *o), (s, from, t, n, o), s, NULL, NULL) \
     F(C_DestroyObject, (CK_SESSION s, CK_OBJECT o), (s, o), s, NULL, NULL)                                 \
     F(C_GetObjectSize, (CK_SESSION s, CK_OBJECT o, CK_ULONG *size), (s, o, size), s, NULL, NULL)           \
-    F(C_GetAttributeValue, (CK_SESSION s, CK_OBJECT o, void *t, CK_ULONG n), (s, o, t, n), s, NULL, NULL)  \
+    F(C_GetAttributeValue, (CK_SESSION s, CK_OBJECT o, void *t, CK_ULONG n), (s, o, t, n), s, &t, &n)      \
     F(C_SetAttributeValue, (CK_SESSION s, CK_OBJECT o, void *t, CK_ULONG n), (s, o, t, n), s, NULL, NULL)  \
     F(C_FindObjectsInit, (CK_SESSION s, void *t, CK_ULONG n), (s, t, n), s, NULL, NULL)                    \
     F(C_FindObjects, (CK_SESSION s, CK_OBJECT *list, CK_ULONG max, CK_ULONG *count), (s, list, max, count), s, list, count) \
@@ -182,7 +189,7 @@ enum { CK_RETURN_VALUES(CK_ENUMERATOR) CK_RETURN_VALUES_END };
     F(C_DecryptDigestUpdate, (CK_SESSION s, CK_BYTE *in, CK_ULONG n, CK_BYTE *out, CK_ULONG *len), (s, in, n, out, len), s, out, len) \
     F(C_SignEncryptUpdate, (CK_SESSION s, CK_BYTE *in, CK_ULONG n, CK_BYTE *out, CK_ULONG *len), (s, in, n, out, len), s, out, len) \
     F(C_DecryptVerifyUpdate, (CK_SESSION s, CK_BYTE *in, CK_ULONG n, CK_BYTE *out, CK_ULONG *len), (s, in, n, out, len), s, out, len) \
-    F(C_GenerateKey, (CK_SESSION s, CK_MECHANISM *m, void *t, CK_ULONG n, CK_OBJECT *o), (s, m, t, n, o), s, NULL, NULL) \
+    F(C_GenerateKey, (CK_SESSION s, CK_MECHANISM *m, void *t, CK_ULONG n, CK_OBJECT *o), (s, m, t, n, o), s, &t, &n) \
     F(C_GenerateKeyPair, (CK_SESSION s, CK_MECHANISM *m, void *t, CK_ULONG n, void *u, CK_ULONG k, CK_OBJECT *a, CK_OBJECT *b), (s, m, t, n, u, k, a, b), s, NULL, NULL) \
     F(C_WrapKey, (CK_SESSION s, CK_MECHANISM *m, CK_OBJECT by, CK_OBJECT key, CK_BYTE *out, CK_ULONG *len), (s, m, by, key, out, len), s, out, len) \
     F(C_UnwrapKey, (CK_SESSION s, CK_MECHANISM *m, CK_OBJECT by, CK_BYTE *in, CK_ULONG k, void *t, CK_ULONG n, CK_OBJECT *o), (s, m, by, in, k, t, n, o), s, NULL, NULL) \

@@ -78,6 +78,24 @@ static void parse_calls(const char *line, const char *text, struct rule *rule)
     }
 }
 
+static void parse_edit(const char *line, const char *argument, enum lie lie, struct edit *edit)
+{
+    char *end = NULL;
+    edit->lie = lie;
+    edit->type = strtoul(argument, &end, 0);
+    if (end == argument || *end != '=')
+        refuse(line, "an attribute is given as `0x104=1`");
+    const char *text = end + 1;
+    if (strcmp(text, "none") == 0)
+        return;
+    unsigned long value = strtoul(text, &end, 0);
+    if (end == text)
+        refuse(line, "an attribute is given as `0x104=1`");
+    edit->size = *end == 'l' ? sizeof value : 1;
+    /* Little-endian: the first byte is the number, when it is one byte long. */
+    memcpy(edit->value, &value, sizeof value);
+}
+
 static void parse_action(const char *line, const char *action, const char *argument, struct fate *effect)
 {
     if (strcmp(action, "return") == 0 || strcmp(action, "lose") == 0) {
@@ -106,12 +124,18 @@ static void parse_action(const char *line, const char *action, const char *argum
         effect->lies = LIE_EMPTY;
     } else if (strcmp(action, "iv") == 0) {
         effect->lies = LIE_IV;
+    } else if (strcmp(action, "anyiv") == 0) {
+        effect->lies = LIE_ANY_IV;
     } else if (strcmp(action, "serial") == 0) {
         effect->lies = LIE_SERIAL;
         snprintf(effect->serial, sizeof effect->serial, "%s", argument);
     } else if (strcmp(action, "sessions") == 0) {
         effect->lies = LIE_SESSIONS;
         effect->sessions = strtoul(argument, NULL, 10);
+    } else if (strcmp(action, "attribute") == 0 || strcmp(action, "template") == 0) {
+        effect->lies = action[0] == 'a' ? LIE_ATTRIBUTE : LIE_TEMPLATE;
+        effect->edit_count = 1;
+        parse_edit(line, argument, (enum lie)effect->lies, &effect->edits[0]);
     } else {
         refuse(line, "unknown action");
     }
@@ -176,6 +200,8 @@ static void combine(struct fate *fate, const struct fate *effect)
         memcpy(fate->serial, effect->serial, sizeof fate->serial);
     if (effect->lies & LIE_SESSIONS)
         fate->sessions = effect->sessions;
+    for (unsigned i = 0; i < effect->edit_count && fate->edit_count < PLAN_MAX_EDITS; i++)
+        fate->edits[fate->edit_count++] = effect->edits[i];
 }
 
 void plan_decide(const char *function, struct fate *fate)
@@ -195,6 +221,14 @@ void plan_decide(const char *function, struct fate *fate)
         combine(fate, &rule->effect);
     }
     pthread_mutex_unlock(&lock);
+}
+
+const struct edit *plan_edit(const struct fate *fate, enum lie lie, unsigned long type)
+{
+    for (unsigned i = 0; i < fate->edit_count; i++)
+        if (fate->edits[i].lie == lie && fate->edits[i].type == type)
+            return &fate->edits[i];
+    return NULL;
 }
 
 void plan_sleep(unsigned milliseconds)

@@ -17,14 +17,38 @@
  *   serial TEXT     makes C_GetTokenInfo show another serial number
  *   sessions N      makes C_GetTokenInfo show another ulMaxSessionCount
  *   iv              makes C_EncryptInit replace a zero GCM IV by one of its own, in the caller's buffer
+ *   anyiv           the same with every GCM IV
+ *   attribute T=V   makes C_GetAttributeValue show V as the value of the attribute T: two numbers, and V one byte long, or
+ *                   as long as a CK_ULONG when it ends in `l`
+ *   template T=V    makes C_GenerateKey take V for the attribute T of its template; `none` leaves T out
  */
 #ifndef HOLDFAST_FAULTY_PLAN_H
 #define HOLDFAST_FAULTY_PLAN_H
 
 #define PLAN_MAX_RULES 64
 #define PLAN_MAX_TEXT 32
+#define PLAN_MAX_EDITS 8
 
-enum lie { LIE_FLIP = 1, LIE_SHORT = 2, LIE_CONSTANT = 4, LIE_EMPTY = 8, LIE_IV = 16, LIE_SERIAL = 32, LIE_SESSIONS = 64 };
+enum lie {
+    LIE_FLIP = 1,
+    LIE_SHORT = 2,
+    LIE_CONSTANT = 4,
+    LIE_EMPTY = 8,
+    LIE_IV = 16,
+    LIE_SERIAL = 32,
+    LIE_SESSIONS = 64,
+    LIE_ATTRIBUTE = 128,
+    LIE_ANY_IV = 256,
+    LIE_TEMPLATE = 512
+};
+
+/* Another value of an attribute. */
+struct edit {
+    enum lie lie; /* LIE_ATTRIBUTE or LIE_TEMPLATE */
+    unsigned long type;
+    unsigned char value[sizeof(unsigned long)];
+    unsigned long size;
+};
 
 /* What the rules decide for one call. */
 struct fate {
@@ -41,10 +65,15 @@ struct fate {
     unsigned lies;      /* enum lie, together */
     char serial[PLAN_MAX_TEXT];
     unsigned long sessions;
+    struct edit edits[PLAN_MAX_EDITS];
+    unsigned edit_count;
 };
 
 /* Counts a call of `function` and decides its fate. Reads the file again when it has changed. Thread-safe. */
 void plan_decide(const char *function, struct fate *fate);
+
+/* Returns what is said of an attribute, or NULL. */
+const struct edit *plan_edit(const struct fate *fate, enum lie lie, unsigned long type);
 
 /* Waits until the plan is another than `generation`. */
 void plan_wait(unsigned long generation);

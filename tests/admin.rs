@@ -68,6 +68,18 @@ async fn health_is_on_both_listeners_and_reflection_on_the_admin_one_only() {
 }
 
 #[tokio::test]
+async fn health_of_an_unknown_service_is_not_found_on_both_listeners() {
+    let server = Server::fresh();
+    for channel in [server.operator().await.channel, admin_channel(&server).await] {
+        let asked = || HealthCheckRequest { service: "kms.v1.Nothing".to_owned() };
+        let mut client = HealthClient::new(channel);
+        refusal(client.check(asked()).await).is(Code::NotFound, "SERVICE_UNKNOWN");
+        refusal(client.watch(asked()).await.map(drop)).is(Code::NotFound, "SERVICE_UNKNOWN");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn no_use_of_keys_is_on_the_admin_listener() {
     let server = Server::fresh();
     let channel = admin_channel(&server).await;
@@ -158,4 +170,23 @@ async fn sigterm_drains_and_ends_with_success_and_all_is_there_afterwards() {
     assert_eq!(listed.into_iter().map(|key| key.name).collect::<Vec<_>>(), [key]);
     eventually(LIMIT, "readiness", || server.get("/readyz").0 == 200);
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_drain_at_once() {
+    let mut server = Server::fresh();
+    let client = server.operator().await;
+    // In flight until its deadline, which is beyond this test's patience.
+    let method = "kms.v1.CryptoService/Wrap";
+    let calling = tokio::spawn(async move {
+        common::unfinished_call(&client.channel, method, Some(vec![])).await.map(drop)
+    });
+    // A whole request on another connection takes longer than the first one needs to be on its way.
+    server.operator().await.create("beside").await;
+    server.process.signal(Signal::TERM);
+    server.process.await_line("stopping: draining", LIMIT);
+    server.process.signal(Signal::TERM);
+    server.process.await_line("told to stop again", LIMIT);
+    assert_eq!(server.process.await_end(LIMIT).code(), Some(0));
+    assert!(calling.await.unwrap().is_err());
 }

@@ -180,6 +180,23 @@ fn certificates_of_another_authority_do_not_connect() {
 }
 
 #[test]
+fn bench_measures_batches_whose_every_item_went_well() {
+    let world = World::new();
+    let bench = ["bench", "--op", "batch", "--batch-size", "10", "--concurrency", "1"];
+    let report =
+        world.json(&[&bench[..], &["--duration", "300ms", "--warmup", "10ms"]].concat(), b"");
+    let count = |name: &str| report[name].as_u64().unwrap();
+    assert!(count("requests") > 0, "{report}");
+    assert_eq!(count("items"), 10 * count("requests"));
+    assert_eq!((&report["errors"], &report["connections"]), (&json!({}), &json!(1)));
+    // A key of that name that a person made is left alone.
+    world.create("payroll-0", &[]);
+    let foreign = ["bench", "--op", "rewrap", "--key-prefix", "payroll", "--output", "json"];
+    assert_eq!(world.kms(&foreign).refused(6), "FOREIGN_KEY");
+    assert_eq!(world.json(&["key", "describe", "payroll-0"], b"")["version_count"], 1);
+}
+
+#[test]
 fn a_long_stream_is_sealed_in_little_memory() {
     let world = World::new();
     world.create("k", &[]);

@@ -102,43 +102,63 @@ async fn kill_and_examine(root: &Path, mut random: Random) -> Examiner {
 fn log_and_token_agree(directory: &Path, examiner: &Examiner) {
     let report = kms_server::audit::verify::verify(&directory.join("audit"), None).unwrap();
     assert_eq!(report.first_seq, Some(1));
+    let (in_versions, _) = residents::in_store(directory);
+    assert!(!in_versions.is_empty(), "no resident key was made");
+    every_key_is_named(directory, examiner);
+}
+
+/// Every key of the token has a row, an intent, a pin, or a record that nobody knows it.
+fn every_key_is_named(directory: &Path, examiner: &Examiner) {
     let (in_versions, in_intents) = residents::in_store(directory);
     let in_token = residents::in_token(directory);
-    assert!(!in_versions.is_empty(), "no resident key was made");
     let lost: Vec<_> = in_versions.difference(&in_token).collect();
     assert!(lost.is_empty(), "the token lost {lost:?}");
-    let named = |id: &&String| {
-        in_versions.contains(*id) || in_intents.contains(*id) || examiner.orphans.contains(*id)
-    };
-    let unnamed: Vec<_> = in_token.iter().filter(|id| !named(id)).collect();
+    let mut named = residents::roots(directory);
+    named.extend(in_versions.into_iter().chain(in_intents));
+    named.extend(examiner.orphans.iter().cloned());
+    let unnamed: Vec<_> = in_token.difference(&named).collect();
     assert!(unnamed.is_empty(), "nobody reported {unnamed:?}");
 }
 
 #[test]
 fn a_first_start_that_was_killed_is_resumed() {
-    let seed = Random::seed();
-    println!("HOLDFAST_CRASH_SEED={seed}");
-    let mut random = Random(seed);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    for _ in 0..KILLS_AT_FIRST_START {
-        let home = tempfile::tempdir().unwrap();
-        let directory = home.path().join("dev");
-        for most_ms in [FIRST_START_MS, FIRST_START_MS, START_MS] {
-            let mut starting = spawn(&directory);
-            runtime.block_on(random_while(&mut random, most_ms, std::future::pending::<()>()));
-            starting.kill();
-        }
-        let mut server = DevServer::start(&directory);
-        runtime.block_on(async {
-            let channel = server.connect().await;
-            let ledger = home.path().join("ledger");
-            let mut client = Client::new(0, random.clone(), &ledger);
-            client.create(&channel).await.unwrap();
-            client.wrap(&channel, 0).await.unwrap();
-            let mut examiner = Examiner::new(&directory, &[ledger]);
-            examiner.examine_all(&channel).await;
-            assert_eq!(examiner.acknowledged.len(), 2);
-        });
-        assert_eq!(server.process.terminate(LIMIT).code(), Some(0));
+    // SOFTHSM2_CONF for the look into each token at its end: the module reads the file whenever it is initialised.
+    kms_testkit::isolated_with(
+        "a_first_start_that_was_killed_is_resumed",
+        &[("SOFTHSM2_CONF", "{root}/look.conf")],
+        |token| {
+            let seed = Random::seed();
+            println!("HOLDFAST_CRASH_SEED={seed}");
+            let mut random = Random(seed);
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            for _ in 0..KILLS_AT_FIRST_START {
+                let home = tempfile::tempdir().unwrap();
+                let directory = home.path().join("dev");
+                let examiner = runtime.block_on(kill_first_starts(&directory, &mut random));
+                let configuration = directory.join("softhsm2.conf");
+                std::fs::copy(configuration, token.root().join("look.conf")).unwrap();
+                every_key_is_named(&directory, &examiner);
+            }
+        },
+    );
+}
+
+/// Kills a server three times while it makes its directory, and examines what the fourth one serves.
+async fn kill_first_starts(directory: &Path, random: &mut Random) -> Examiner {
+    for most_ms in [FIRST_START_MS, FIRST_START_MS, START_MS] {
+        let mut starting = spawn(directory);
+        random_while(random, most_ms, std::future::pending::<()>()).await;
+        starting.kill();
     }
+    let mut server = DevServer::start(directory);
+    let channel = server.connect().await;
+    let ledger = directory.with_extension("ledger");
+    let mut client = Client::new(0, random.clone(), &ledger);
+    client.create(&channel).await.unwrap();
+    client.wrap(&channel, 0).await.unwrap();
+    let mut examiner = Examiner::new(directory, &[ledger]);
+    examiner.examine_all(&channel).await;
+    assert_eq!(examiner.acknowledged.len(), 2);
+    assert_eq!(server.process.terminate(LIMIT).code(), Some(0));
+    examiner
 }

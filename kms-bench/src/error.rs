@@ -50,6 +50,20 @@ pub enum Error {
         /// By reason.
         reasons: String,
     },
+    /// A figure that cannot be right: it would pass for a good one.
+    #[error("`{name}` was not measured: {value}")]
+    Figure {
+        /// Which.
+        name: String,
+        /// What came instead.
+        value: f64,
+    },
+    /// The system does not say what was asked.
+    #[error("the system does not tell {0}")]
+    Untold(&'static str),
+    /// No rounds, or rounds of nothing.
+    #[error("--rounds, --round-ms and --seal-mib must be at least 1")]
+    Nothing,
     /// A backup was not sealed.
     #[error("{0}")]
     Seal(String),

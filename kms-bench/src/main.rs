@@ -11,6 +11,10 @@ use kms_bench::error::{Error, io};
 use kms_bench::summary::{Plan, Summary};
 use kms_bench::{serve, token};
 
+/// The server's allocator: the echo is this program, and a floor with another allocator would say nothing.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures the server beside a bare tonic echo and the bare token
 #[derive(Debug, Parser)]
 struct Cli {
@@ -67,6 +71,9 @@ fn measure(cli: &Cli) -> Result<(), Error> {
     std::fs::create_dir_all(&cli.out).map_err(io("make the output directory"))?;
     let disk_root = tempfile::tempdir_in(&cli.out).map_err(io("make a directory"))?;
     let tmpfs = tempfile::tempdir_in(&cli.tmpfs).map_err(io("make a directory in memory"))?;
+    if cli.rounds == 0 || cli.round_ms == 0 || cli.seal_mib == 0 {
+        return Err(Error::Nothing);
+    }
     let plan = Plan {
         rounds: cli.rounds,
         duration: Duration::from_millis(cli.round_ms),

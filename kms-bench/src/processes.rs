@@ -8,6 +8,7 @@ use std::time::Duration;
 use kms_cli::bench::cpu::cpu_time;
 use kms_cli::context::resolve::DEFAULT_TIMEOUT;
 use kms_cli::context::{Overrides, ResolvedContext};
+use kms_core::clock::{Clock as _, SystemClock};
 use kms_testkit::{Pki, SoftHsm};
 use serde::Deserialize;
 
@@ -65,6 +66,7 @@ impl Peer {
         command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
         command.args(["--log-level", "warn"]);
         command.stdout(Stdio::null()).stderr(log.map_err(io("make a log"))?);
+        let start = SystemClock.monotonic();
         let mut child = command.spawn().map_err(io("start the server"))?;
         let text = match await_file(&mut child, &ready_file) {
             Ok(text) => text,
@@ -77,19 +79,26 @@ impl Peer {
             what: "the server",
             detail: error.to_string(),
         };
-        let ready = serde_json::from_str(&text).map_err(detail)?;
+        let took = SystemClock.monotonic().saturating_duration_since(start);
+        let said: ReadyFile = serde_json::from_str(&text).map_err(detail)?;
+        let token_login = Duration::from_millis(said.token_login_ms);
+        let ready = Ready { without_login: took.saturating_sub(token_login) };
         let config = Some(directory.join("cli.toml"));
         let context = ResolvedContext::resolve(&Overrides { config, ..Overrides::default() })?;
         Ok((Self { child, context }, ready))
     }
 
     /// Returns the CPU time it has used.
-    pub fn cpu(&self) -> Option<Duration> {
-        cpu_time(Some(self.child.id()))
+    pub fn cpu(&self) -> Result<Duration, Error> {
+        cpu_time(Some(self.child.id())).ok_or(Error::Untold("a process's CPU time"))
     }
 
     /// Returns its resident memory in MiB.
-    pub fn rss_mib(&self) -> Option<f64> {
+    pub fn rss_mib(&self) -> Result<f64, Error> {
+        self.read_rss_mib().ok_or(Error::Untold("a process's resident memory"))
+    }
+
+    fn read_rss_mib(&self) -> Option<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
@@ -114,13 +123,18 @@ impl Drop for Peer {
     }
 }
 
+/// How a dev server started.
+#[derive(Clone, Copy, Debug)]
+pub struct Ready {
+    /// From the start of the process, before it executes itself again, to ready, without the token's login.
+    pub without_login: Duration,
+}
+
 /// What a dev server says of its start.
 #[derive(Clone, Copy, Debug, Deserialize)]
-pub struct Ready {
+struct ReadyFile {
     /// How long the login took; it is the token's, not ours.
-    pub token_login_ms: u64,
-    /// How long it took from start to ready.
-    pub ready_ms: u64,
+    token_login_ms: u64,
 }
 
 fn await_file(child: &mut Child, path: &Path) -> Result<String, Error> {

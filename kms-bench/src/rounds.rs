@@ -68,9 +68,9 @@ fn measured(
     load: &Load,
     round: impl FnOnce() -> Result<Report, Error>,
 ) -> Result<Round, Error> {
-    let before = peer.cpu();
+    let before = peer.cpu()?;
     let report = round()?;
-    let used = peer.cpu().zip(before).map(|(after, before)| after.saturating_sub(before));
+    let used = peer.cpu()?.saturating_sub(before);
     if report.failed() > 0 || report.requests == 0 {
         let reasons = report.errors.iter().map(|(reason, count)| format!("{reason}={count}"));
         let reasons = reasons.collect::<Vec<_>>().join(" ");
@@ -78,9 +78,8 @@ fn measured(
     }
     // The warm-up's calls are not counted, but its CPU is; the rates of both are alike.
     let share = report.duration_seconds / (report.duration_seconds + load.warmup.as_secs_f64());
-    let used = used.map_or(0.0, |used| used.as_secs_f64() * 1e6);
     let calls = report.requests_per_second * report.duration_seconds;
-    Ok(Round { server_cpu_us: used * share / calls, report })
+    Ok(Round { server_cpu_us: used.as_secs_f64() * 1e6 * share / calls, report })
 }
 
 /// Returns the median; 0 of nothing.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kms_cli::bench::Op;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, io};
 use crate::processes::{Peer, bare_token, binary};
@@ -24,7 +24,7 @@ pub struct Plan {
 }
 
 /// The result of a run. The first twelve names are the project's; the others say under which conditions.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// Single Wraps a second with durable audit, over the echo's, at concurrency 256.
     pub wrap_vs_echo_c256: f64,
@@ -38,13 +38,13 @@ pub struct Summary {
     pub unwrap_vs_wrap: f64,
     /// CPU time of the server a Wrap, in microseconds, at concurrency 256.
     pub server_cpu_us_per_wrap: f64,
-    /// What durable audit adds to the median latency of one Wrap at a time, over the median fdatasync.
+    /// What durable audit adds to the median latency of one Wrap at a time, over the median fdatasync of the same round.
     pub audit_wait_p50_vs_fsync: f64,
     /// Throughput of seal over the age crate's own Encryptor.
     pub seal_vs_age: f64,
     /// Resident memory of the server before its first request, in MiB.
     pub idle_rss_mib: f64,
-    /// From start to ready on an existing directory, without the token's login, in milliseconds.
+    /// From the start of the process to ready on an existing directory, without the token's login, in milliseconds.
     pub restart_ready_ms: f64,
     /// Single Wraps a second with durable audit, over the echo's, at concurrency 64.
     pub wrap_vs_echo_c64: f64,
@@ -80,11 +80,10 @@ impl Summary {
         let server_binary = binary("kms-server")?;
         let echo_peer = Peer::echo(&disk_root.join("echo"))?;
         let durable_dir = disk_root.join("durable");
-        Peer::server(&server_binary, &durable_dir)?.0.stop()?;
-        let (durable, ready) = Peer::server(&server_binary, &durable_dir)?;
-        let idle_rss_mib = durable.rss_mib().unwrap_or_default();
+        let restart_ready_ms = restarts(&server_binary, &durable_dir)?;
+        let (durable, _) = Peer::server(&server_binary, &durable_dir)?;
+        let idle_rss_mib = durable.rss_mib()?;
         let (memory, _) = Peer::server(&server_binary, &tmpfs.join("memory"))?;
-        let rounds = |turns: &mut [Turn<'_>]| alternate(plan.rounds, turns);
         let wraps = |peer, concurrency| {
             let load = load(concurrency, plan.duration);
             let runtime = &runtime;
@@ -108,7 +107,8 @@ impl Summary {
             Turn::new(wraps(&durable, 1)),
             Turn::new(wraps(&memory, 1)),
         ];
-        rounds(&mut turns)?;
+        // The last two turns are the pair that an fdatasync is compared with, so it is sampled right after them.
+        let mut fsync = alternate(plan.rounds, &mut turns, disk_root)?;
         let [
             echo_256,
             wrap_256,
@@ -120,14 +120,15 @@ impl Summary {
             one,
             one_memory,
         ] = turns.map(|turn| turn.done);
-        let (batches, mut token, mut fsync) = batches_and_token(plan, disk_root, || {
+        let (batches, mut token) = batches_and_token(plan, disk_root, || {
             server(&runtime, &durable, Op::Batch, &batch_load)
         })?;
         let speed = |rounds: &[Round]| median_of(rounds, |round| round.report.requests_per_second);
         let p50 = |rounds: &[Round]| median_of(rounds, |round| micros(round.report.latency_us.p50));
+        let audit_wait_p50_vs_fsync = audit_wait(&one, &one_memory, &fsync);
         let (token, fsync) = (median(&mut token), median(&mut fsync));
         let (seal_vs_age, seal_mib_per_second) = sealing::seal_vs_age(tmpfs, plan.seal_mib)?;
-        Ok(Self {
+        let summary = Self {
             wrap_vs_echo_c256: speed(&wrap_256) / speed(&echo_256),
             wrap_vs_echo_mem_c64: speed(&memory_64) / speed(&echo_64),
             wrap_vs_echo_mem_c256: speed(&memory_256) / speed(&echo_256),
@@ -135,10 +136,10 @@ impl Summary {
                 / token,
             unwrap_vs_wrap: speed(&unwrap_256) / speed(&wrap_256),
             server_cpu_us_per_wrap: median_of(&wrap_256, |round| round.server_cpu_us),
-            audit_wait_p50_vs_fsync: (p50(&one) - p50(&one_memory)) / fsync,
+            audit_wait_p50_vs_fsync,
             seal_vs_age,
             idle_rss_mib,
-            restart_ready_ms: micros(ready.ready_ms.saturating_sub(ready.token_login_ms)),
+            restart_ready_ms,
             wrap_vs_echo_c64: speed(&wrap_64) / speed(&echo_64),
             fdatasync_p50_us: fsync,
             echo_c256_per_second: speed(&echo_256),
@@ -151,7 +152,22 @@ impl Summary {
             cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             rounds: plan.rounds,
             round_seconds: plan.duration.as_secs_f64(),
-        })
+        };
+        summary.check()?;
+        Ok(summary)
+    }
+
+    /// Refuses a figure that is no positive number: what was not measured must not pass for a good one.
+    fn check(&self) -> Result<(), Error> {
+        let value = serde_json::to_value(self).map_err(|_| Error::Bug("no JSON form"))?;
+        for (name, value) in value.as_object().into_iter().flatten() {
+            // JSON has no NaN: it comes as null.
+            let value = value.as_f64().unwrap_or(f64::NAN);
+            if !(value.is_finite() && value > 0.0) {
+                return Err(Error::Figure { name: name.clone(), value });
+            }
+        }
+        Ok(())
     }
 
     /// Writes the table, one name a line with its bar where there is one.
@@ -193,31 +209,58 @@ impl<'a> Turn<'a> {
     }
 }
 
-fn alternate(rounds: usize, turns: &mut [Turn<'_>]) -> Result<(), Error> {
+/// Lets every measurement take its turn in each round, and an fdatasync at its end; returns the latter, in microseconds.
+fn alternate(rounds: usize, turns: &mut [Turn<'_>], disk_root: &Path) -> Result<Vec<f64>, Error> {
+    let mut fsync = Vec::new();
     for _ in 0..rounds {
         for turn in &mut *turns {
             let round = (turn.measure)()?;
             turn.done.push(round);
         }
+        fsync.push(disk::fdatasync_p50(disk_root)?.as_secs_f64() * 1e6);
     }
-    Ok(())
+    Ok(fsync)
 }
 
-type Batches = (Vec<Round>, Vec<f64>, Vec<f64>);
+/// Returns the median of the rounds' ratios: disk and machine change their mood from round to round, seldom within one.
+/// A round whose fdatasync took no time gives no ratio.
+fn audit_wait(durable: &[Round], memory: &[Round], fsync_us: &[f64]) -> f64 {
+    let p50 = |round: &Round| micros(round.report.latency_us.p50);
+    let rounds = durable.iter().zip(memory).zip(fsync_us).filter(|(_, fsync)| **fsync > 0.0);
+    let ratio =
+        |((durable, memory), fsync): ((&Round, &Round), &f64)| (p50(durable) - p50(memory)) / fsync;
+    median(&mut rounds.map(ratio).collect::<Vec<_>>())
+}
 
-/// Batches on the server, the bare token and the disk in turn.
+/// How often the server is started again: a start takes so little that one would be chance.
+const RESTARTS: usize = 5;
+
+/// Makes a dev directory, and returns the median time of later starts on it, in milliseconds.
+fn restarts(binary: &Path, directory: &Path) -> Result<f64, Error> {
+    Peer::server(binary, directory)?.0.stop()?;
+    let mut spans = Vec::with_capacity(RESTARTS);
+    for _ in 0..RESTARTS {
+        let (peer, ready) = Peer::server(binary, directory)?;
+        spans.push(ready.without_login.as_secs_f64() * 1e3);
+        peer.stop()?;
+    }
+    Ok(median(&mut spans))
+}
+
+type Batches = (Vec<Round>, Vec<f64>);
+
+/// Batches on the server and the bare token in turn.
 fn batches_and_token(
     plan: Plan,
     disk_root: &Path,
     mut batch: impl FnMut() -> Result<Round, Error>,
 ) -> Result<Batches, Error> {
-    let (mut batches, mut token, mut fsync) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut batches, mut token) = (Vec::new(), Vec::new());
     for round in 0..plan.rounds {
         batches.push(batch()?);
         token.push(bare_token(&disk_root.join(format!("token-{round}")), plan.duration)?);
-        fsync.push(disk::fdatasync_p50(disk_root)?.as_secs_f64() * 1e6);
     }
-    Ok((batches, token, fsync))
+    Ok((batches, token))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52")]
@@ -228,6 +271,44 @@ fn micros(value: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_figure_that_was_not_measured_is_no_pass() {
+        let error = Summary::default().check().unwrap_err();
+        assert!(matches!(error, Error::Figure { value: 0.0, .. }), "{error}");
+        let error = Summary { seal_vs_age: f64::NAN, ..whole() }.check().unwrap_err();
+        assert!(matches!(error, Error::Figure { name, .. } if name == "seal_vs_age"));
+        whole().check().unwrap();
+    }
+
+    /// A summary in which everything was measured.
+    fn whole() -> Summary {
+        let mut value = serde_json::to_value(Summary::default()).unwrap();
+        value.as_object_mut().unwrap().values_mut().for_each(|value| {
+            *value = if value.is_u64() { 1.into() } else { 1.5.into() };
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn round(p50: u64) -> Round {
+        let report = serde_json::json!({
+            "op": "wrap", "concurrency": 1, "connections": 1, "duration_seconds": 1.0,
+            "requests": 1, "items": 1, "requests_per_second": 1.0, "items_per_second": 1.0,
+            "latency_us": {"p50": p50, "p90": 0, "p99": 0, "p99_9": 0, "max": 0, "mean": 0.0},
+            "errors": {}, "client_cpu_us_per_request": null,
+        });
+        Round { report: serde_json::from_value(report).unwrap(), server_cpu_us: 1.0 }
+    }
+
+    #[test]
+    #[expect(clippy::float_cmp, reason = "small whole numbers")]
+    fn the_audit_wait_is_compared_within_rounds_and_never_with_nothing() {
+        let durable = [300, 900, 500].map(round);
+        let memory = [100, 100, 100].map(round);
+        // Ratios 2, 8 and none.
+        assert_eq!(audit_wait(&durable, &memory, &[100.0, 100.0, 0.0]), 8.0);
+        assert_eq!(audit_wait(&durable, &memory, &[100.0, 400.0, 100.0]), 2.0);
+    }
 
     #[test]
     fn every_bar_names_a_field_and_the_table_shows_it() {

@@ -19,7 +19,12 @@ use crate::error::Error;
 /// Bytes of the AAD of a wrap: the domain and the header.
 const AAD_BYTES: usize = 11 + kms_core::envelope::HEADER_BYTES;
 
-/// Returns how many wraps of 32 bytes a second the token does on one lane: an IV block, then one encryption each.
+/// Bytes of an IV.
+const IV_BYTES: usize = 12;
+/// How many IVs one C_GenerateRandom gives: as many as the server's workers draw at once, so that neither is flattered.
+const BLOCK_IVS: usize = 64;
+
+/// Returns how many wraps of 32 bytes a second the token does on one lane: IVs drawn in blocks, then one encryption each.
 pub fn items_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
     let module = Pkcs11::new(module)?;
     module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
@@ -44,12 +49,14 @@ pub fn items_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
     session.get_attributes(key, &[AttributeType::KeyType])?;
     let start = SystemClock.monotonic();
     let mut count = 0_u32;
+    let mut block = [0; IV_BYTES * BLOCK_IVS];
     loop {
-        let mut iv = [0; 12];
-        session.generate_random_slice(&mut iv)?;
-        let params = GcmParams::new(&mut iv, &[0x5a; AAD_BYTES], 128.into())?;
-        session.encrypt(&Mechanism::AesGcm(params), key, &[0x5a; 32])?;
-        count += 1;
+        session.generate_random_slice(&mut block)?;
+        for iv in block.chunks_exact_mut(IV_BYTES) {
+            let params = GcmParams::new(iv, &[0x5a; AAD_BYTES], 128.into())?;
+            session.encrypt(&Mechanism::AesGcm(params), key, &[0x5a; 32])?;
+            count += 1;
+        }
         let elapsed = SystemClock.monotonic().saturating_duration_since(start);
         if elapsed >= span {
             return Ok(f64::from(count) / elapsed.as_secs_f64());

@@ -31,7 +31,7 @@ pub enum Exit {
     Local,
     /// The token or the server cannot do this.
     Unsupported,
-    /// Interrupted by SIGINT or SIGTERM; nothing is half written.
+    /// Interrupted by SIGINT or SIGTERM; no file is half written. What standard output was given stays given.
     Interrupted,
     /// Whoever read our output stopped reading.
     BrokenPipe,
@@ -91,7 +91,7 @@ impl Exit {
             Self::Connection => "no connection: network or TLS",
             Self::Local => "a local file, context, certificate or key cannot be used",
             Self::Unsupported => "the server or its token cannot do this",
-            Self::Interrupted => "interrupted; nothing is half written",
+            Self::Interrupted => "interrupted; no file is half written",
             Self::BrokenPipe => "the reader of the output went away",
         }
     }

@@ -12,6 +12,7 @@ pub mod context;
 pub mod error;
 pub mod exit;
 pub mod input;
+pub mod interrupt;
 pub mod output;
 pub mod terminal;
 pub mod verbs;

@@ -187,6 +187,33 @@ fn a_leftover_side_file_does_not_keep_a_good_file_from_being_opened() {
 }
 
 #[test]
+fn nothing_is_sealed_over_a_file_with_a_side_file() {
+    let (files, kms) = (Files::new(), MemoryKms::at(1));
+    let sealed = files.seal(&kms);
+    let before = std::fs::read(&sealed).unwrap();
+    let side = files.path(&format!("sealed.age{SIDE_SUFFIX}"));
+    std::fs::write(&side, "whatever").unwrap();
+    std::os::unix::fs::symlink(&sealed, files.path("link")).unwrap();
+    kms.take_calls();
+    for out in ["sealed.age", "link"] {
+        let mut args = seal_args(&files.path("plain"), &files.path(out));
+        args.streams.force = true;
+        let error = command::seal(&kms, key(), &args).unwrap_err();
+        assert_eq!(exit_of(error), (Exit::Precondition, "SIDE_FILE_LEFT".into()));
+    }
+    std::fs::remove_file(&sealed).unwrap();
+    let args = seal_args(&files.path("plain"), &sealed);
+    let error = command::seal(&kms, key(), &args).unwrap_err();
+    assert_eq!(exit_of(error), (Exit::Precondition, "SIDE_FILE_LEFT".into()));
+    assert!(kms.take_calls().is_empty());
+    std::fs::write(&sealed, before).unwrap();
+    std::fs::remove_file(&side).unwrap();
+    let mut args = seal_args(&files.path("plain"), &sealed);
+    args.streams.force = true;
+    command::seal(&kms, key(), &args).unwrap();
+}
+
+#[test]
 fn reseal_reports_each_file_and_goes_on_after_a_failure() {
     let (files, kms) = (Files::new(), MemoryKms::at(1));
     for name in ["a", "b"] {

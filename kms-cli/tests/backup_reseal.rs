@@ -200,7 +200,7 @@ impl FileKeyService for WrongKey {
         wrapped: &WrappedFileKey,
     ) -> Result<age_core::format::FileKey, ServiceError> {
         if wrapped.header().key_uid != uid_of(key) {
-            return Err(refusal("KEY_MISMATCH"));
+            return Err(refusal("CIPHERTEXT_INVALID"));
         }
         self.0.unwrap(key, wrapped)
     }

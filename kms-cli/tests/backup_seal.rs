@@ -154,7 +154,7 @@ fn a_server_that_tells_no_key_needs_one_to_be_named() {
     open_stream(&kms, Some(&key()), &sealed[..], io::sink()).unwrap();
     let other = OTHER_KEY.parse().unwrap();
     let error = open_stream(&kms, Some(&other), &sealed[..], io::sink()).unwrap_err();
-    assert_eq!(reason_of(&error), "KEY_MISMATCH");
+    assert_eq!(reason_of(&error), "CIPHERTEXT_INVALID");
 }
 
 #[test]

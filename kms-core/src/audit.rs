@@ -48,6 +48,9 @@ pub enum LoggedContext {
     Clear(BTreeMap<String, String>),
     /// As an HMAC under root `mac`, in hex.
     Hashed(String),
+    /// The names of its pairs only, of a denied call: neither is the key known, which may want a hash, nor may a denied
+    /// caller fill the log.
+    Names(Vec<String>),
 }
 
 /// The manifest after a mutation.
@@ -93,6 +96,9 @@ pub struct AuditRecord {
     /// Version, when known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version: Option<KeyVersion>,
+    /// Version that a rewrap found the ciphertext under.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from_version: Option<KeyVersion>,
     /// Encryption context, when there was one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub context: Option<LoggedContext>,
@@ -102,9 +108,12 @@ pub struct AuditRecord {
     pub policy_revision: String,
     /// `OK`, or the reason of the error.
     pub result: String,
+    /// Why, as the caller of a rotation, suspension or resumption said.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
     /// Time in the HSM queue, microseconds.
     pub queue_us: u32,
-    /// Time in the HSM, microseconds.
+    /// Time in the HSM, microseconds; queue included where a call failed, for generated keys and for random bytes.
     pub hsm_us: u32,
     /// State of the tenant's rows after a mutation.
     #[serde(skip_serializing_if = "Option::is_none", default)]

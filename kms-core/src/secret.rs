@@ -91,6 +91,38 @@ mod tests {
         assert_eq!(format!("{:?}", Pin::new("canary".into())), "Pin(redacted)");
     }
 
+    /// Reads what stands at an address of this process, whoever it belongs to by now.
+    #[cfg(target_os = "linux")]
+    fn memory_at(address: usize, length: usize) -> Vec<u8> {
+        use std::os::unix::fs::FileExt as _;
+        let mut bytes = vec![0; length];
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        memory.read_exact_at(&mut bytes, address as u64).unwrap();
+        bytes
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_secret_that_is_dropped_is_wiped() {
+        const CANARY: &str = "canary-b1f7e2c4-";
+        let (plaintext, pin) =
+            (Plaintext::new(CANARY.repeat(64).into()), Pin::new(CANARY.repeat(64)));
+        let (length, addresses) =
+            (plaintext.len(), [plaintext.expose().as_ptr().addr(), pin.expose().as_ptr().addr()]);
+        assert!(
+            addresses
+                .map(|at| memory_at(at, length))
+                .iter()
+                .all(|bytes| { bytes == CANARY.repeat(64).as_bytes() })
+        );
+        drop((plaintext, pin));
+        for address in addresses {
+            let left = memory_at(address, length);
+            let found = left.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());
+            assert!(!found, "it is still there");
+        }
+    }
+
     #[test]
     fn comparison_sees_every_byte_and_the_length() {
         assert!(equal_in_constant_time(b"ab", b"ab"));

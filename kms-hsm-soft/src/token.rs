@@ -18,7 +18,7 @@ use kms_hsm::error::LatchReason;
 use kms_hsm::hsm::{CryptoOutput, MAX_BATCH, MAX_RANDOM_BYTES};
 use kms_hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmHealth, HsmKey, HsmStatus, KeySource,
-    KeySpec, Pending, Timing,
+    KeySpec, Pending, Timing, TokenKeys,
 };
 
 use crate::crypto;
@@ -269,8 +269,11 @@ impl Hsm for SoftToken {
         Pending::ready(self.admit(deadline).map(|_| drop(self.objects().residents.remove(&id))))
     }
 
-    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>> {
-        let list = |_| self.objects().residents.keys().copied().collect();
+    fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
+        let list = |_| TokenKeys {
+            residents: self.objects().residents.keys().copied().collect(),
+            strays: Vec::new(),
+        };
         Pending::ready(self.admit(deadline).map(list))
     }
 

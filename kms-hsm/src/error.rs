@@ -91,6 +91,16 @@ pub enum LatchReason {
         /// The generation.
         generation: u32,
     },
+    /// A root object may be used for more than it is for, or leave the token.
+    #[error("root `{role}` of generation {generation} is not sealed: {attribute}")]
+    RootNotSealed {
+        /// `wrap` or `mac`.
+        role: &'static str,
+        /// The generation.
+        generation: u32,
+        /// What it has, or lacks.
+        attribute: String,
+    },
     /// A root object is there, but its check value is another.
     #[error("root `{role}` of generation {generation} has another check value than pinned")]
     RootChanged {
@@ -133,6 +143,36 @@ impl HsmError {
             | Self::MechanismMissing { .. }
             | Self::TokenFull { .. }
             | Self::Bug { .. } => Retry::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_error_says_whose_fault_it_is_and_whether_to_try_again() {
+        let text = String::new;
+        let retry_after = Duration::from_secs(1);
+        let reason = LatchReason::PinRefused;
+        let table = [
+            (HsmError::Saturated { retry_after }, Fault::Device, Retry::Later),
+            (HsmError::QueueDeadline, Fault::Device, Retry::Later),
+            (HsmError::CallDeadline, Fault::Device, Retry::Later),
+            (HsmError::Unavailable { detail: text(), retry_after }, Fault::Device, Retry::Later),
+            (HsmError::Latched { reason }, Fault::Device, Retry::Never),
+            (HsmError::CiphertextInvalid, Fault::Caller, Retry::Never),
+            (HsmError::KeyIntegrity { detail: text() }, Fault::Device, Retry::Never),
+            (HsmError::ResidentMissing, Fault::Device, Retry::Never),
+            (HsmError::MechanismMissing { mechanism: "CKM_X" }, Fault::Device, Retry::Never),
+            (HsmError::TokenFull { detail: text() }, Fault::Device, Retry::Never),
+            (HsmError::Bug { reason: "x" }, Fault::Bug, Retry::Never),
+        ];
+        for (error, fault, retry) in table {
+            assert_eq!((error.fault(), error.retry()), (fault, retry), "{error:?}");
         }
     }
 }

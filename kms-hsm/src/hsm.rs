@@ -22,6 +22,8 @@ use crate::error::HsmError;
 
 /// The most random bytes of one call.
 pub const MAX_RANDOM_BYTES: usize = 1024;
+/// The most strays that are listed: more than a person would look at one by one.
+pub const MAX_STRAYS: usize = 1000;
 /// The most operations of one batch.
 pub const MAX_BATCH: usize = 1000;
 
@@ -77,8 +79,9 @@ pub trait Hsm: Send + Sync + fmt::Debug + 'static {
     /// Destroys the token object of an `HSM_RESIDENT` key. Destroying what is not there succeeds.
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()>;
 
-    /// Lists the CKA_IDs of all `HSM_RESIDENT` key objects, for the reconciler. One pass over the token; slow.
-    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>>;
+    /// Lists every secret key of the token that is not a root which is open, for the reconciler. Slow: it looks at all
+    /// objects.
+    fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys>;
 
     /// Runs one operation with a loaded key.
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished>;
@@ -113,6 +116,22 @@ pub struct KeySpec {
     pub protection: Protection,
     /// CKA_ID of the token object; used for `HSM_RESIDENT` only. Derived from the intent and recorded before.
     pub resident_id: CkaId,
+}
+
+/// The secret keys of a token, open roots left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenKeys {
+    /// CKA_IDs of the objects that can be `HSM_RESIDENT` keys, in order.
+    pub residents: Vec<CkaId>,
+    /// All others: torn by a crash, a root that was never pinned, another system's. At most [`MAX_STRAYS`].
+    pub strays: Vec<Stray>,
+}
+
+/// A secret key of the token that nobody here can use.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stray {
+    /// CKA_ID; empty when it has none, or none that can be read.
+    pub id: Vec<u8>,
 }
 
 /// A key that was generated.

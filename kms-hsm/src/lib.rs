@@ -17,5 +17,5 @@ pub mod suite;
 pub use error::HsmError;
 pub use hsm::{
     CryptoOp, CryptoOutput, Finished, GeneratedKey, Hsm, HsmHealth, HsmKey, HsmStatus, KeySource,
-    KeySpec, Pending, Timing,
+    KeySpec, Pending, Stray, Timing, TokenKeys,
 };

@@ -13,8 +13,6 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 /// The longest PIN: SoftHSM takes 255 bytes.
 pub const MAX_PIN_BYTES: usize = 255;
-/// Name of the credential in the systemd credentials directory.
-pub const CREDENTIAL_NAME: &str = "hsm-pin";
 
 /// Where to read the PIN.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +21,13 @@ pub enum PinSource {
     File(PathBuf),
     /// An open descriptor of this process.
     Descriptor(u32),
-    /// `hsm-pin` in this directory, the value of `$CREDENTIALS_DIRECTORY`.
-    Credential(PathBuf),
+    /// A systemd credential.
+    Credential {
+        /// The value of `$CREDENTIALS_DIRECTORY`.
+        directory: PathBuf,
+        /// Its name there, a plain file name.
+        name: String,
+    },
     /// An environment variable; refused unless dev mode is on.
     Environment(String),
 }
@@ -75,7 +78,7 @@ impl PinSource {
     pub fn read(&self, dev: bool) -> Result<Pin, PinError> {
         match self {
             Self::File(path) => from_file(path, true),
-            Self::Credential(directory) => from_file(&directory.join(CREDENTIAL_NAME), false),
+            Self::Credential { directory, name } => from_file(&directory.join(name), false),
             Self::Descriptor(number) => from_file(Path::new(&format!("/dev/fd/{number}")), false),
             Self::Environment(variable) if dev => {
                 let place = format!("environment variable {variable}");
@@ -216,11 +219,14 @@ mod tests {
     #[test]
     fn the_systemd_credential_is_read_whatever_mode_its_acl_shows() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join(CREDENTIAL_NAME);
-        std::fs::write(&path, b"cred\n").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o440)).unwrap();
-        let source = PinSource::Credential(directory.path().to_owned());
-        assert_eq!(source.read(false).unwrap().expose(), "cred");
+        for name in ["hsm-pin", "another"] {
+            let path = directory.path().join(name);
+            std::fs::write(&path, format!("of {name}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o440)).unwrap();
+            let directory = directory.path().to_owned();
+            let source = PinSource::Credential { directory, name: name.into() };
+            assert_eq!(source.read(false).unwrap().expose(), format!("of {name}"));
+        }
     }
 
     #[test]

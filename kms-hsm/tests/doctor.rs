@@ -167,6 +167,16 @@ fn an_unenforced_attribute_refuses_the_token() {
 }
 
 #[test]
+fn a_call_that_is_not_there_is_no_refusal() {
+    isolated_faulty("a_call_that_is_not_there_is_no_refusal", |_, faulty| {
+        // Nothing was tried, so nothing is known of what it would have done.
+        faulty.script(&["C_SetAttributeValue * return CKR_FUNCTION_NOT_SUPPORTED"]);
+        let report = examine_with(&faulty::module(), USER_PIN).unwrap();
+        assert_eq!(row(&report, "MODIFIABLE=false").verdict, Verdict::Bad);
+    });
+}
+
+#[test]
 fn two_sessions_are_the_least() {
     isolated_faulty("two_sessions_are_the_least", |_, faulty| {
         for (rule, bound, refused) in [

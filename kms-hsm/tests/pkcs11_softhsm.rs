@@ -22,7 +22,7 @@ use kms_core::secret::Pin;
 use kms_hsm::error::LatchReason;
 use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
 use kms_hsm::suite::{Bench, decrypt_op, decrypted, encrypt_op, soon, source, spec};
-use kms_hsm::{Hsm, HsmError, HsmHealth};
+use kms_hsm::{Hsm, HsmError, HsmHealth, TokenKeys};
 use kms_testkit::softhsm::{TOKEN_LABEL, USER_PIN, module};
 use kms_testkit::{SoftHsm, isolated};
 
@@ -343,7 +343,7 @@ fn a_dropped_key_leaves_no_object_behind() {
             drop(bench.wrapped_key(number));
         }
         // The keeper takes its messages in order: after this answer all releases before it are done.
-        bench.hsm.list_residents(soon()).wait().expect("list");
+        bench.residents().expect("list");
         assert_eq!(session().find_objects(&[Attribute::Token(false)]).expect("find"), []);
     });
 }
@@ -375,7 +375,7 @@ fn what_cannot_be_synced_is_not_acknowledged() {
         assert!(matches!(root, Err(HsmError::Unavailable { .. })), "{root:?}");
         let key = hsm.generate_key(spec(1, Protection::HsmResident), soon()).wait();
         assert!(matches!(key, Err(HsmError::Unavailable { .. })), "{key:?}");
-        assert_eq!(hsm.list_residents(soon()).wait(), Ok(vec![]));
+        assert_eq!(hsm.list_token_keys(soon()).wait(), Ok(TokenKeys::default()));
         assert_eq!(session().find_objects(&[Attribute::Token(true)]).expect("find").len(), 2);
         let wrapped = hsm.generate_key(spec(2, Protection::HsmWrapped), soon()).wait();
         assert!(wrapped.is_ok(), "a wrapped key needs no token object: {wrapped:?}");

@@ -77,6 +77,16 @@ fn main() -> ExitCode {
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Core, no_core) {
         return fail(EXIT_SOCKET, &format!("cannot forbid core dumps: {error}"));
     }
+    // Core dumps that are piped to a program ignore the limit, and other processes could read our memory.
+    let hidden = rustix::process::DumpableBehavior::NotDumpable;
+    if let Err(error) = rustix::process::set_dumpable_behavior(hidden) {
+        return fail(EXIT_SOCKET, &format!("cannot hide the memory of the process: {error}"));
+    }
+    // What a panic says may hold what it stumbled over: where it was is enough to mend it.
+    std::panic::set_hook(Box::new(|panic| match panic.location() {
+        Some(place) => tell(&format!("panic at {place}")),
+        None => tell("panic"),
+    }));
     match cli.command {
         Some(Command::CheckConfig(serve)) => check_config(&serve),
         Some(Command::Dev(dev)) => run_dev(&dev, started),

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kms_core::audit::{AuditRecord, Decision, LoggedContext, ManifestStamp, Phase};
-use kms_core::id::{IntentId, Revision};
+use kms_core::id::{IntentId, KeyVersion, Revision};
 use kms_server::audit::verify::{VerifyError, verify};
 use kms_server::audit::{AuditSink as _, AuditStartError, FileSink, Head, MAX_LINE_BYTES};
 use support::samples::record;
@@ -35,6 +35,8 @@ fn full_record() -> AuditRecord {
         context: Some(LoggedContext::Clear([("a\n\"".into(), "\u{e4}\u{0}".into())].into())),
         decision: Decision::Deny { policies: vec![] },
         result: "PERMISSION_DENIED".into(),
+        from_version: Some(KeyVersion::FIRST),
+        reason: Some("drill".into()),
         manifest: Some(ManifestStamp { revision: Revision::new(7), digest: "00ff".into() }),
         count: Some(12),
         ..record(3)
@@ -104,6 +106,7 @@ fn a_record_has_no_other_fields_than_those_reviewed() {
         "count",
         "decision",
         "event_id",
+        "from_version",
         "hsm_us",
         "intent_id",
         "item",
@@ -115,6 +118,7 @@ fn a_record_has_no_other_fields_than_those_reviewed() {
         "policy_revision",
         "principal",
         "queue_us",
+        "reason",
         "resource",
         "result",
         "source",

@@ -18,6 +18,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use kms_core::clock::{Clock as _, SystemClock};
 use kms_server::authn::{Peer, Unauthenticated};
+use kms_server::transport::health::HealthService;
 use kms_server::transport::stats::ConnectionStats;
 use kms_server::transport::{
     ConnectionLimits, Drained, Protocols, Security, ServeOptions, Shutdown, ShutdownTrigger,
@@ -26,14 +27,17 @@ use kms_server::transport::{
 use kms_testkit::client::{connect, tls};
 use kms_testkit::deadline::within;
 use kms_testkit::pki::{CLIENT_SPIFFE_ID, Identity, Kind, Pki};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic::transport::Channel;
-use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_types::StatusExt as _;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const GATE: u32 = 1000;
@@ -101,8 +105,8 @@ impl Server {
         let stats = Arc::clone(&options.stats);
         let seen = Seen::default();
         let gate = Arc::new(Semaphore::new(GATE as usize));
-        let (_, health) = tonic_health::server::health_reporter();
-        let routes = Routes::new(health).prepare();
+        let health = HealthService::start().await;
+        let routes = Routes::new(health.server()).prepare();
         let service = Noting { routes, seen: Arc::clone(&seen), gate: Arc::clone(&gate) };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -132,6 +136,14 @@ impl Server {
     /// Connects and calls once.
     async fn call_as(&self, identity: Option<&Identity>) -> Result<(), String> {
         call(&self.channel(identity).await?).await
+    }
+
+    /// Shakes hands as the good client, and leaves HTTP/2 to the test.
+    async fn tls(&self) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let config = Arc::new(tls(&self.pki.ca(), Some(&self.client)));
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(config);
+        connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap()
     }
 
     async fn good_client_is_served(&self) {
@@ -213,16 +225,21 @@ async fn a_certificate_that_names_nobody_has_no_principal() {
 #[tokio::test]
 async fn tls_1_2_is_refused() {
     let server = Server::start(|_| {}).await;
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    // A ClientHello without the supported_versions extension, so of TLS 1.2.
-    let mut body = vec![3, 3];
-    body.extend_from_slice(&[7; 32]);
-    body.extend_from_slice(&[0, 0, 2, 0xc0, 0x2f, 1, 0, 0, 0]);
-    let length = u8::try_from(body.len()).unwrap();
-    let mut record = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
-    record.extend_from_slice(&body);
-    stream.write_all(&record).await.unwrap();
-    is_closed(stream).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(server.pki.ca()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let tcp = TcpStream::connect(server.address).await.unwrap();
+    let shaking = connector.connect("localhost".try_into().unwrap(), tcp);
+    let refused = within(LIMIT, "an answer", shaking).await.unwrap_err();
+    let refused = refused.downcast::<rustls::Error>().unwrap();
+    let expected = rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion);
+    assert_eq!(refused, expected);
     eventually("a failed handshake", || server.stats.failed_handshakes.get() == 1).await;
 }
 
@@ -260,18 +277,163 @@ async fn connections_are_accepted_up_to_the_limit_and_refused_past_it() {
     server.good_client_is_served().await;
 }
 
+/// Connects from another address of this machine, and says so much.
+async fn from_elsewhere(server: &Server, first_bytes: &[u8]) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut stream = socket.connect(server.address).await.unwrap();
+    stream.write_all(first_bytes).await.unwrap();
+    stream
+}
+
+/// The first byte of a handshake.
+const HELLO: &[u8] = &[22];
+
 #[tokio::test]
 async fn handshakes_are_bounded_apart_from_connections() {
     let server = Server::start(|options| options.limits.max_handshakes = 1).await;
     let open = server.channel(Some(&server.client)).await.unwrap();
     assert_eq!(call(&open).await, Ok(()));
-    let silent = TcpStream::connect(server.address).await.unwrap();
-    eventually("the silent one to be in its handshake", || server.stats.open.get() == 2).await;
-    is_closed(TcpStream::connect(server.address).await.unwrap()).await;
-    assert_eq!(server.stats.refused_handshakes.get(), 1);
-    drop(silent);
+    let stalling = from_elsewhere(&server, HELLO).await;
+    eventually("the stalling one to be accepted", || server.stats.open.get() == 2).await;
+    let refused = || server.stats.refused_handshakes.get() > 0;
+    within(LIMIT, "a refusal", async {
+        while !refused() {
+            // The other may not have taken its place yet: then this one does, fails, and frees it.
+            let mut one_more = TcpStream::connect(server.address).await.unwrap();
+            one_more.write_all(HELLO).await.unwrap();
+            one_more.shutdown().await.unwrap();
+            is_closed(one_more).await;
+        }
+    })
+    .await;
+    drop(stalling);
     eventually("the place to be free", || server.stats.open.get() == 1).await;
     server.good_client_is_served().await;
+}
+
+#[tokio::test]
+async fn silent_clients_keep_nobody_out() {
+    let server = Server::start(|_| {}).await;
+    let most = ConnectionLimits::default().max_handshakes;
+    let mut silent = Vec::new();
+    for _ in 0..=most {
+        silent.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    eventually("all to be open", || server.stats.open.get() > most as u64).await;
+    server.good_client_is_served().await;
+    assert_eq!(server.stats.refused_handshakes.get(), 0);
+}
+
+#[tokio::test]
+async fn clients_that_stall_in_their_handshake_keep_only_their_own_source_waiting() {
+    let server = Server::start(|options| {
+        options.limits.max_handshakes = 16;
+        options.limits.handshake_timeout = LIMIT;
+    })
+    .await;
+    let mut stalling = Vec::new();
+    for _ in 0..16 {
+        stalling.push(from_elsewhere(&server, HELLO).await);
+    }
+    eventually("all to be open", || server.stats.open.get() == 16).await;
+    server.good_client_is_served().await;
+    assert_eq!(server.stats.refused_handshakes.get(), 0);
+}
+
+#[tokio::test]
+async fn one_source_has_connections_up_to_its_limit_and_others_have_theirs() {
+    let server = Server::start(|options| options.limits.max_connections_per_source = 2).await;
+    let first = server.channel(Some(&server.client)).await.unwrap();
+    let second = server.channel(Some(&server.client)).await.unwrap();
+    assert_eq!(call(&first).await, Ok(()));
+    assert_eq!(call(&second).await, Ok(()));
+    is_closed(TcpStream::connect(server.address).await.unwrap()).await;
+    assert_eq!(server.stats.refused_sources.get(), 1);
+    let _elsewhere = from_elsewhere(&server, &[]).await;
+    eventually("the one from elsewhere", || server.stats.open.get() == 3).await;
+    drop(first);
+    eventually("a free place", || server.stats.open.get() == 2).await;
+    server.good_client_is_served().await;
+}
+
+/// What every HTTP/2 client says first, and empty SETTINGS.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_ended_at_the_handshake_timeout() {
+    let short = Duration::from_millis(200);
+    let server = Server::start(|options| options.limits.handshake_timeout = short).await;
+    for said in [&[][..], PREFACE] {
+        let mut stream = server.tls().await;
+        stream.write_all(said).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = within(LIMIT, "a close", stream.read_to_end(&mut rest)).await;
+    }
+    assert_eq!(server.stats.without_request.get(), 2);
+    let open = server.channel(Some(&server.client)).await.unwrap();
+    assert_eq!(call(&open).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_client_that_ignores_the_goaway_does_not_hold_the_drain() {
+    let server = Server::start(|options| options.drain = LIMIT * 10).await;
+    let mut stream = server.tls().await;
+    stream.write_all(PREFACE).await.unwrap();
+    let mut settings = [0; 1];
+    within(LIMIT, "SETTINGS", stream.read_exact(&mut settings)).await.unwrap();
+    server.trigger.trigger();
+    // The server asks whether the GOAWAY has arrived; the client never says so, and keeps the connection.
+    assert_eq!(within(LIMIT, "the drain", server.running).await.unwrap(), Drained::Completely);
+}
+
+async fn watch(channel: &Channel) -> tonic::Streaming<HealthCheckResponse> {
+    let mut client = HealthClient::new(channel.clone());
+    let watching = client.watch(HealthCheckRequest::default());
+    let mut changes = within(LIMIT, "an answer", watching).await.unwrap().into_inner();
+    assert!(changes.message().await.unwrap().is_some());
+    changes
+}
+
+#[tokio::test]
+async fn watching_health_does_not_hold_the_drain() {
+    let server = Server::start(|options| options.drain = LIMIT * 10).await;
+    let open = server.channel(Some(&server.client)).await.unwrap();
+    let mut changes = watch(&open).await;
+    server.trigger.trigger();
+    assert!(within(LIMIT, "its end", changes.message()).await.unwrap().is_none());
+    assert_eq!(within(LIMIT, "the drain", server.running).await.unwrap(), Drained::Completely);
+}
+
+#[tokio::test]
+async fn watching_health_does_not_hold_a_connection_that_is_too_old() {
+    let server = Server::start(|options| {
+        options.limits.max_age = Duration::from_millis(500);
+        options.limits.age_grace = LIMIT * 10;
+    })
+    .await;
+    let open = server.channel(Some(&server.client)).await.unwrap();
+    let mut changes = watch(&open).await;
+    assert!(within(LIMIT, "its end", changes.message()).await.unwrap().is_none());
+    eventually("the end of the connection", || server.stats.open.get() == 0).await;
+    assert_eq!(server.stats.cut_off.get(), 0);
+}
+
+#[tokio::test]
+async fn health_of_a_service_that_is_not_here_is_not_found() {
+    let server = Server::start(|_| {}).await;
+    let mut client = HealthClient::new(server.channel(Some(&server.client)).await.unwrap());
+    let asked = || HealthCheckRequest { service: "x.v1.Nothing".to_owned() };
+    let refusals =
+        [client.check(asked()).await.unwrap_err(), client.watch(asked()).await.unwrap_err()];
+    for refused in refusals {
+        assert_eq!(refused.code(), tonic::Code::NotFound);
+        let info = refused.get_details_error_info().unwrap();
+        assert_eq!(
+            (info.domain.as_str(), info.reason.as_str()),
+            ("holdfast.dev", "SERVICE_UNKNOWN")
+        );
+    }
 }
 
 #[tokio::test]
@@ -341,7 +503,8 @@ async fn a_request_that_never_ends_is_cut_off_at_the_deadline_of_the_drain() {
     let calling = server.waiting_call(&open).await;
     server.trigger.trigger();
     assert!(calling.await.unwrap().is_err());
-    within(LIMIT, "the drain", server.running).await.unwrap();
+    assert_eq!(within(LIMIT, "the drain", server.running).await.unwrap(), Drained::AtDeadline);
+    assert_eq!(server.stats.cut_off.get(), 1);
 }
 
 #[tokio::test]

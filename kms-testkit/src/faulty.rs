@@ -135,10 +135,16 @@ impl Faulty {
 
     /// Waits until a call of `function` that started after `mark` hangs.
     pub fn await_hang(&self, mark: usize, function: &str, limit: Duration) {
+        self.await_hangs(mark, (function, 1), limit);
+    }
+
+    /// Waits until so many calls of `function` that started after `mark` have begun to hang.
+    pub fn await_hangs(&self, mark: usize, (function, calls): (&str, usize), limit: Duration) {
         let wanted = format!("enter {function} ");
-        deadline::eventually(limit, &format!("a hanging {function}"), || {
+        deadline::eventually(limit, &format!("{calls} hanging {function}"), || {
             let log = std::fs::read(&self.log).unwrap_or_default();
-            String::from_utf8_lossy(log.get(mark..).unwrap_or_default()).contains(&wanted)
+            let since = String::from_utf8_lossy(log.get(mark..).unwrap_or_default());
+            since.matches(&wanted).count() >= calls
         });
     }
 }

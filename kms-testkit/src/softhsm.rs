@@ -12,14 +12,8 @@ pub const TOKEN_LABEL: &str = "holdfast-test";
 /// Names the module to test against; the default is Debian's SoftHSM.
 pub const MODULE_VARIABLE: &str = "HOLDFAST_PKCS11_MODULE";
 
-const MODULE_PLACES: [&str; 6] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib64/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-    "/usr/local/lib/softhsm/libsofthsm2.so",
-    "/opt/homebrew/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-];
+/// Where distributions put SoftHSM, one path a line; the server and softhsm/install.sh read the same list.
+const MODULE_PLACES: &str = include_str!("../../softhsm/places.txt");
 
 /// A SoftHSM configuration and token directory under one root.
 #[derive(Clone, Debug)]
@@ -81,7 +75,7 @@ pub fn module() -> PathBuf {
     if let Some(path) = std::env::var_os(MODULE_VARIABLE) {
         return path.into();
     }
-    MODULE_PLACES.iter().map(PathBuf::from).find(|path| path.exists()).unwrap_or_else(|| {
+    MODULE_PLACES.lines().map(PathBuf::from).find(|path| path.exists()).unwrap_or_else(|| {
         panic!("no SoftHSM module found; run `softhsm/install.sh` or set {MODULE_VARIABLE}")
     })
 }

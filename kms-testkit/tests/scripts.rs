@@ -96,6 +96,20 @@ fn what_is_there_is_left_alone() {
 }
 
 #[test]
+fn a_module_that_is_named_counts_only_when_it_is_there() {
+    let path = restricted_path(&["softhsm2-util"]);
+    let install = |module: &str| {
+        let mut command = Command::new("/bin/sh");
+        command.arg(script("install.sh")).arg("softhsm").env("PATH", path.path());
+        command.env("HOLDFAST_PKCS11_MODULE", module).output().unwrap()
+    };
+    assert_eq!(install("/bin/sh").status.code(), Some(0));
+    let missing = install("/nonexistent/module.so");
+    assert_eq!(missing.status.code(), Some(69));
+    assert!(text(&missing.stderr).contains("/nonexistent/module.so"), "{}", text(&missing.stderr));
+}
+
+#[test]
 fn without_a_package_manager_it_says_so() {
     let path = restricted_path(&[]);
     let output = install(path.path(), "age");

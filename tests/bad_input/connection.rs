@@ -6,7 +6,18 @@ use std::net::TcpStream;
 use kms_testkit::Pki;
 use kms_testkit::pki::{Identity, Kind};
 
-use crate::common::{LIMIT, OPERATOR, Server, TENANT};
+use tonic::Code;
+
+use crate::common::{LIMIT, OPERATOR, Rig, Server, TENANT, raw_call, refusal, unfinished_call};
+
+/// A method of each kind: of the contract, of health, and one that there is not.
+const METHODS: [&str; 5] = [
+    "kms.v1.CryptoService/Wrap",
+    "kms.v1.CryptoService/BatchWrap",
+    "kms.v1.KeyService/CreateKey",
+    "grpc.health.v1.Health/Check",
+    "kms.v1.CryptoService/Sign",
+];
 
 /// Whether a call with this certificate gets any answer from a method.
 async fn gets_in(server: &Server, identity: &Identity) -> bool {
@@ -59,5 +70,41 @@ async fn plain_text_on_the_tls_port_is_cut_off_and_the_server_goes_on() {
     }
     assert!(open.wrap(&key, b"x", &[]).await.is_ok(), "an open connection is not disturbed");
     assert!(server.operator().await.wrap(&key, b"x", &[]).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_without_a_principal_is_answered_before_its_message_is_read() {
+    let server = Server::fresh();
+    let nameless = server.rig.pki.issue_serial("nameless", &Kind::WithoutSan, 204);
+    let client = server.client(&nameless).await;
+    for method in METHODS {
+        let answers = [
+            raw_call(&client.channel, method, b"\x0f rubbish".to_vec()).await,
+            unfinished_call(&client.channel, method, Some(b"\x0f rubbish".to_vec())).await,
+            unfinished_call(&client.channel, method, None).await,
+        ];
+        for answer in answers {
+            refusal(answer).is(Code::Unauthenticated, "CERT_NAMES_NOBODY");
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_arrive_is_given_up_at_the_deadline() {
+    let mut rig = Rig::new();
+    rig.max_request_ms = 200;
+    let server = rig.start();
+    let client = server.operator().await;
+    for method in METHODS.into_iter().take(4) {
+        for message in [None, Some(vec![])] {
+            let answer = unfinished_call(&client.channel, method, message).await;
+            refusal(answer).is(Code::DeadlineExceeded, "REQUEST_DEADLINE");
+        }
+    }
+    let parent = format!("tenants/{TENANT}");
+    let list = kms_proto::v1::ListKeysRequest { parent, ..Default::default() };
+    assert!(client.keys().list_keys(list).await.is_ok(), "the connection goes on");
     server.stop().await;
 }

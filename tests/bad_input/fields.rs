@@ -157,3 +157,37 @@ async fn contexts_are_bounded() {
         refusal(wrap_with(&client, &key, context).await).is_field("context");
     }
 }
+
+#[tokio::test]
+async fn a_key_that_is_given_twice_is_refused() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let key = client.create("twice").await;
+    let wrap = proto::WrapRequest {
+        key: key.name.clone(),
+        plaintext: b"x".to_vec().into(),
+        context: HashMap::new(),
+    };
+    let create = crate::common::calls::new_key("twice-labelled");
+    let update = proto::UpdateKeyRequest {
+        name: key.name,
+        revision: key.revision,
+        update_mask: Some(prost_types::FieldMask { paths: vec!["labels".to_owned()] }),
+        request_id: crate::common::request_id(),
+        ..Default::default()
+    };
+    // Each message, and the tag of its map: the fields 3, 9 and 7.
+    let cases = [
+        (WRAP, prost::Message::encode_to_vec(&wrap), 0x1a, "context"),
+        ("kms.v1.KeyService/CreateKey", prost::Message::encode_to_vec(&create), 0x4a, "labels"),
+        ("kms.v1.KeyService/UpdateKey", prost::Message::encode_to_vec(&update), 0x3a, "labels"),
+    ];
+    for (method, mut message, tag, field) in cases {
+        let entry = |key: u8, value: u8| [tag, 6, 0x0a, 1, key, 0x12, 1, value];
+        let twice = [entry(b'a', b'x'), entry(b'b', b'x'), entry(b'a', b'y')].concat();
+        let refused = raw_call(&client.channel, method, [&message[..], &twice].concat()).await;
+        refusal(refused).is_field(field);
+        message.extend([entry(b'a', b'x'), entry(b'b', b'x')].concat());
+        assert!(raw_call(&client.channel, method, message).await.is_ok(), "{method}");
+    }
+}

@@ -92,3 +92,40 @@ async fn pages_have_at_most_a_thousand_items() {
         refusal(list(&client, TENANT, size, "").await).is_field("page_size");
     }
 }
+
+#[tokio::test]
+async fn a_page_ends_before_it_is_larger_than_a_message() {
+    // Some 12 KB a key: a page of 300 would be 3.6 MiB.
+    const KEYS: usize = 300;
+    let server = crate::common::Server::fresh();
+    let client = server.operator().await;
+    let labels: std::collections::HashMap<_, _> =
+        (0..32).map(|n| (format!("{n:a>63}"), "v".repeat(255))).collect();
+    for number in 0..KEYS {
+        let mut create = crate::common::calls::new_key(&format!("large-{number}"));
+        create.usage = "u".repeat(1024);
+        create.owner = "o".repeat(256);
+        create.labels = labels.clone();
+        client.keys().create_key(create).await.unwrap();
+    }
+    let (mut names, mut pages, mut page_token) =
+        (std::collections::BTreeSet::new(), 0, String::new());
+    loop {
+        let list = proto::ListKeysRequest {
+            parent: format!("tenants/{}", crate::common::TENANT),
+            page_size: 1000,
+            page_token,
+        };
+        let mut keys = client.keys().max_decoding_message_size(usize::MAX);
+        let page = keys.list_keys(list).await.unwrap().into_inner();
+        assert!(prost::Message::encoded_len(&page) <= 4 * 1024 * 1024);
+        names.extend(page.keys.into_iter().map(|key| key.name));
+        pages += 1;
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((names.len(), pages), (KEYS, 2));
+    server.stop().await;
+}

@@ -9,6 +9,7 @@ use kms_proto::v1 as proto;
 use kms_proto::v1::crypto_service_client::CryptoServiceClient;
 use kms_proto::v1::key_service_client::KeyServiceClient;
 use prost::bytes::{Buf as _, BufMut as _};
+use tokio_stream::StreamExt as _;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
@@ -168,6 +169,22 @@ pub async fn raw_call(
     let calling = async {
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         grpc.unary(Request::new(message), path, RawCodec).await
+    };
+    kms_testkit::deadline::within(LIMIT, "an answer", calling).await
+}
+
+/// Calls a method with a message, if any, and never ends the request.
+pub async fn unfinished_call(
+    channel: &Channel,
+    method: &str,
+    message: Option<Vec<u8>>,
+) -> Result<Response<Vec<u8>>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    let path = PathAndQuery::try_from(format!("/{method}")).unwrap();
+    let messages = tokio_stream::iter(message).chain(tokio_stream::pending());
+    let calling = async {
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        grpc.client_streaming(Request::new(messages), path, RawCodec).await
     };
     kms_testkit::deadline::within(LIMIT, "an answer", calling).await
 }

@@ -18,7 +18,7 @@ pub mod rig;
 
 use std::time::Duration;
 
-pub use calls::{Client, Refusal, raw_call, refusal, request_id};
+pub use calls::{Client, Refusal, raw_call, refusal, request_id, unfinished_call};
 pub use rig::{Grant, Rig, Server};
 
 /// How long anything may take on a loaded machine.

@@ -26,7 +26,7 @@ pub struct Examiner {
     examined: usize,
     /// Event ids with the operations that succeeded under them.
     recorded: HashMap<String, Vec<String>>,
-    /// CKA_IDs of orphans that the log tells of.
+    /// Orphans that the log tells of, as it names them.
     pub orphans: HashSet<String>,
 }
 
@@ -81,7 +81,7 @@ impl Examiner {
                 let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
                 if text("result") == "ORPHAN_OBJECT" {
                     let resource = text("resource");
-                    self.orphans.insert(resource.strip_prefix("cka-id:").unwrap().to_owned());
+                    self.orphans.insert(resource);
                 }
                 if text("result") == "OK" && text("phase") != "intent" {
                     let operation = text("operation");

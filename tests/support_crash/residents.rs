@@ -1,44 +1,69 @@
-//! The token's own keys, as the HSM layer lists them and as the database names them.
+//! The token's own keys, as PKCS#11 itself shows them and as the database names them.
+//!
+//! The product's own listing is what is examined, so it is not asked.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
 
-use kms_core::clock::{Clock as _, SystemClock};
-use kms_hsm::Hsm as _;
-use kms_hsm::pin::PinSource;
-use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass};
+use cryptoki::session::UserType;
+use cryptoki::types::AuthPin;
 
-use crate::support_dev::LIMIT;
-
-/// Lists the CKA_IDs of all resident keys in the token of a dev directory that no server holds.
+/// Lists all secret keys in the token of a dev directory that no server holds, torn ones too, by the names that the audit
+/// log has for orphans.
 ///
 /// SOFTHSM2_CONF must name its configuration.
 pub fn in_token(directory: &Path) -> HashSet<String> {
     let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
-    let token = TokenSelector::Serial(read("token-serial").trim().to_owned());
-    let config = Pkcs11Config::new(kms_testkit::softhsm::module(), token);
-    let pin = PinSource::File(directory.join("user-pin")).read(false).unwrap();
-    let hsm = Pkcs11Hsm::start(config, pin, Arc::new(SystemClock)).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let deadline = SystemClock.monotonic() + LIMIT;
-    let listed = runtime.block_on(hsm.list_residents(deadline)).unwrap();
-    hsm.close();
-    listed.iter().map(|id| hex(&id.0)).collect()
+    let (serial, pin) = (read("token-serial"), read("user-pin"));
+    let module = Pkcs11::new(kms_testkit::softhsm::module()).unwrap();
+    module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
+    let mut slots = module.get_slots_with_token().unwrap().into_iter();
+    let is_ours = |slot| module.get_token_info(slot).unwrap().serial_number() == serial.trim();
+    let slot = slots.find(|slot| is_ours(*slot)).unwrap();
+    let session = module.open_ro_session(slot).unwrap();
+    session.login(UserType::User, Some(&AuthPin::new(pin.trim().into()))).unwrap();
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let class = Attribute::Class(ObjectClass::SECRET_KEY);
+    let named = session.find_objects(&[class]).unwrap().into_iter().map(|object| {
+        let attributes = session.get_attributes(object, &[AttributeType::Id]).unwrap_or_default();
+        let id = match attributes.as_slice() {
+            [Attribute::Id(id)] => hex(id),
+            _ => String::new(),
+        };
+        let number = seen.entry(id.clone()).or_default();
+        *number += 1;
+        match (id.as_str(), *number) {
+            ("", number) => format!("no-cka-id:{number}"),
+            (id, 1) => format!("cka-id:{id}"),
+            (id, number) => format!("cka-id:{id}#{number}"),
+        }
+    });
+    let named = named.collect();
+    session.close().unwrap();
+    module.finalize().unwrap();
+    named
 }
 
 /// Lists the CKA_IDs that the database of a dev directory names, in versions and in open intents.
 pub fn in_store(directory: &Path) -> (HashSet<String>, HashSet<String>) {
-    let store = rusqlite::Connection::open(directory.join("store.db")).unwrap();
-    let list = |query: &str| {
-        let mut statement = store.prepare(query).unwrap();
-        let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
-        rows.map(|row| hex(&row.unwrap())).collect()
-    };
     (
-        list("SELECT material FROM versions WHERE material_kind = 'resident'"),
-        list("SELECT resident_id FROM intents"),
+        ids(directory, "SELECT material FROM versions WHERE material_kind = 'resident'"),
+        ids(directory, "SELECT resident_id FROM intents"),
     )
+}
+
+/// Lists the CKA_IDs of the pinned roots.
+pub fn roots(directory: &Path) -> HashSet<String> {
+    ids(directory, "SELECT wrap_id FROM roots UNION SELECT mac_id FROM roots")
+}
+
+fn ids(directory: &Path, query: &str) -> HashSet<String> {
+    let store = rusqlite::Connection::open(directory.join("store.db")).unwrap();
+    let mut statement = store.prepare(query).unwrap();
+    let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+    rows.map(|row| format!("cka-id:{}", hex(&row.unwrap()))).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -16,9 +16,9 @@ pub struct Bench {
     /// Calls in flight, 1 to 4096
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub concurrency: usize,
-    /// Connections that they share, 1 to 256
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    pub connections: usize,
+    /// Connections that they share, 1 to 256 [default: 8, or fewer for fewer calls in flight]
+    #[arg(long, value_name = "N")]
+    pub connections: Option<usize>,
     /// How long to measure
     #[arg(long, value_name = "PERIOD", default_value = "10s", value_parser = period)]
     pub duration: Duration,

@@ -4,30 +4,25 @@
 //! whole; standard output is written as chunks verify, and a failure after that shows in the exit code.
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal as _, Read, Write};
+use std::io::{self, BufReader, IsTerminal as _, Read};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use kms_core::name::KeyName;
 use serde::Serialize;
 
-use super::disk::side_path;
-use super::error::{BackupError, ServiceError};
+use super::disk::{FileDisk, side_path};
+use super::error::BackupError;
 use super::open::{Opened, open_stream};
-use super::output::{Overwrite, PendingFile};
 use super::progress::Progress;
 use super::recipient::Address;
-use super::reseal::{Outcome, Recovery, Status, reseal_file};
+use super::reseal::{Outcome, Recovery, Status, recover, reseal as reseal_disk};
 use super::seal::{BUFFER_BYTES, Recipients, Sealed, seal_stream};
 use super::service::FileKeyService;
-use crate::client::ClientError;
 use crate::input::STREAM;
+use crate::output::{FileOutput, Overwrite};
 use crate::terminal::harmless;
-
-/// How a server refuses an envelope that was changed, or torn.
-const TORN_ENVELOPE: &str = "CIPHERTEXT_INVALID";
 
 /// Where a backup comes from and goes to.
 #[derive(Args, Clone, Debug)]
@@ -144,7 +139,8 @@ pub struct FileReport {
 /// Runs `seal`.
 ///
 /// # Errors
-/// Those of [`seal_stream`] and [`PendingFile`]; no output file appears then.
+/// Those of [`seal_stream`] and [`FileOutput`]; no output file appears then. [`BackupError::SideLeft`] when the output
+/// has the side file of an interrupted reseal beside it.
 pub fn seal(
     service: &dyn FileKeyService,
     key: KeyName,
@@ -152,7 +148,8 @@ pub fn seal(
 ) -> Result<Sealed, BackupError> {
     let recipients = Recipients::new(key, native_recipients(&args.recipients)?)?;
     let input = Input::open(&args.streams)?;
-    let mut output = Output::create(&args.streams, Content::Sealed)?;
+    check_side(Streams::file(args.streams.output.as_ref()))?;
+    let mut output = create_output(&args.streams, Content::Sealed)?;
     let sealed = seal_stream(service, &recipients, input.progress(&args.streams), &mut output)?;
     output.commit()?;
     Ok(sealed)
@@ -161,7 +158,7 @@ pub fn seal(
 /// Runs `open`.
 ///
 /// # Errors
-/// Those of [`open_stream`] and [`PendingFile`]; no output file appears then. [`BackupError::ResealInterrupted`] when a
+/// Those of [`open_stream`] and [`FileOutput`]; no output file appears then. [`BackupError::ResealInterrupted`] when a
 /// broken header is explained by a side file.
 pub fn open(
     service: &dyn FileKeyService,
@@ -170,7 +167,7 @@ pub fn open(
 ) -> Result<Opened, BackupError> {
     let streams = &args.streams;
     let input = Input::open(streams)?;
-    let mut output = Output::create(streams, Content::Plaintext)?;
+    let mut output = create_output(streams, Content::Plaintext)?;
     let buffered = BufReader::with_capacity(BUFFER_BYTES, input.progress(streams));
     let opened = open_stream(service, key, buffered, &mut output)
         .map_err(|error| explain(error, Streams::file(streams.input.as_ref())))?;
@@ -184,7 +181,16 @@ pub fn reseal(
     key: Option<&KeyName>,
     args: &ResealArgs,
 ) -> Vec<FileReport> {
-    args.files.iter().map(|file| report(file, reseal_file(service, key, file))).collect()
+    args.files.iter().map(|file| reseal_one(service, key, file)).collect()
+}
+
+/// What an interrupted run left is told apart from what comes after, which needs the server.
+fn reseal_one(service: &dyn FileKeyService, key: Option<&KeyName>, file: &Path) -> FileReport {
+    let recovered = FileDisk::open(file).and_then(|disk| Ok((recover(&disk)?, disk)));
+    match recovered {
+        Ok((recovery, disk)) => report(file, recovery, reseal_disk(service, key, &disk)),
+        Err(error) => report(file, None, Err(error)),
+    }
 }
 
 /// Runs `age recipient` and `age identity`: returns the text to print. Needs no server.
@@ -200,7 +206,11 @@ pub fn age(command: &AgeCommand, key: KeyName) -> Result<String, BackupError> {
     })
 }
 
-fn report(file: &Path, outcome: Result<Outcome, BackupError>) -> FileReport {
+fn report(
+    file: &Path,
+    recovered: Option<Recovery>,
+    outcome: Result<Outcome, BackupError>,
+) -> FileReport {
     let file = harmless(&file.display().to_string());
     let empty = FileReport {
         file,
@@ -208,7 +218,7 @@ fn report(file: &Path, outcome: Result<Outcome, BackupError>) -> FileReport {
         key: None,
         from_version: None,
         to_version: None,
-        recovery: None,
+        recovery: recovered.map(recovery_word),
         error: None,
         cause: None,
     };
@@ -223,13 +233,17 @@ fn report(file: &Path, outcome: Result<Outcome, BackupError>) -> FileReport {
         Status::Resealed { from, to } => ("resealed", from, to),
         Status::AlreadyCurrent { version } => ("current", version, version),
     };
-    let recovery = recovery.map(|recovery| match recovery {
+    let recovery = recovery.or(recovered).map(recovery_word);
+    let (from_version, to_version) = (Some(from.get()), Some(to.get()));
+    FileReport { status, key: Some(key.to_string()), from_version, to_version, recovery, ..empty }
+}
+
+const fn recovery_word(recovery: Recovery) -> &'static str {
+    match recovery {
         Recovery::Finished => "finished",
         Recovery::Undone => "undone",
         Recovery::Discarded => "discarded",
-    });
-    let (from_version, to_version) = (Some(from.get()), Some(to.get()));
-    FileReport { status, key: Some(key.to_string()), from_version, to_version, recovery, ..empty }
+    }
 }
 
 fn native_recipients(texts: &[String]) -> Result<Vec<age::x25519::Recipient>, BackupError> {
@@ -238,13 +252,19 @@ fn native_recipients(texts: &[String]) -> Result<Vec<age::x25519::Recipient>, Ba
     texts.iter().map(parse).collect()
 }
 
+/// Whoever seals over a backup, or in its place, must not leave the side file of that backup beside the new one: the next
+/// reseal would take it for the new one's, and refuse.
+fn check_side(output: Option<&Path>) -> Result<(), BackupError> {
+    let Some(output) = output else { return Ok(()) };
+    let output = output.canonicalize().unwrap_or_else(|_| output.to_path_buf());
+    if side_path(&output).symlink_metadata().is_ok() { Err(BackupError::SideLeft) } else { Ok(()) }
+}
+
 /// A header that does not hold together, beside a side file, is most likely torn.
 fn explain(error: BackupError, input: Option<&Path>) -> BackupError {
     let of_header = match &error {
         BackupError::HeaderTampered | BackupError::Format(_) => true,
-        BackupError::Service(ServiceError::Client(ClientError::Refused(refusal))) => {
-            refusal.reason == TORN_ENVELOPE
-        }
+        BackupError::Service(error) => error.is_invalid_ciphertext(),
         _ => false,
     };
     let input = input.and_then(|input| input.canonicalize().ok());
@@ -264,6 +284,9 @@ impl Input {
     fn open(streams: &Streams) -> Result<Self, BackupError> {
         let file = match Streams::file(streams.input.as_ref()) {
             Some(path) => File::open(path),
+            None if streams.input.is_none() && io::stdin().is_terminal() => {
+                return Err(BackupError::NothingPiped);
+            }
             // The descriptor itself: std's buffer would only add a copy.
             None => io::stdin().as_fd().try_clone_to_owned().map(File::from),
         };
@@ -296,52 +319,15 @@ impl Content {
     }
 }
 
-/// Where output goes: at once, or into a file that appears when it is whole.
-enum Output {
-    Stream(File),
-    Pending(PendingFile),
-}
-
-impl Output {
-    fn create(streams: &Streams, content: Content) -> Result<Self, BackupError> {
-        let Some(path) = Streams::file(streams.output.as_ref()) else {
-            let stdout = io::stdout();
-            if stdout.is_terminal() {
-                content.check_terminal(streams.output.is_some())?;
-            }
-            let stream = stdout.as_fd().try_clone_to_owned();
-            return Ok(Self::Stream(stream.map_err(BackupError::io("open the output"))?.into()));
-        };
-        // Pipes and devices such as /dev/null cannot be replaced by a file, so they are written to.
-        let kind = path.metadata().map(|metadata| metadata.file_type());
-        if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device()) {
-            let stream = File::options().write(true).open(path);
-            return Ok(Self::Stream(stream.map_err(BackupError::io("open the output"))?));
-        }
-        let overwrite = if streams.force { Overwrite::Allow } else { Overwrite::Refuse };
-        Ok(Self::Pending(PendingFile::create(path, overwrite)?))
+/// Opens the output. Standard output's descriptor itself: std's buffer would only add a copy.
+fn create_output(streams: &Streams, content: Content) -> Result<FileOutput, BackupError> {
+    if let Some(path) = Streams::file(streams.output.as_ref()) {
+        return Ok(FileOutput::create(path, Overwrite::of(streams.force))?);
     }
-
-    fn commit(self) -> Result<(), BackupError> {
-        match self {
-            Self::Stream(_) => Ok(()),
-            Self::Pending(pending) => pending.commit(),
-        }
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        content.check_terminal(streams.output.is_some())?;
     }
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Stream(file) => file.write(bytes),
-            Self::Pending(pending) => pending.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Stream(file) => file.flush(),
-            Self::Pending(pending) => pending.flush(),
-        }
-    }
+    let stream = stdout.as_fd().try_clone_to_owned();
+    Ok(FileOutput::Stream(stream.map_err(BackupError::io("open the output"))?.into()))
 }

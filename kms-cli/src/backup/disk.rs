@@ -9,6 +9,10 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
 use super::error::BackupError;
 use super::side::MAX_SIDE_BYTES;
 
@@ -16,6 +20,9 @@ use super::side::MAX_SIDE_BYTES;
 pub const SIDE_SUFFIX: &str = ".kms-reseal";
 /// Permissions of a side file: it holds no secret, but nobody else has business with it.
 const SIDE_MODE: u32 = 0o600;
+/// A link is not followed, and a pipe does not make us wait: whoever may write to the directory may have put one there.
+const SIDE_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
 /// What a reseal does to the disk, each method one durable step.
 pub trait Disk {
@@ -34,7 +41,7 @@ pub trait Disk {
     /// Reads the side file, at most one byte more than [`MAX_SIDE_BYTES`]; `None` when there is none.
     ///
     /// # Errors
-    /// [`BackupError::Io`].
+    /// [`BackupError::SideForeign`] for a link, a pipe, a device, or somebody else's file; [`BackupError::Io`].
     fn side(&self) -> Result<Option<Vec<u8>>, BackupError>;
 
     /// Creates the side file; it and its directory entry are durable on return.
@@ -137,11 +144,19 @@ impl Disk for FileDisk {
     }
 
     fn side(&self) -> Result<Option<Vec<u8>>, BackupError> {
-        let file = match File::open(&self.side) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(BackupError::io("open the side file")(error)),
+        let opened = rustix::fs::open(&self.side, SIDE_FLAGS, Mode::empty());
+        let file = match opened {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(BackupError::SideForeign),
+            Err(error) => return Err(BackupError::io("open the side file")(error.into())),
         };
+        let metadata = file.metadata().map_err(BackupError::io("open the side file"))?;
+        let owner = self.file.metadata().map_err(BackupError::io("open the file"))?.uid();
+        let owners = [geteuid().as_raw(), owner];
+        if !metadata.is_file() || !owners.contains(&metadata.uid()) {
+            return Err(BackupError::SideForeign);
+        }
         let mut bytes = Vec::new();
         file.take(MAX_SIDE_BYTES as u64 + 1)
             .read_to_end(&mut bytes)

@@ -6,11 +6,17 @@ use std::io;
 
 use kms_core::envelope::InvalidEnvelope;
 use kms_core::name::KeyName;
+use tonic::Code;
 
+use super::disk::SIDE_SUFFIX;
 use super::header::MAX_HEADER_BYTES;
 use super::recipient::InvalidAddress;
 use crate::client::ClientError;
 use crate::context::ContextError;
+use crate::output::OutputError;
+
+/// The reason with which a server refuses an envelope.
+const CIPHERTEXT_INVALID: &str = "CIPHERTEXT_INVALID";
 
 /// Why bytes are not a backup that we can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,6 +82,20 @@ pub enum ServiceError {
     Bug(&'static str),
 }
 
+impl ServiceError {
+    /// Returns whether the server refuses the envelope: another key's, changed, or torn.
+    pub(super) fn is_invalid_ciphertext(&self) -> bool {
+        matches!(self, Self::Client(ClientError::Refused(refusal))
+            if refusal.reason == CIPHERTEXT_INVALID)
+    }
+
+    /// Returns whether the caller lacks a permission.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, Self::Client(ClientError::Refused(refusal))
+            if refusal.code == Code::PermissionDenied)
+    }
+}
+
 /// Why a backup was not sealed, opened or resealed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
@@ -114,6 +134,9 @@ pub enum BackupError {
     /// The server does not say which key the file is sealed with.
     #[error("the server does not show which key this file is sealed with; name it with --key")]
     KeyUnknown,
+    /// The caller may not ask which key the file is sealed with.
+    #[error("you may not ask the server which key this file is sealed with")]
+    KeyHidden,
     /// More extra recipients than a header should carry.
     #[error("{given} extra recipients are too many, at most {max} are allowed")]
     TooManyRecipients {
@@ -140,6 +163,12 @@ pub enum BackupError {
     /// A plaintext would be shown on a terminal, and nobody asked for that.
     #[error("a plaintext is not shown on a terminal: use --out FILE, a pipe, or --out -")]
     PlaintextToTerminal,
+    /// Nothing is piped in, and nobody asked to type the input.
+    #[error("nothing is piped in: use --in FILE, or --in - to type it (it is shown)")]
+    NothingPiped,
+    /// The side file of an interrupted reseal is beside the output.
+    #[error("an interrupted reseal left its side file (`{SIDE_SUFFIX}`) beside the output")]
+    SideLeft,
     /// Another reseal holds the file.
     #[error("another reseal is working on this file")]
     Busy,
@@ -160,6 +189,16 @@ pub enum BackupError {
     /// A defect of ours.
     #[error("internal error: {0}")]
     Bug(&'static str),
+}
+
+impl From<OutputError> for BackupError {
+    fn from(error: OutputError) -> Self {
+        match error {
+            OutputError::Exists => Self::OutputExists,
+            OutputError::NotRegular => Self::NotRegular,
+            OutputError::Io { action, source } => Self::Io { action, source },
+        }
+    }
 }
 
 impl BackupError {

@@ -79,6 +79,12 @@ impl Header {
         bytes
     }
 
+    /// Returns whether both are headers of one file under one key: only version, envelope and MAC may differ.
+    pub(super) fn is_reseal_of(&self, other: &Self) -> bool {
+        let key = |header: &Self| header.stanza.wrapped().header().key_uid;
+        self.before == other.before && self.after == other.after && key(self) == key(other)
+    }
+
     /// Checks the MAC in constant time, which also proves that the file key is this file's.
     ///
     /// # Errors

@@ -9,8 +9,8 @@ pub mod command;
 mod disk;
 mod error;
 mod header;
+mod lazy;
 mod open;
-mod output;
 pub mod plugin;
 mod progress;
 mod recipient;
@@ -25,11 +25,11 @@ pub mod verbs;
 pub use disk::{Disk, FileDisk, SIDE_SUFFIX};
 pub use error::{BackupError, FormatError, ServiceError};
 pub use header::{Header, MAX_HEADER_BYTES};
+pub use lazy::LazyFileKeys;
 pub use open::{Opened, open_stream};
-pub use output::{Overwrite, PendingFile};
 pub use recipient::{Address, InvalidAddress};
 pub use remote::RemoteFileKeys;
-pub use reseal::{Outcome, Recovery, Status, reseal, reseal_file};
+pub use reseal::{Outcome, Recovery, Status, recover, reseal, reseal_file};
 pub use seal::{MAX_EXTRA_RECIPIENTS, Recipients, Sealed, seal_stream};
 pub use service::{
     Description, FileKeyService, WRAPPED_FILE_KEY_BYTES, WrappedFileKey, file_key_context,

@@ -28,8 +28,8 @@ pub struct Opened {
 
 /// Opens the age file that `input` gives into `output`, in constant memory.
 ///
-/// Without `key` the server is asked which key the file names. The header's MAC is verified before the first byte is
-/// written. `output` is flushed, not synced.
+/// Without `key` the server is asked which key the file names, which needs a permission of its own. The header's MAC is
+/// verified before the first byte is written. `output` is flushed, not synced.
 ///
 /// # Errors
 /// [`BackupError::Format`], [`BackupError::Service`], [`BackupError::KeyMismatch`], [`BackupError::KeyUnknown`] and
@@ -43,8 +43,11 @@ pub fn open_stream(
 ) -> Result<Opened, BackupError> {
     let header = Header::read(&mut input)?;
     let wrapped = header.stanza().wrapped();
-    let (key, _) = resolve_key(service, key, wrapped)?;
-    let file_key = service.unwrap(&key, wrapped)?;
+    let key = match key {
+        Some(key) => key.clone(),
+        None => resolve_key(service, None, wrapped)?.0,
+    };
+    let file_key = unwrap_named(service, &key, wrapped)?;
     header.verify(&file_key)?;
     let version = wrapped.header().version;
     let mut opened = Opened { key, version, plaintext_bytes: 0 };
@@ -71,25 +74,52 @@ pub fn open_stream(
     }
 }
 
-/// Finds out which key to ask for, and what the server knows about the envelope.
+/// Finds out which key to ask for, and whether the envelope is current. Who names the key need not be allowed to describe:
+/// then nothing is known to be current.
 ///
 /// # Errors
-/// [`BackupError::KeyMismatch`] when the server names another key than the caller; [`BackupError::KeyUnknown`] when
-/// neither names one.
+/// [`BackupError::KeyMismatch`] when the server names another key than the caller; [`BackupError::KeyUnknown`] or
+/// [`BackupError::KeyHidden`] when neither names one.
 pub(super) fn resolve_key(
     service: &dyn FileKeyService,
     asked: Option<&KeyName>,
     wrapped: &WrappedFileKey,
-) -> Result<(KeyName, Description), BackupError> {
-    let description = service.describe(wrapped)?;
-    let key = match (asked.cloned(), description.key.clone()) {
-        (Some(asked), Some(found)) if asked != found => {
-            return Err(BackupError::KeyMismatch { asked, found });
-        }
-        (Some(key), _) | (None, Some(key)) => key,
-        (None, None) => return Err(BackupError::KeyUnknown),
+) -> Result<(KeyName, bool), BackupError> {
+    let Description { key: found, current } = match (service.describe(wrapped), asked) {
+        (Err(error), Some(_)) if error.is_denied() => Description { key: None, current: false },
+        (Err(error), None) if error.is_denied() => return Err(BackupError::KeyHidden),
+        (described, _) => described?,
     };
-    Ok((key, description))
+    match (asked.cloned(), found) {
+        (Some(asked), Some(found)) if asked != found => {
+            Err(BackupError::KeyMismatch { asked, found })
+        }
+        (Some(key), _) | (None, Some(key)) => Ok((key, current)),
+        (None, None) => Err(BackupError::KeyUnknown),
+    }
+}
+
+/// Unwraps with a named key. The server has one error for another key's envelope and a changed one, so it is asked for
+/// the difference, where the caller may ask.
+///
+/// # Errors
+/// [`BackupError::KeyMismatch`], [`BackupError::Service`].
+pub(super) fn unwrap_named(
+    service: &dyn FileKeyService,
+    key: &KeyName,
+    wrapped: &WrappedFileKey,
+) -> Result<FileKey, BackupError> {
+    let refused = match service.unwrap(key, wrapped) {
+        Ok(file_key) => return Ok(file_key),
+        Err(error) if !error.is_invalid_ciphertext() => return Err(error.into()),
+        Err(error) => error,
+    };
+    match service.describe(wrapped) {
+        Ok(Description { key: Some(found), .. }) if found != *key => {
+            Err(BackupError::KeyMismatch { asked: key.clone(), found })
+        }
+        Ok(_) | Err(_) => Err(refused.into()),
+    }
 }
 
 enum CopyError {

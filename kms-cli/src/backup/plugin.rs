@@ -207,7 +207,8 @@ impl IdentityPlugin {
         (!errors.is_empty()).then_some(Err(errors))
     }
 
-    /// Tries every identity on a stanza, but those of which the server says that they name another key.
+    /// Tries every identity on a stanza, but those of which the server says that they name another key. Who may not ask
+    /// for that may still unwrap.
     fn open_stanza(
         &mut self,
         stanza: &KmsStanza,
@@ -216,7 +217,10 @@ impl IdentityPlugin {
         let wrapped = stanza.wrapped();
         for (index, address) in &self.addresses {
             let opened = self.services.of(address).and_then(|service| {
-                let found = service.describe(wrapped)?.key;
+                let found = match service.describe(wrapped) {
+                    Err(error) if error.is_denied() => None,
+                    described => described?.key,
+                };
                 if found.is_some_and(|found| found != *address.key()) {
                     return Ok(None);
                 }

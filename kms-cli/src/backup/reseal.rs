@@ -15,10 +15,11 @@ use kms_core::secret::equal_in_constant_time;
 use super::disk::{Disk, FileDisk};
 use super::error::{BackupError, FormatError, ServiceError};
 use super::header::{Header, MAX_HEADER_BYTES};
-use super::open::resolve_key;
+use super::open::{resolve_key, unwrap_named};
 use super::service::{FileKeyService, WrappedFileKey};
 use super::side::{PAYLOAD_NONCE_BYTES, Progress, Side};
 use super::stanza::KmsStanza;
+use crate::interrupt::uninterrupted;
 
 /// How a reseal ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +74,8 @@ pub fn reseal_file(
 
 /// Reseals one file under the current primary of its key. `key` is only needed where the server does not tell it.
 ///
-/// Costs the same however large the file is. Needs permission to unwrap and to wrap.
+/// Costs the same however large the file is. Needs permission to unwrap and to wrap, and to describe ciphertexts where no
+/// key is named.
 ///
 /// # Errors
 /// Everything but [`BackupError::Io`] leaves the file as it was, or as the interrupted run meant it. After an I/O error
@@ -83,7 +85,7 @@ pub fn reseal(
     key: Option<&KeyName>,
     disk: &dyn Disk,
 ) -> Result<Outcome, BackupError> {
-    let recovered = recover(disk)?;
+    let recovered = examine(disk)?;
     let beginning = disk.beginning(MAX_HEADER_BYTES + PAYLOAD_NONCE_BYTES)?;
     let mut rest = beginning.as_slice();
     let header = Header::read(&mut rest)?;
@@ -92,13 +94,12 @@ pub fn reseal(
 
     let wrapped = header.stanza().wrapped();
     let from = wrapped.header().version;
-    let (key, description) = resolve_key(service, key, wrapped)?;
-    let current = description.current;
+    let (key, current) = resolve_key(service, key, wrapped)?;
     if current && recovered != Found::Incomplete {
         let status = Status::AlreadyCurrent { version: from };
         return Ok(Outcome { key, status, recovery: recovered.into() });
     }
-    let file_key = service.unwrap(&key, wrapped)?;
+    let file_key = unwrap_named(service, &key, wrapped)?;
     header.verify(&file_key)?;
     if recovered == Found::Incomplete {
         disk.remove_side()?;
@@ -114,7 +115,8 @@ pub fn reseal(
             let new = header.with_stanza(KmsStanza::new(rewrapped), &file_key)?;
             let file_bytes = disk.file_bytes()?;
             let (old, new) = (header.encode(), new.encode());
-            replace_header(disk, &Side { file_bytes, payload_nonce, old, new })?;
+            let side = Side { file_bytes, payload_nonce, old, new };
+            uninterrupted(|| replace_header(disk, &side))?;
             Status::Resealed { from, to }
         }
     };
@@ -140,22 +142,45 @@ impl From<Found> for Option<Recovery> {
     }
 }
 
-/// Finishes or undoes an interrupted run, without the server.
-fn recover(disk: &dyn Disk) -> Result<Found, BackupError> {
+/// Finishes or undoes what an interrupted run left, without the server; [`reseal`] does this first too. An incomplete
+/// side file is left for [`reseal`], which drops it once the header verifies.
+///
+/// # Errors
+/// [`BackupError::SideForeign`], with nothing changed; [`BackupError::Io`].
+pub fn recover(disk: &dyn Disk) -> Result<Option<Recovery>, BackupError> {
+    match examine(disk)? {
+        Found::Done(recovery) => Ok(Some(recovery)),
+        Found::Nothing | Found::Incomplete => Ok(None),
+    }
+}
+
+fn examine(disk: &dyn Disk) -> Result<Found, BackupError> {
     let Some(bytes) = disk.side()? else { return Ok(Found::Nothing) };
     let Some(side) = Side::decode(&bytes) else { return Ok(Found::Incomplete) };
+    if !holds_one_reseal(&side) {
+        return Err(BackupError::SideForeign);
+    }
     let beginning = disk.beginning(side.old.len() + PAYLOAD_NONCE_BYTES)?;
     let recovery = match side.progress(disk.file_bytes()?, &beginning) {
         Progress::Untouched => Recovery::Undone,
         // Also when every byte reads as new: whether they were synced before the crash is not known.
         Progress::Torn | Progress::Written => {
-            disk.put_header(&side.new)?;
+            uninterrupted(|| disk.put_header(&side.new))?;
             Recovery::Finished
         }
         Progress::Foreign => return Err(BackupError::SideForeign),
     };
     disk.remove_side()?;
     Ok(Found::Done(recovery))
+}
+
+/// A side file is not authenticated, and what it says is written into the backup: so it must say what a reseal says.
+fn holds_one_reseal(side: &Side) -> bool {
+    let read = |mut bytes: &[u8]| Header::read(&mut bytes).ok().filter(|_| bytes.is_empty());
+    match (read(&side.old), read(&side.new)) {
+        (Some(old), Some(new)) => new.is_reseal_of(&old),
+        _ => false,
+    }
 }
 
 /// Wraps the file key anew, and proves that the new envelope opens before the old one is given up.

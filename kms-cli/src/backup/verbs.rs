@@ -7,6 +7,7 @@ use super::command::{
     self, AddressArgs, AgeCommand, FileReport, OpenArgs, ResealArgs, SealArgs, Streams,
 };
 use super::error::{BackupError, FormatError, ServiceError};
+use super::lazy::LazyFileKeys;
 use super::remote::RemoteFileKeys;
 use crate::context::ResolvedContext;
 use crate::error::CliError;
@@ -40,11 +41,12 @@ pub fn open(session: &Session, args: &OpenArgs) -> Result<(), CliError> {
     report(session, &args.streams, &view)
 }
 
-/// `kms reseal`: tries and reports every file, then ends with the first failure's code.
+/// `kms reseal`: tries and reports every file, then ends with the first failure's code. An interrupted earlier run is
+/// finished or undone before the server is asked for anything.
 pub fn reseal(session: &Session, args: &ResealArgs) -> Result<(), CliError> {
     let context = session.context()?;
     let key = args.key.as_deref().map(|key| context.key_name(key)).transpose()?;
-    let service = connect(&context)?;
+    let service = LazyFileKeys::new(&context);
     let mut files = command::reseal(&service, key.as_ref(), args);
     let (total, failed) = (files.len(), files.iter().filter(|file| file.cause.is_some()).count());
     let first = files.iter_mut().find_map(|file| Some((file.file.clone(), file.cause.take()?)));
@@ -115,7 +117,8 @@ impl View for ResealView {
                 (_, None) => String::new(),
             };
             let recovery = file.recovery.map(|what| format!("interrupted run {what}"));
-            let note = file.error.clone().or(recovery).unwrap_or_default();
+            let notes: Vec<_> = recovery.into_iter().chain(file.error.clone()).collect();
+            let note = notes.join("; ");
             table.add_row(vec![file.file.clone(), file.status.to_owned(), version, note]);
         }
         table
@@ -134,6 +137,11 @@ impl From<BackupError> for CliError {
                     "a plaintext is not shown on a terminal: use --out FILE, a pipe, or --out -",
                 );
             }
+            BackupError::NothingPiped => {
+                return Self::Terminal(
+                    "nothing is piped in: use --in FILE, or --in - to type it (it is shown)",
+                );
+            }
             BackupError::Io { action, source } => return Self::Stream { action, cause: source },
             BackupError::Bug(what) => return Self::Bug(what),
             BackupError::Format(error) => {
@@ -150,6 +158,11 @@ impl From<BackupError> for CliError {
             ),
             BackupError::KeyMismatch { .. } => (Exit::BadInput, "KEY_MISMATCH", None),
             BackupError::KeyUnknown => (Exit::NotFound, "KEY_UNKNOWN", None),
+            BackupError::KeyHidden => (
+                Exit::Denied,
+                "ACCESS_DENIED",
+                Some("name it with --key, or ask for the permission `describe_ciphertext`"),
+            ),
             BackupError::TooManyRecipients { .. } | BackupError::InvalidRecipient => {
                 (Exit::Usage, "RECIPIENT", None)
             }
@@ -160,6 +173,11 @@ impl From<BackupError> for CliError {
             BackupError::NotRegular => (Exit::Local, "FILE", None),
             BackupError::Busy => (Exit::Unavailable, "RESEAL_BUSY", Some("try again later")),
             BackupError::Replaced => (Exit::Precondition, "FILE_REPLACED", Some("try again")),
+            BackupError::SideLeft => (
+                Exit::Precondition,
+                "SIDE_FILE_LEFT",
+                Some("run `kms reseal FILE` first; if that backup is gone, remove the side file"),
+            ),
             BackupError::SideForeign => (
                 Exit::Precondition,
                 "SIDE_FILE_FOREIGN",

@@ -12,7 +12,7 @@ pub mod report;
 
 use std::time::Duration;
 
-use kms_core::name::{InvalidName, TenantName};
+use kms_core::name::{InvalidName, KeyName, TenantName};
 
 use crate::client::{Client, ClientError, channel};
 use crate::context::ResolvedContext;
@@ -59,6 +59,9 @@ pub enum BenchError {
     /// The prefix makes no key id.
     #[error("the key prefix is refused: {0}")]
     Prefix(#[from] InvalidName),
+    /// A key of this name is there, and no bench made it.
+    #[error("`{0}` is no key of `kms bench`: its owner is another")]
+    ForeignKey(KeyName),
     /// The engine cannot record.
     #[error("latencies cannot be recorded")]
     Recorder,

@@ -44,6 +44,9 @@ impl Op {
     }
 }
 
+/// Owner of the keys that a bench makes; only such keys are used.
+pub const OWNER: &str = "kms bench";
+
 /// A key, and a ciphertext under it where the call needs one.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -82,17 +85,18 @@ fn new_request_id() -> kms_core::id::RequestId {
     crate::verbs::request_id(&crate::args::key::RequestIdArg { request_id: None })
 }
 
-async fn ensure(client: &Client, name: &KeyName) -> Result<(), ClientError> {
+/// Makes a key, or takes one that an earlier bench made: never another key, which a bench would use up and rotate.
+async fn ensure(client: &Client, name: &KeyName) -> Result<(), BenchError> {
     match client.describe_key(name).await {
-        Ok(_) => return Ok(()),
+        Ok(key) => return check_owner(name, &key.owner),
         // Unknown and forbidden may look alike; creating tells them apart.
         Err(ClientError::Refused(refusal))
             if matches!(refusal.code, Code::NotFound | Code::PermissionDenied) => {}
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     }
     let new = NewKey {
         name: name.clone(),
-        owner: "kms bench".into(),
+        owner: OWNER.into(),
         sensitivity: v1::Sensitivity::Low,
         usage: "load generator".into(),
         cryptoperiod: std::time::Duration::from_hours(365 * 24),
@@ -101,9 +105,15 @@ async fn ensure(client: &Client, name: &KeyName) -> Result<(), ClientError> {
     };
     match client.create_key(new, new_request_id()).await {
         Ok(_) => Ok(()),
-        Err(ClientError::Refused(refusal)) if refusal.code == Code::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+        Err(ClientError::Refused(refusal)) if refusal.code == Code::AlreadyExists => {
+            check_owner(name, &client.describe_key(name).await?.owner)
+        }
+        Err(error) => Err(error.into()),
     }
+}
+
+fn check_owner(name: &KeyName, owner: &str) -> Result<(), BenchError> {
+    if owner == OWNER { Ok(()) } else { Err(BenchError::ForeignKey(name.clone())) }
 }
 
 /// Calls over one connection.

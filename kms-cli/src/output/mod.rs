@@ -1,11 +1,17 @@
 //! What is written: tables for people, stable JSON for scripts, and bytes to files or stdout.
 //!
-//! A file is written beside its name and renamed when it is whole and synced, so that nothing that looks complete is
-//! left by a failure. Plaintexts go to a terminal only when `--out -` asks for it.
+//! A file appears when it is whole and synced ([`pending`]), so that nothing that looks complete is left by a failure.
+//! Plaintexts go to a terminal only when `--out -` asks for it.
 
+pub mod file;
+pub mod pending;
 pub mod view;
 
+pub use file::{FileOutput, OutputError};
+pub use pending::{Overwrite, PendingFile};
+
 use std::io::{self, IsTerminal as _, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use comfy_table::Table;
@@ -70,12 +76,12 @@ pub enum Destination {
         /// True when the caller wrote `--out -`.
         asked: bool,
     },
-    /// To a file, mode 0600; an existing one is replaced only with `force`.
+    /// To a file, mode 0600, or to the pipe or device that is there.
     File {
         /// The file.
         path: PathBuf,
-        /// True to replace an existing file.
-        force: bool,
+        /// Whether an existing file is replaced.
+        overwrite: Overwrite,
     },
 }
 
@@ -85,10 +91,11 @@ impl Destination {
         match out {
             None => Ok(Self::Stdout { asked: false }),
             Some(path) if path == Path::new(STREAM) => Ok(Self::Stdout { asked: true }),
-            Some(path) if !force && path.symlink_metadata().is_ok() => {
-                Err(CliError::Exists(path.into()))
+            Some(path) => {
+                let overwrite = Overwrite::of(force);
+                FileOutput::check(path, overwrite).map_err(at(path))?;
+                Ok(Self::File { path: path.into(), overwrite })
             }
-            Some(path) => Ok(Self::File { path: path.into(), force }),
         }
     }
 
@@ -107,35 +114,65 @@ impl Destination {
         }
     }
 
+    /// Returns whether both end up in one file, pipe or device, by whatever names.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same = |one: Option<_>, two: Option<_>| one.is_some() && one == two;
+        self == other
+            || same(self.inode(), other.inode())
+            || self.place().is_some_and(|place| other.place() == Some(place))
+    }
+
+    /// Returns device and inode of what is there already.
+    fn inode(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Stdout { .. } => {
+                let stat = rustix::fs::fstat(io::stdout()).ok()?;
+                Some((stat.st_dev, stat.st_ino))
+            }
+            Self::File { path, .. } => {
+                let metadata = path.metadata().ok()?;
+                Some((metadata.dev(), metadata.ino()))
+            }
+        }
+    }
+
+    /// Returns where the file is or will be, links followed.
+    fn place(&self) -> Option<PathBuf> {
+        let Self::File { path, .. } = self else { return None };
+        path.canonicalize().ok().or_else(|| {
+            let directory = pending::directory_of(path).canonicalize().ok()?;
+            Some(directory.join(path.file_name()?))
+        })
+    }
+
     /// Writes all of it, or leaves nothing.
     pub fn write(&self, bytes: &[u8]) -> Result<(), CliError> {
         match self {
             Self::Stdout { .. } => print(bytes),
-            Self::File { path, force } => write_file(path, bytes, *force),
+            Self::File { path, overwrite } => write_file(path, bytes, *overwrite),
         }
     }
 }
 
-fn write_file(path: &Path, bytes: &[u8], force: bool) -> Result<(), CliError> {
-    let failed = |cause| CliError::File { action: "write", path: path.into(), cause };
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // Mode 0600 from the start: tempfile makes it so.
-    let mut side =
-        tempfile::Builder::new().prefix(".kms-").tempfile_in(directory).map_err(failed)?;
-    side.write_all(bytes).map_err(failed)?;
-    side.as_file().sync_all().map_err(failed)?;
-    if force {
-        side.persist(path).map_err(|error| failed(error.error))?;
-    } else if let Err(error) = side.persist_noclobber(path) {
-        if error.error.kind() == io::ErrorKind::AlreadyExists {
-            return Err(CliError::Exists(path.into()));
+fn write_file(path: &Path, bytes: &[u8], overwrite: Overwrite) -> Result<(), CliError> {
+    let mut output = FileOutput::create(path, overwrite).map_err(at(path))?;
+    let written = output.write_all(bytes).and_then(|()| output.flush());
+    written.map_err(OutputError::io("write")).map_err(at(path))?;
+    output.commit().map_err(at(path))
+}
+
+/// Gives an error its path.
+fn at(path: &Path) -> impl Fn(OutputError) -> CliError {
+    |error| {
+        let failed = |action, cause| CliError::File { action, path: path.into(), cause };
+        match error {
+            OutputError::Exists => CliError::Exists(path.into()),
+            OutputError::NotRegular => {
+                failed("write", io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+            }
+            OutputError::Io { action: _, source } => failed("write", source),
         }
-        return Err(failed(error.error));
     }
-    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
 }
 
 #[cfg(test)]
@@ -159,12 +196,73 @@ mod tests {
         let path = dir.path().join("out");
         std::fs::write(&path, b"old").unwrap();
         assert!(matches!(Destination::new(Some(&path), false), Err(CliError::Exists(_))));
-        let raced = Destination::File { path: path.clone(), force: false };
+        let raced = Destination::File { path: path.clone(), overwrite: Overwrite::Refuse };
         assert!(matches!(raced.write(b"new"), Err(CliError::Exists(_))));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         Destination::new(Some(&path), true).unwrap().write(b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn one_file_by_two_names_is_the_same_and_two_files_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("sub");
+        std::fs::create_dir(&sub).unwrap();
+        std::os::unix::fs::symlink(&sub, dir.path().join("sub-link")).unwrap();
+        let to = |name: &str| Destination::File {
+            path: dir.path().join(name),
+            overwrite: Overwrite::Allow,
+        };
+        // Neither is there yet.
+        assert!(to("dk").is_same(&to("sub/../dk")));
+        assert!(to("sub/dk").is_same(&to("sub-link/dk")));
+        assert!(!to("dk").is_same(&to("sub/dk")));
+        assert!(!to("no/dk").is_same(&to("no/other")));
+        std::fs::write(dir.path().join("dk"), "").unwrap();
+        for (link, hard) in [("soft", false), ("hard", true)] {
+            let link = dir.path().join(link);
+            if hard {
+                std::fs::hard_link(dir.path().join("dk"), link).unwrap();
+            } else {
+                std::os::unix::fs::symlink("dk", link).unwrap();
+            }
+        }
+        assert!(to("dk").is_same(&to("soft")) && to("dk").is_same(&to("hard")));
+        let [asked, unasked] = [true, false].map(|asked| Destination::Stdout { asked });
+        assert!(asked.is_same(&unasked) && !asked.is_same(&to("dk")));
+    }
+
+    #[test]
+    fn a_device_a_pipe_and_a_link_stay_what_they_are() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let [link, file] = ["link", "file"].map(|name| dir.path().join(name));
+        std::fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        Destination::new(Some(&link), true).unwrap().write(b"new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        for force in [false, true] {
+            let null = Path::new("/dev/null");
+            Destination::new(Some(null), force).unwrap().write(b"gone").unwrap();
+            assert!(null.metadata().unwrap().file_type().is_char_device());
+
+            let fifo = dir.path().join(format!("fifo-{force}"));
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            let kind = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+            let destination = Destination::new(Some(&fifo), force).unwrap();
+            let reader = std::thread::spawn({
+                let fifo = fifo.clone();
+                move || std::fs::read(fifo).unwrap()
+            });
+            destination.write(b"through").unwrap();
+            assert_eq!(reader.join().unwrap(), b"through");
+            assert!(fifo.metadata().unwrap().file_type().is_fifo());
+        }
+        let directory = Destination::new(Some(dir.path()), true);
+        assert!(matches!(directory, Err(CliError::File { .. })));
     }
 
     #[test]

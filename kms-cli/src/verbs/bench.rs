@@ -4,24 +4,29 @@ use std::ops::RangeInclusive;
 
 use kms_core::envelope::MAX_PLAINTEXT_BYTES;
 
-use super::{Session, on_runtime};
+use super::Session;
 use crate::args::bench::Bench;
 use crate::bench::{
     BenchError, Config, Load, MAX_CONCURRENCY, MAX_CONNECTIONS, MAX_DURATION, MAX_KEYS,
     run as drive,
 };
 use crate::error::CliError;
+use crate::exit::Exit;
 use crate::output::show;
 
 /// The most items of a batch: what a server takes.
 pub const MAX_BATCH_SIZE: usize = 1000;
+
+/// How many connections there are unless fewer calls are in flight: enough to keep a server's cores busy.
+pub const DEFAULT_CONNECTIONS: usize = 8;
 
 /// Runs the load and shows what came of it.
 pub fn run(session: &Session, args: &Bench) -> Result<(), CliError> {
     let context = session.context()?;
     let tenant = context.tenant_name()?;
     check("--concurrency", args.concurrency, 1..=MAX_CONCURRENCY)?;
-    check("--connections", args.connections, 1..=MAX_CONNECTIONS.min(args.concurrency))?;
+    let connections = args.connections.unwrap_or(DEFAULT_CONNECTIONS.min(args.concurrency));
+    check("--connections", connections, 1..=MAX_CONNECTIONS.min(args.concurrency))?;
     check("--key-count", args.key_count, 1..=MAX_KEYS)?;
     check("--size", args.size, 1..=MAX_PLAINTEXT_BYTES)?;
     check("--batch-size", args.batch_size, 1..=MAX_BATCH_SIZE)?;
@@ -38,7 +43,7 @@ pub fn run(session: &Session, args: &Bench) -> Result<(), CliError> {
         context,
         op: args.op,
         load,
-        connections: args.connections,
+        connections,
         key_count: args.key_count,
         key_prefix: args.key_prefix.clone(),
         size_bytes: args.size,
@@ -46,14 +51,31 @@ pub fn run(session: &Session, args: &Bench) -> Result<(), CliError> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|_| CliError::Bug("no runtime can be started"))?;
-    let report = on_runtime(&runtime, async {
+    let report = runtime.block_on(async {
         drive(&config, &tenant).await.map_err(|error| match error {
             BenchError::Client(error) => error.into(),
             BenchError::Prefix(error) => CliError::Usage(format!("--key-prefix: {error}")),
+            error @ BenchError::ForeignKey(_) => CliError::Part {
+                exit: Exit::Precondition,
+                reason: "FOREIGN_KEY",
+                message: error.to_string(),
+                advice: Some("choose another --key-prefix".into()),
+            },
             BenchError::Recorder => CliError::Bug("latencies cannot be recorded"),
         })
     })?;
-    show(session.format, &report)
+    show(session.format, &report)?;
+    if report.requests > 0 {
+        return Ok(());
+    }
+    let reasons = report.errors.iter().map(|(reason, count)| format!("{reason}={count}"));
+    let reasons = reasons.collect::<Vec<_>>().join(" ");
+    Err(CliError::Part {
+        exit: Exit::Unavailable,
+        reason: "NO_SUCCESS",
+        message: format!("no call succeeded: {reasons}"),
+        advice: None,
+    })
 }
 
 fn check(flag: &str, given: usize, range: RangeInclusive<usize>) -> Result<(), CliError> {

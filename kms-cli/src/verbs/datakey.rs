@@ -24,7 +24,7 @@ pub fn run(session: &Session, args: &DataKey) -> Result<(), CliError> {
         Some(clear_to) if to_stdout(clear_to) => {
             to_stdout(&wrapped_to) || session.format == Format::Json
         }
-        Some(clear_to) => *clear_to == wrapped_to,
+        Some(clear_to) => clear_to.is_same(&wrapped_to),
         None => false,
     };
     if collides {

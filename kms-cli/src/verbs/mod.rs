@@ -1,5 +1,5 @@
 //! What each command does: read, one connection, calls, write. Reading and writing are synchronous and stand outside
-//! the runtime; the calls in between end at SIGINT and SIGTERM, before anything is written.
+//! the runtime. SIGINT and SIGTERM end all of it ([`crate::interrupt`]).
 
 pub mod bench;
 pub mod context;
@@ -13,7 +13,6 @@ pub mod random;
 pub mod shell;
 
 use kms_core::id::RequestId;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::key::RequestIdArg;
 use crate::args::{Cli, Command};
@@ -21,6 +20,7 @@ use crate::backup::verbs as backup;
 use crate::client::Client;
 use crate::context::{Overrides, ResolvedContext};
 use crate::error::CliError;
+use crate::interrupt;
 use crate::output::Format;
 
 /// What a verb stands on: the flags, and how results are shown.
@@ -38,7 +38,7 @@ impl Session {
         Ok(ResolvedContext::resolve(&self.overrides)?)
     }
 
-    /// Connects and runs `work`, until it ends or a signal comes.
+    /// Connects and runs `work`.
     pub fn with_client<T, F>(
         &self,
         context: &ResolvedContext,
@@ -51,27 +51,10 @@ impl Session {
     }
 }
 
-/// Runs a future on a runtime of its own, until it ends or SIGINT or SIGTERM comes.
-pub fn run_async<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+/// Runs a future on a runtime of its own.
+fn run_async<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    on_runtime(&runtime.map_err(|_| CliError::Bug("no runtime can be started"))?, work)
-}
-
-/// Runs a future on this runtime, until it ends or SIGINT or SIGTERM comes.
-pub fn on_runtime<T>(
-    runtime: &tokio::runtime::Runtime,
-    work: impl Future<Output = Result<T, CliError>>,
-) -> Result<T, CliError> {
-    runtime.block_on(async {
-        let failed = |_| CliError::Bug("signals cannot be awaited");
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        tokio::select! {
-            done = work => done,
-            _ = interrupt.recv() => Err(CliError::Interrupted),
-            _ = terminate.recv() => Err(CliError::Interrupted),
-        }
-    })
+    runtime.map_err(|_| CliError::Bug("no runtime can be started"))?.block_on(work)
 }
 
 /// Takes the given request id, or makes one: the one place of the CLI that draws randomness of its own.
@@ -84,6 +67,10 @@ pub fn request_id(given: &RequestIdArg) -> RequestId {
 pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
     let session =
         Session { overrides: cli.global.overrides(environment), format: cli.global.output };
+    // A PKCS#11 module is not left in the middle of a call by an orderly end: there the system's own end is better.
+    if !matches!(cli.command, Command::Hsm(_)) {
+        interrupt::listen(session.format == Format::Json)?;
+    }
     match cli.command {
         Command::Key(command) => key::run(&session, command),
         Command::Wrap(args) => data::wrap(&session, &args),

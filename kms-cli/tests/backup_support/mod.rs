@@ -126,7 +126,7 @@ impl FileKeyService for MemoryKms {
         self.call("unwrap")?;
         let envelope = Envelope::decode(wrapped.as_bytes()).unwrap();
         if envelope.header.key_uid != uid_of(key) {
-            return Err(refusal("KEY_MISMATCH"));
+            return Err(refusal("CIPHERTEXT_INVALID"));
         }
         let mut aad = envelope.header.aad(&file_key_context().unwrap());
         let aad = Aad::from(aad.with_iv(&envelope.iv).to_vec());

@@ -36,6 +36,19 @@ fn the_help_of_every_command_is_pinned() {
 }
 
 #[test]
+fn what_a_person_is_told_who_starts_the_plugin_is_pinned() {
+    let run = |argument: &str| {
+        let plugin = env!("CARGO_BIN_EXE_age-plugin-kms");
+        std::process::Command::new(plugin).arg(argument).output().unwrap()
+    };
+    let help = run("--help");
+    assert_eq!(help.status.code(), Some(2));
+    insta::assert_snapshot!(String::from_utf8(help.stderr).unwrap());
+    let version = String::from_utf8(run("--version").stdout).unwrap();
+    assert_eq!(version, format!("age-plugin-kms {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
 fn every_shell_completes_every_command() {
     let home = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {

@@ -10,5 +10,7 @@ mod common;
 mod fake;
 mod help;
 mod hsm;
+mod interrupt;
 mod offline;
 mod online;
+mod terminal;

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::common::{kms, kms_with};
+use kms_cli::backup::{KmsStanza, SIDE_SUFFIX, Side, WrappedFileKey};
 use kms_core::envelope::{self, Header, Suite};
 use kms_core::id::{KeyUid, KeyVersion};
 use kms_testkit::Pki;
@@ -251,6 +252,30 @@ fn errors_are_json_when_json_is_asked_for() {
 }
 
 #[test]
+fn a_wrong_command_line_is_told_as_json_when_json_is_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    for words in [
+        &["wrap", "--output", "json"][..],
+        &["--output=json", "nonsense"],
+        &["random", "1025", "--output", "json"],
+        &["--output", "json"],
+        &["health", "--output", "json"],
+    ] {
+        let run = kms(home.path(), words);
+        assert_eq!(run.code, 2, "{words:?}");
+        let told: serde_json::Value = serde_json::from_str(&run.stderr).unwrap();
+        let message = told["error"]["message"].as_str().unwrap();
+        assert!(!message.is_empty() && !message.contains("Usage:"), "{words:?}: {message}");
+        assert_eq!(told["error"]["exit_code"], 2);
+    }
+    let missing = kms(home.path(), &["wrap", "--output", "json"]);
+    let told: serde_json::Value = serde_json::from_str(&missing.stderr).unwrap();
+    assert_eq!(told["error"]["reason"], "USAGE");
+    assert!(told["error"]["message"].as_str().unwrap().contains("--key"), "{told}");
+    assert!(kms(home.path(), &["wrap"]).stderr.contains("Usage:"));
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error_to_print() {
     let home = tempfile::tempdir().unwrap();
     let mut child = super::common::command(home.path(), &["completions", "bash"]).spawn().unwrap();
@@ -272,4 +297,57 @@ fn bindings_over_their_bounds_end_with_5() {
     let at_the_bound = format!("{}=v", "k".repeat(128));
     let run = kms_with(home.path(), &["wrap", "--key", "k", "--bind", &at_the_bound], b"x");
     assert_eq!(run.code, 9, "{}", run.stderr);
+}
+
+/// A sealed file at version 1, and the side file and torn file of a reseal to version 2 that was cut off.
+fn torn_backup() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let stanza = |version: u32| {
+        let header = Header {
+            suite: Suite::Aes256Gcm,
+            key_uid: KeyUid::from_random([7; 16]),
+            version: KeyVersion::new(version).unwrap(),
+        };
+        KmsStanza::new(WrappedFileKey::new(&header.seal(&[1; 12], &[2; 32])).unwrap())
+    };
+    let mac = "A".repeat(43);
+    let text = ["age-encryption.org/v1\n".as_bytes(), &stanza(1).encode(), b"--- "].concat();
+    let old = [&text, mac.as_bytes(), b"\n"].concat();
+    let header = kms_cli::backup::Header::read(&mut &old[..]).unwrap();
+    let file_key = age_core::format::FileKey::new(Box::new([3; 16]));
+    let new = header.with_stanza(stanza(2), &file_key).unwrap().encode();
+    let payload = [9; 100];
+    let side = Side {
+        file_bytes: (old.len() + payload.len()) as u64,
+        payload_nonce: [9; 16],
+        old: old.clone(),
+        new: new.clone(),
+    };
+    let torn = [&new[..90], &old[90..], &payload].concat();
+    (torn, side.encode(), new)
+}
+
+#[test]
+fn an_interrupted_reseal_is_finished_while_no_server_can_be_reached() {
+    let home = tempfile::tempdir().unwrap();
+    let pki = Pki::create(&home.path().join("pki"));
+    context(home.path(), &pki, "https://127.0.0.1:1");
+    let (torn, side, new) = torn_backup();
+    for name in ["a.age", "b.age"] {
+        fs::write(home.path().join(name), &torn).unwrap();
+        fs::write(home.path().join(format!("{name}{SIDE_SUFFIX}")), &side).unwrap();
+    }
+    let run = kms(home.path(), &["reseal", "a.age", "b.age", "--output", "json"]);
+    // The server is needed for what comes next: the current version.
+    assert_eq!(run.code, 9, "{}", run.stderr);
+    for (index, name) in ["a.age", "b.age"].into_iter().enumerate() {
+        let report = &run.json()["files"][index];
+        assert_eq!(
+            (&report["status"], &report["recovery"]),
+            (&"failed".into(), &"finished".into())
+        );
+        assert_eq!(fs::read(home.path().join(name)).unwrap()[..new.len()], new);
+        assert!(!home.path().join(format!("{name}{SIDE_SUFFIX}")).exists());
+    }
+    let shown = kms(home.path(), &["reseal", "a.age"]);
+    assert_eq!(shown.code, 9, "{}", shown.stderr);
 }

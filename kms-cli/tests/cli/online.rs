@@ -16,27 +16,27 @@ use super::common::{Run, kms, kms_with};
 use super::fake::{Fake, refusal};
 
 /// A home directory with a context for a running fake.
-struct World {
-    home: TempDir,
-    pki: Pki,
-    fake: Fake,
+pub(crate) struct World {
+    pub(crate) home: TempDir,
+    pub(crate) pki: Pki,
+    pub(crate) fake: Fake,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let pki = Pki::create(&home.path().join("pki"));
         let fake = Fake::start(&pki);
         let world = Self { home, pki, fake };
-        add_context(world.home.path(), &world.pki, &world.fake.address.to_string());
+        add_context(world.home.path(), "test", &world.pki, &world.fake.address.to_string());
         world
     }
 
-    fn kms(&self, args: &[&str], stdin: &[u8]) -> Run {
+    pub(crate) fn kms(&self, args: &[&str], stdin: &[u8]) -> Run {
         kms_with(self.home.path(), args, stdin)
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.home.path().join(name)
     }
 
@@ -46,7 +46,8 @@ impl World {
     }
 }
 
-fn add_context(home: &Path, pki: &Pki, address: &str) {
+/// Adds a context for a server at `address`, with new client certificates of `pki`.
+pub(crate) fn add_context(home: &Path, name: &str, pki: &Pki, address: &str) {
     let (_, client) = pki.usual();
     let (ca, cert, key) = (pki.ca(), client.certificate, client.key);
     let paths = [&ca, &cert, &key].map(|path| path.to_str().unwrap());
@@ -55,7 +56,7 @@ fn add_context(home: &Path, pki: &Pki, address: &str) {
         &[
             "context",
             "add",
-            "test",
+            name,
             "--server",
             address,
             "--tenant",
@@ -132,6 +133,49 @@ fn a_data_key_goes_to_two_files_or_comes_wrapped_only() {
     assert_eq!(fs::read(world.path("wrapped")).unwrap(), b"KW-wrapped");
     let wrapped = world.kms(&["datakey", "--key", "k", "--without-plaintext"], b"");
     assert_eq!(wrapped.stdout, b"KW-wrapped");
+}
+
+#[test]
+fn a_data_key_never_takes_the_place_of_its_wrapped_copy() {
+    let world = World::new();
+    fs::create_dir(world.path("sub")).unwrap();
+    std::os::unix::fs::symlink("dk", world.path("alias")).unwrap();
+    fs::write(world.path("dk"), "before").unwrap();
+    for (out, plaintext_out) in [("./dk", "dk"), ("dk", "sub/../dk"), ("dk", "alias")] {
+        let args =
+            ["datakey", "--key", "k", "--out", out, "--plaintext-out", plaintext_out, "--force"];
+        let run = world.kms(&args, b"");
+        assert_eq!(run.code, 2, "{out} {plaintext_out}: {}", run.stderr);
+    }
+    assert_eq!(world.fake.script().calls, 0);
+    assert_eq!(fs::read(world.path("dk")).unwrap(), b"before");
+}
+
+#[test]
+fn what_force_replaces_is_a_file_and_never_a_pipe_a_device_or_a_link() {
+    let world = World::new();
+    fs::write(world.path("file"), "before").unwrap();
+    std::os::unix::fs::symlink("file", world.path("link")).unwrap();
+    let wrapped = world.kms(&["wrap", "--key", "k"], b"s3cret").stdout;
+    let (wrap, unwrap, rewrap) =
+        (["wrap", "--key", "k"], ["unwrap", "--key", "k"], ["rewrap", "--key", "k"]);
+    let verbs: [(&[&str], &[u8]); 5] = [
+        (&wrap, b"s3cret"),
+        (&unwrap, &wrapped),
+        (&rewrap, &wrapped),
+        (&["datakey", "--key", "k", "--without-plaintext"], b""),
+        (&["random", "9"], b""),
+    ];
+    for (verb, stdin) in verbs {
+        for out in ["link", "/dev/null"] {
+            let run = world.kms(&[verb, &["--out", out, "--force"]].concat(), stdin);
+            assert_eq!(run.code, 0, "{verb:?} {out}: {}", run.stderr);
+        }
+        assert!(world.path("link").is_symlink(), "{verb:?}");
+        assert!(!Path::new("/dev/null").metadata().unwrap().is_file(), "{verb:?}");
+        assert_ne!(fs::read(world.path("file")).unwrap(), b"before", "{verb:?}");
+        fs::write(world.path("file"), "before").unwrap();
+    }
 }
 
 #[test]
@@ -283,7 +327,7 @@ fn what_does_not_speak_tls_is_told_apart_from_nobody() {
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
         stream
     });
-    add_context(home.path(), &pki, &address);
+    add_context(home.path(), "test", &pki, &address);
     let run = kms(home.path(), &["health"]);
     assert_eq!(run.code, 9);
     assert!(run.stderr.starts_with("error: TLS: "), "{}", run.stderr);
@@ -307,6 +351,32 @@ fn bench_reports_throughput_latency_and_errors() {
     let run =
         world.kms(&[&["bench", "--op", "batch", "--output", "json"], &brief[..]].concat(), b"");
     assert!(run.json()["errors"]["Unimplemented"].as_u64().unwrap() > 0, "{}", run.stderr);
+    // The fake has no batches: a run in which nothing succeeded is a failure.
+    assert_eq!(run.code, 7, "{}", run.stderr);
+    assert!(run.stderr.contains("NO_SUCCESS"), "{}", run.stderr);
+}
+
+#[test]
+fn bench_takes_as_many_connections_as_it_has_calls_in_flight_and_eight_at_most() {
+    let world = World::new();
+    for (concurrency, connections) in [("1", 1), ("8", 8), ("9", 8)] {
+        let args = ["bench", "--duration", "50ms", "--warmup", "1ms", "--output", "json"];
+        let run = world.kms(&[&args[..], &["--concurrency", concurrency]].concat(), b"");
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        assert_eq!(run.json()["connections"], connections);
+    }
+}
+
+#[test]
+fn bench_leaves_keys_alone_that_it_did_not_make() {
+    let world = World::new();
+    for op in ["wrap", "rewrap"] {
+        let args = ["bench", "--op", op, "--key-prefix", "payroll", "--duration", "50ms"];
+        let run = world.kms(&args, b"");
+        assert_eq!(run.code, 6, "{}", run.stderr);
+        assert!(run.stderr.starts_with("error: FOREIGN_KEY: "), "{}", run.stderr);
+    }
+    assert!(world.fake.script().request_ids.is_empty(), "a key was created or rotated");
 }
 
 #[test]

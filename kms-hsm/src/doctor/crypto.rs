@@ -7,7 +7,7 @@ use cryptoki::object::{Attribute, KeyType, ObjectHandle};
 use cryptoki::session::Session;
 
 use crate::doctor::connect::code;
-use crate::doctor::probe::{Finding, Probe, Seen, Throwaway, Trial, refused};
+use crate::doctor::probe::{Finding, Probe, Seen, Throwaway, Trial, fails};
 use crate::doctor::report::{IvMode, Need};
 
 const IV_BYTES: usize = 12;
@@ -198,7 +198,7 @@ fn wrong_tag(probe: &mut Probe<'_>, key: ObjectHandle) -> Option<String> {
         }
         let outcome = decrypt(session, key, &mut [9; IV_BYTES], &sealed);
         tag_failure = outcome.as_ref().err().map(code);
-        let seen = refused(outcome, "accepted")?;
+        let seen = fails(outcome, "accepted")?;
         encrypt(session, key, &mut [10; IV_BYTES])?;
         Ok(seen)
     };

@@ -39,7 +39,7 @@ pub(super) fn templates(probe: &mut Probe<'_>) {
     );
     probe.attempt(
         needed(
-            "ENCRYPT absent",
+            "ENCRYPT and DECRYPT absent",
             "a wrapping key cannot decrypt what it wrapped",
             "a wrapping key could decrypt the keys that it wraps",
         ),
@@ -98,9 +98,19 @@ fn allowed_mechanisms(session: &Session) -> Seen {
 
 fn usage(session: &Session) -> Seen {
     let mut template = vec![Attribute::Encrypt(false), Attribute::Decrypt(false)];
-    template.extend([Attribute::Wrap(true), Attribute::Extractable(false)]);
+    template.extend([Attribute::Wrap(true), Attribute::Unwrap(true)]);
+    template.push(Attribute::Extractable(false));
     let key = Throwaway::aes(session, &template)?;
-    refused(encrypt(session, key.handle, &mut [1; 12]), "it encrypts all the same")
+    refused(encrypt(session, key.handle, &mut [1; 12]), "it encrypts all the same")?;
+    // The attack itself: what C_WrapKey gave, into C_Decrypt; and the block cipher of which KWP can be made by hand.
+    let other = Throwaway::aes(session, &wrappable_key())?;
+    let wrapped = session.wrap_key(&Mechanism::AesKeyWrapPad, key.handle, other.handle)?;
+    for (mechanism, input) in
+        [(Mechanism::AesKeyWrapPad, wrapped.as_slice()), (Mechanism::AesEcb, &[0; 16])]
+    {
+        refused(session.decrypt(&mechanism, key.handle, input), "it decrypts all the same")?;
+    }
+    Ok("refused: C_Encrypt, C_Decrypt of a wrapped key and of a block".into())
 }
 
 fn not_modifiable(session: &Session) -> Seen {

@@ -8,6 +8,7 @@ use kms_core::clock::Clock;
 
 use crate::doctor::connect::code;
 use crate::doctor::report::{Need, Row, Verdict};
+use crate::pkcs11::ckr::refuses;
 
 /// Why a trial did not end well.
 #[derive(Debug)]
@@ -142,11 +143,21 @@ impl Drop for Throwaway<'_> {
     }
 }
 
-/// Turns "this must be refused" around: a refusal is what we want to see.
-pub(super) fn refused<T>(outcome: Result<T, Error>, otherwise: &str) -> Seen {
+/// Turns "this must fail" around, where the input is at fault: any code of the module is what we want to see.
+pub(super) fn fails<T>(outcome: Result<T, Error>, otherwise: &str) -> Seen {
     match outcome {
         Err(error @ Error::Pkcs11(..)) => Ok(format!("refused: {}", code(&error))),
         Err(other) => Err(Finding::Call(other)),
+        Ok(_) => Err(Finding::wrong(otherwise)),
+    }
+}
+
+/// Turns "this must be refused" around: a refusal by the object or its policy is what we want to see.
+pub(super) fn refused<T>(outcome: Result<T, Error>, otherwise: &str) -> Seen {
+    match outcome {
+        Err(error) if refuses(&error) => Ok(format!("refused: {}", code(&error))),
+        // Neither done nor refused: the input was looked at, or the call is not there.
+        Err(error) => Err(Finding::Call(error)),
         Ok(_) => Err(Finding::wrong(otherwise)),
     }
 }

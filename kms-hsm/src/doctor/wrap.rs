@@ -5,7 +5,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::session::Session;
 
 use crate::doctor::crypto::{decrypt, encrypt};
-use crate::doctor::probe::{Finding, Probe, Seen, Throwaway, Trial, refused};
+use crate::doctor::probe::{Finding, Probe, Seen, Throwaway, Trial, fails, refused};
 use crate::doctor::report::Need;
 
 /// A 32-byte key under KWP: 8 bytes more.
@@ -116,7 +116,7 @@ fn tampered(session: &Session) -> Seen {
     if let Some(first) = wrapped.first_mut() {
         *first ^= 1;
     }
-    refused(unwrap(session, &by, &wrapped, false), "accepted")
+    fails(unwrap(session, &by, &wrapped, false), "accepted")
 }
 
 fn stays(session: &Session) -> Seen {
@@ -158,7 +158,7 @@ pub(super) fn unwrap_template(probe: &mut Probe<'_>) {
         let key = Throwaway::aes(session, &wrappable_key())?;
         let wrapped = session.wrap_key(&Mechanism::AesKeyWrapPad, by.handle, key.handle)?;
         unwrap(session, &by, &wrapped, false)?;
-        refused(unwrap(session, &by, &wrapped, true), "not enforced")
+        fails(unwrap(session, &by, &wrapped, true), "not enforced")
     });
 }
 

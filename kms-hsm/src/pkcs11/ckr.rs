@@ -69,6 +69,14 @@ impl Failure {
         Self::Device(format!("the module lies: {what}"))
     }
 
+    /// Makes of the failure to connect what it is for everyone: no single job's answer, but a device that is not there.
+    pub(crate) fn of_connection(self) -> Self {
+        match self {
+            Self::Latch(reason) => Self::Latch(reason),
+            other => Self::Device(other.detail()),
+        }
+    }
+
     /// Returns the text for the operator.
     pub(crate) fn detail(&self) -> String {
         match self {
@@ -115,6 +123,22 @@ pub(crate) fn describe(error: &Error) -> String {
         Error::Pkcs11(code, function) => format!("C_{function:?}: {code:?}"),
         other => other.to_string(),
     }
+}
+
+/// Returns whether an error says that the object or its policy does not allow the call.
+///
+/// Only then has a negative probe shown anything: a call that the module does not have, or whose arguments it dislikes,
+/// says nothing of the object.
+pub(crate) fn refuses(error: &Error) -> bool {
+    matches!(error, Error::Pkcs11(code, _) if classify_rv(*code) == Class::Refused
+    || matches!(
+        code,
+        // The key is of another kind than the mechanism wants; an attribute cannot be set.
+        RvError::KeyTypeInconsistent
+            | RvError::WrappingKeyTypeInconsistent
+            | RvError::UnwrappingKeyTypeInconsistent
+            | RvError::AttributeReadOnly
+    ))
 }
 
 /// Classifies an error of cryptoki.
@@ -250,6 +274,40 @@ mod tests {
     use cryptoki::context::Function;
 
     use super::*;
+
+    #[test]
+    fn only_what_the_object_does_not_allow_is_a_refusal() {
+        let error = |code| Error::Pkcs11(code, Function::WrapKey);
+        for code in [
+            RvError::KeyFunctionNotPermitted,
+            RvError::KeyUnextractable,
+            RvError::KeyNotWrappable,
+            RvError::MechanismInvalid,
+            RvError::AttributeSensitive,
+            RvError::AttributeReadOnly,
+            RvError::ActionProhibited,
+            RvError::KeyTypeInconsistent,
+        ] {
+            assert!(refuses(&error(code)), "{code:?}");
+        }
+        for code in [
+            RvError::FunctionNotSupported,
+            RvError::ArgumentsBad,
+            RvError::MechanismParamInvalid,
+            RvError::BufferTooSmall,
+            RvError::OperationNotInitialized,
+            RvError::ObjectHandleInvalid,
+            RvError::KeyHandleInvalid,
+            RvError::WrappingKeyHandleInvalid,
+            RvError::EncryptedDataInvalid,
+            RvError::WrappedKeyInvalid,
+            RvError::GeneralError,
+            RvError::DeviceError,
+        ] {
+            assert!(!refuses(&error(code)), "{code:?}");
+        }
+        assert!(!refuses(&Error::NotSupported));
+    }
 
     #[test]
     fn the_rows_of_the_fault_table_are_classified_as_written() {

@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cryptoki::slot::Limit;
+
 use crate::error::HsmError;
 use crate::pkcs11::fatal::{FatalReason, exit_process};
 
 /// The most worker threads: beyond this no token gains, and each holds a session.
 pub const MAX_WORKERS: usize = 64;
+/// Worker threads when none are asked for: more than one hides wake-ups, more than two make SoftHSM slower.
+pub const DEFAULT_WORKERS: usize = 2;
 /// The most jobs that may wait: at 10 us a job, about 0.7 s of work.
 pub const MAX_QUEUE: usize = 65_536;
 
@@ -32,7 +36,11 @@ pub struct Pkcs11Config {
     pub module: PathBuf,
     /// Which token.
     pub token: TokenSelector,
-    /// Worker threads, 1 to [`MAX_WORKERS`]. One is best for SoftHSM's batches, a network HSM wants many.
+    /// Serial numbers that the token must have, from pins that are known before the roots are opened: another token is
+    /// refused before it is shown the PIN.
+    pub pinned_serials: Vec<String>,
+    /// Worker threads, at most [`MAX_WORKERS`]; 0 takes [`DEFAULT_WORKERS`]. Never more than the token has sessions for,
+    /// as one is the keeper's. One is best for SoftHSM's batches, a network HSM wants many.
     pub workers: usize,
     /// Jobs that may wait for a worker, 1 to [`MAX_QUEUE`]; the next one is refused at once.
     pub queue_capacity: usize,
@@ -40,6 +48,11 @@ pub struct Pkcs11Config {
     pub keeper_capacity: usize,
     /// Key objects that may be loaded at once; session objects cost the token memory.
     pub max_loaded_keys: usize,
+    /// AES keys of the token that are looked at for resident keys, other systems' included; each costs SoftHSM 25 us. When
+    /// there are more, a resident key that is not found is not called missing.
+    pub max_token_keys: usize,
+    /// Whether every encryption is decrypted again before it is answered. Data keys and re-encryptions always are.
+    pub verify_encrypt: bool,
     /// Directory whose files are fsynced after a token object was made: SoftHSM does not do it itself.
     pub token_dir: Option<PathBuf>,
     /// How long things may take.
@@ -90,20 +103,31 @@ impl Pkcs11Config {
         Self {
             module,
             token,
-            workers: 2,
+            pinned_serials: Vec::new(),
+            workers: 0,
             queue_capacity: 4096,
             keeper_capacity: 1024,
             max_loaded_keys: 100_000,
+            max_token_keys: 10_000,
+            verify_encrypt: false,
             token_dir: None,
             budgets: Budgets::default(),
             on_fatal: Arc::new(exit_process),
         }
     }
 
+    /// Returns how many workers a token of so many sessions bears: the keeper has one of them.
+    pub(crate) fn workers_for(&self, sessions: Limit) -> usize {
+        let wanted = if self.workers == 0 { DEFAULT_WORKERS } else { self.workers };
+        let Limit::Max(most) = sessions else { return wanted };
+        let spare = usize::try_from(most.saturating_sub(1)).unwrap_or(usize::MAX);
+        wanted.min(spare).max(1)
+    }
+
     /// Refuses what is out of bounds.
     pub(crate) fn check(&self) -> Result<(), HsmError> {
         let bounds = [
-            (1..=MAX_WORKERS).contains(&self.workers),
+            self.workers <= MAX_WORKERS,
             (1..=MAX_QUEUE).contains(&self.queue_capacity),
             (1..=MAX_QUEUE).contains(&self.keeper_capacity),
             self.max_loaded_keys > 0,
@@ -137,10 +161,30 @@ mod tests {
     }
 
     #[test]
+    fn the_keeper_has_one_of_the_sessions() {
+        for (workers, sessions, expected) in [
+            (0, Limit::Infinite, DEFAULT_WORKERS),
+            (0, Limit::Unavailable, DEFAULT_WORKERS),
+            (0, Limit::Max(3), 2),
+            (0, Limit::Max(2), 1),
+            (0, Limit::Max(1), 1),
+            (8, Limit::Max(9), 8),
+            (8, Limit::Max(8), 7),
+            (8, Limit::Infinite, 8),
+        ] {
+            assert_eq!(
+                config(workers, 1).workers_for(sessions),
+                expected,
+                "{workers} {sessions:?}"
+            );
+        }
+    }
+
+    #[test]
     fn bounds_hold_at_the_limit_and_refuse_one_past_it() {
         assert!(config(1, 1).check().is_ok());
         assert!(config(MAX_WORKERS, MAX_QUEUE).check().is_ok());
-        assert!(config(0, 1).check().is_err());
+        assert!(config(0, 1).check().is_ok());
         assert!(config(MAX_WORKERS + 1, 1).check().is_err());
         assert!(config(1, 0).check().is_err());
         assert!(config(1, MAX_QUEUE + 1).check().is_err());

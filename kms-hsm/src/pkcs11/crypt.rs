@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
+use kms_core::secret::equal_in_constant_time;
 
 use crate::error::HsmError;
 use crate::hsm::{CryptoOp, CryptoOutput, Finished, HsmKey, Timing};
@@ -113,7 +114,12 @@ impl Desk<'_> {
     fn crypt(&mut self, operation: &mut CryptoOp) -> Result<CryptoOutput, Failure> {
         match operation {
             CryptoOp::Encrypt { key, aad, plaintext } => {
-                let (iv, ciphertext_and_tag) = self.encrypt(key, aad, plaintext.expose())?;
+                let sealed = if self.bench.shared.config.verify_encrypt {
+                    self.encrypt_and_verify(key, aad, plaintext.expose())?
+                } else {
+                    self.encrypt(key, aad, plaintext.expose())?
+                };
+                let (iv, ciphertext_and_tag) = sealed;
                 Ok(CryptoOutput::Encrypted { iv, ciphertext_and_tag })
             }
             CryptoOp::Decrypt { key, aad, iv, ciphertext_and_tag } => {
@@ -122,12 +128,14 @@ impl Desk<'_> {
             CryptoOp::Reencrypt { from, from_aad, iv, ciphertext_and_tag, to, to_aad } => {
                 self.resolve(to)?;
                 let plaintext = self.decrypt(from, from_aad, iv, ciphertext_and_tag)?;
-                let (iv, ciphertext_and_tag) = self.encrypt(to, to_aad, plaintext.expose())?;
+                let (iv, ciphertext_and_tag) =
+                    self.encrypt_and_verify(to, to_aad, plaintext.expose())?;
                 Ok(CryptoOutput::Encrypted { iv, ciphertext_and_tag })
             }
             CryptoOp::GenerateDataKey { key, aad, length_bytes, with_plaintext } => {
                 let data_key = token::random(self.session, &mut self.ivs.random, *length_bytes)?;
-                let (iv, ciphertext_and_tag) = self.encrypt(key, aad, data_key.expose())?;
+                let (iv, ciphertext_and_tag) =
+                    self.encrypt_and_verify(key, aad, data_key.expose())?;
                 let plaintext = with_plaintext.then_some(data_key);
                 Ok(CryptoOutput::DataKey { plaintext, iv, ciphertext_and_tag })
             }
@@ -144,6 +152,25 @@ impl Desk<'_> {
         token::encrypt(self.session, self.ivs, object, aad, plaintext).map_err(|failure| {
             settle(self.bench.shared, self.session, &key, object, Tried::Encrypt, failure)
         })
+    }
+
+    /// Encrypts, and decrypts again what that gave, before anyone relies on it (docs/adr/0009).
+    fn encrypt_and_verify(
+        &mut self,
+        key: &HsmKey,
+        aad: &mut kms_core::envelope::Aad,
+        plaintext: &[u8],
+    ) -> Result<(kms_core::envelope::Iv, Vec<u8>), Failure> {
+        let (iv, ciphertext_and_tag) = self.encrypt(key, aad, plaintext)?;
+        let fits = match self.decrypt(key, aad, &iv, &ciphertext_and_tag) {
+            Ok(opened) => equal_in_constant_time(opened.expose(), plaintext),
+            Err(Failure::Answer(HsmError::CiphertextInvalid)) => false,
+            Err(failure) => return Err(failure),
+        };
+        if !fits {
+            return Err(Failure::lie("what C_Encrypt gave does not decrypt to what it was given"));
+        }
+        Ok((iv, ciphertext_and_tag))
     }
 
     fn decrypt(

@@ -28,11 +28,28 @@ pub(crate) struct Live {
     pub(crate) module_epoch: u64,
     /// Counts losses of objects too: key handles of another epoch name nothing, or something else.
     pub(crate) epoch: u64,
+    /// Counts looks at the login: of many jobs that met a lost one, the first has it looked at.
+    pub(crate) login: u64,
     pub(crate) context: Pkcs11,
     pub(crate) slot: Slot,
     pub(crate) roots: HashMap<RootGeneration, Root>,
     /// Sessions opened for the workers by the keeper, so that no request opens one.
     pub(crate) sessions: Arc<Mutex<Vec<Session>>>,
+}
+
+impl Live {
+    /// Makes a copy in which some things may be put anew.
+    pub(crate) fn renewed(&self) -> Self {
+        Self {
+            module_epoch: self.module_epoch,
+            epoch: self.epoch,
+            login: self.login,
+            context: self.context.clone(),
+            slot: self.slot,
+            roots: self.roots.clone(),
+            sessions: Arc::clone(&self.sessions),
+        }
+    }
 }
 
 impl fmt::Debug for Live {
@@ -167,6 +184,7 @@ mod tests {
         Arc::new(Live {
             module_epoch: 1,
             epoch: 1,
+            login: 1,
             context,
             slot: Slot::try_from(0_u64).unwrap(),
             roots: HashMap::new(),

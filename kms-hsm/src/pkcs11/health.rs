@@ -21,8 +21,6 @@ enum State {
     Down { detail: String, probe_at: Option<Instant> },
     /// Until an operator acts.
     Latched(LatchReason),
-    /// Closed by us.
-    Closed,
 }
 
 /// The health of the provider.
@@ -31,16 +29,30 @@ pub(crate) struct Health {
     /// Whether the state is `Up`: all that a job has to read on its way in.
     up: AtomicBool,
     state: Mutex<State>,
+    /// Closed by us: no more jobs are taken, whatever the state, which still holds for those that were.
+    closed: AtomicBool,
 }
 
 impl Health {
     pub(crate) fn starting() -> Self {
         let state = State::Down { detail: "starting".into(), probe_at: None };
-        Self { up: AtomicBool::new(false), state: Mutex::new(state) }
+        let (up, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { up, state: Mutex::new(state), closed }
     }
 
     /// Refuses a job while the breaker is open or a latch is set.
     pub(crate) fn check(&self, now: impl FnOnce() -> Instant) -> Result<(), HsmError> {
+        if self.up.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if self.is_closed() {
+            return Err(closed());
+        }
+        self.check_taken(now)
+    }
+
+    /// Like [`Health::check`], for jobs that were taken before closing began: they are finished.
+    pub(crate) fn check_taken(&self, now: impl FnOnce() -> Instant) -> Result<(), HsmError> {
         if self.up.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -53,15 +65,6 @@ impl Health {
                 }),
             }),
             State::Latched(reason) => Err(HsmError::Latched { reason: reason.clone() }),
-            State::Closed => Err(closed()),
-        }
-    }
-
-    /// Like [`Health::check`], for jobs that were taken before closing began: they are finished.
-    pub(crate) fn check_taken(&self, now: impl FnOnce() -> Instant) -> Result<(), HsmError> {
-        match self.check(now) {
-            Err(_) if *self.lock() == State::Closed => Ok(()),
-            other => other,
         }
     }
 
@@ -80,27 +83,34 @@ impl Health {
     /// Says when the prober tries next, and what it saw last.
     pub(crate) fn next_probe(&self, detail: &str, at: Instant) {
         let mut state = self.lock();
-        if matches!(*state, State::Latched(_) | State::Closed) {
+        if matches!(*state, State::Latched(_)) {
             return;
         }
         *state = State::Down { detail: detail.to_owned(), probe_at: Some(at) };
         self.up.store(false, Ordering::Release);
     }
 
+    /// Says when the prober tries next.
+    pub(crate) fn probe_at(&self, at: Instant) {
+        if let State::Down { probe_at, .. } = &mut *self.lock() {
+            *probe_at = Some(at);
+        }
+    }
+
     /// Closes the breaker.
     pub(crate) fn up(&self, roots: bool) {
         let mut state = self.lock();
-        if matches!(*state, State::Latched(_) | State::Closed) {
+        if matches!(*state, State::Latched(_)) {
             return;
         }
         *state = State::Up { roots };
-        self.up.store(true, Ordering::Release);
+        self.up.store(!self.is_closed(), Ordering::Release);
     }
 
     /// Latches; the first reason stays.
     pub(crate) fn latch(&self, reason: &LatchReason) {
         let mut state = self.lock();
-        if matches!(*state, State::Latched(_) | State::Closed) {
+        if matches!(*state, State::Latched(_)) {
             return;
         }
         *state = State::Latched(reason.clone());
@@ -110,26 +120,31 @@ impl Health {
 
     /// Takes no more jobs. Returns whether it took them before, or was to take them again.
     pub(crate) fn close(&self) -> bool {
-        let mut state = self.lock();
-        let first = *state != State::Closed;
-        *state = State::Closed;
+        // Under the lock of the state, so that no one who comes up meanwhile overlooks it.
+        let _state = self.lock();
         self.up.store(false, Ordering::Release);
-        first
+        !self.closed.swap(true, Ordering::AcqRel)
     }
 
     /// Returns whether a prober can help.
     pub(crate) fn is_down(&self) -> bool {
-        matches!(*self.lock(), State::Down { .. })
+        !self.is_closed() && matches!(*self.lock(), State::Down { .. })
     }
 
     pub(crate) fn report(&self) -> HsmHealth {
+        if self.is_closed() {
+            return HsmHealth::Unavailable("closed".into());
+        }
         match &*self.lock() {
             State::Up { roots: true } => HsmHealth::Ready,
             State::Up { roots: false } => HsmHealth::NoRoots,
             State::Down { detail, .. } => HsmHealth::Unavailable(detail.clone()),
             State::Latched(reason) => HsmHealth::Latched(reason.clone()),
-            State::Closed => HsmHealth::Unavailable("closed".into()),
         }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -174,6 +189,35 @@ mod tests {
         health.latch(&LatchReason::PinLocked);
         assert_eq!(check(&health), Err(HsmError::Latched { reason: LatchReason::PinRefused }));
         assert_eq!(health.report(), HsmHealth::Latched(LatchReason::PinRefused));
+    }
+
+    #[test]
+    fn closing_finishes_what_was_taken_and_takes_no_more() {
+        let health = Health::starting();
+        health.up(true);
+        assert!(health.close(), "the first time");
+        assert!(!health.close());
+        assert_eq!(check(&health), Err(closed()));
+        assert_eq!(health.check_taken(|| SystemClock.monotonic()), Ok(()));
+        health.up(true);
+        assert_eq!(check(&health), Err(closed()), "not even when it comes up meanwhile");
+        assert_eq!(health.report(), HsmHealth::Unavailable("closed".into()));
+    }
+
+    #[test]
+    fn closing_does_not_lift_a_latch_or_mend_a_device() {
+        let health = Health::starting();
+        health.latch(&LatchReason::PinRefused);
+        health.close();
+        let refused = Err(HsmError::Latched { reason: LatchReason::PinRefused });
+        assert_eq!(health.check_taken(|| SystemClock.monotonic()), refused);
+        let health = Health::starting();
+        health.up(true);
+        health.close();
+        health.latch(&LatchReason::PinLocked);
+        let refused = Err(HsmError::Latched { reason: LatchReason::PinLocked });
+        assert_eq!(health.check_taken(|| SystemClock.monotonic()), refused, "found while closing");
+        assert!(!health.is_down(), "no prober starts while closing");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use kms_core::secret::Plaintext;
 use tokio::sync::oneshot;
 
 use crate::error::HsmError;
-use crate::hsm::{CryptoOp, Finished, GeneratedKey, HsmKey, KeySource, KeySpec};
+use crate::hsm::{CryptoOp, Finished, GeneratedKey, HsmKey, KeySource, KeySpec, TokenKeys};
 
 /// Work for a worker.
 #[derive(Debug)]
@@ -36,6 +36,13 @@ pub(crate) struct Job {
     pub(crate) retried: bool,
 }
 
+impl Job {
+    /// Returns the answer when its deadline has passed: what was tried before may be done in part.
+    pub(crate) const fn expired(&self) -> HsmError {
+        if self.retried { HsmError::CallDeadline } else { HsmError::QueueDeadline }
+    }
+}
+
 /// What the workers take from their queue.
 #[derive(Debug)]
 pub(crate) enum Ticket {
@@ -53,7 +60,7 @@ pub(crate) enum KeeperWork {
     Generate(KeySpec),
     Load(KeySource),
     DestroyResident(CkaId),
-    ListResidents,
+    ListTokenKeys,
 }
 
 /// Why a worker hands a job to the keeper.
@@ -72,8 +79,8 @@ pub(crate) enum Cause {
 pub(crate) enum KeeperMessage {
     /// Work that someone waits for.
     Job { work: KeeperWork, reply: Reply, deadline: Instant },
-    /// A worker's job that needs the keeper's help, and the epoch it was tried in.
-    Rescue { job: Box<Job>, cause: Cause, epoch: u64 },
+    /// A worker's job that needs the keeper's help, and the count of logins it was tried in.
+    Rescue { job: Box<Job>, cause: Cause, login: u64 },
     /// The last user of a session object is gone.
     Release { epoch: u64, object: ObjectHandle },
     /// A worker opened the breaker.
@@ -92,7 +99,7 @@ pub(crate) enum Answer {
     Pin(RootPin),
     Generated(Box<GeneratedKey>),
     Key(HsmKey),
-    Ids(Vec<CkaId>),
+    TokenKeys(TokenKeys),
     Done,
 }
 
@@ -108,7 +115,7 @@ pub(crate) enum Reply {
     Pin(To<RootPin>),
     Generated(To<GeneratedKey>),
     Key(To<HsmKey>),
-    Ids(To<Vec<CkaId>>),
+    TokenKeys(To<TokenKeys>),
     Done(To<()>),
 }
 
@@ -124,7 +131,7 @@ impl Reply {
             (Self::Pin(to), Ok(Answer::Pin(answer))) => drop(to.send(Ok(answer))),
             (Self::Generated(to), Ok(Answer::Generated(answer))) => drop(to.send(Ok(*answer))),
             (Self::Key(to), Ok(Answer::Key(answer))) => drop(to.send(Ok(answer))),
-            (Self::Ids(to), Ok(Answer::Ids(answer))) => drop(to.send(Ok(answer))),
+            (Self::TokenKeys(to), Ok(Answer::TokenKeys(answer))) => drop(to.send(Ok(answer))),
             (Self::Done(to), Ok(Answer::Done)) => drop(to.send(Ok(()))),
             (reply, Ok(_)) => reply.fail(HsmError::Bug { reason: "an answer of another kind" }),
         }
@@ -140,7 +147,7 @@ impl Reply {
             Self::Pin(to) => drop(to.send(Err(error))),
             Self::Generated(to) => drop(to.send(Err(error))),
             Self::Key(to) => drop(to.send(Err(error))),
-            Self::Ids(to) => drop(to.send(Err(error))),
+            Self::TokenKeys(to) => drop(to.send(Err(error))),
             Self::Done(to) => drop(to.send(Err(error))),
         }
     }

@@ -8,6 +8,7 @@ use cryptoki::object::ObjectHandle;
 
 use crate::error::HsmError;
 use crate::hsm::KeySource;
+use crate::pkcs11::inbox::Inbox;
 use crate::pkcs11::job::KeeperMessage;
 
 /// The state behind an [`crate::HsmKey`] of this provider.
@@ -22,9 +23,12 @@ pub(crate) struct KeyState {
     lost: Mutex<Option<HsmError>>,
     /// Whether the object is a session object, destroyed with the last user.
     session_object: bool,
-    keeper: crossbeam_channel::Sender<KeeperMessage>,
+    keeper: Arc<Inbox>,
     loaded: Arc<AtomicUsize>,
 }
+
+/// Epochs count from 1: a handle of this one is never used.
+const NO_EPOCH: u64 = 0;
 
 /// A handle and the epoch it is of.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +41,7 @@ impl KeyState {
     pub(crate) fn new(
         source: KeySource,
         handle: Handle,
-        keeper: crossbeam_channel::Sender<KeeperMessage>,
+        keeper: Arc<Inbox>,
         loaded: Arc<AtomicUsize>,
     ) -> Self {
         loaded.fetch_add(1, Ordering::Relaxed);
@@ -62,13 +66,17 @@ impl KeyState {
 
     /// Puts a newly loaded object in place of one that is gone.
     pub(crate) fn replace(&self, handle: Handle) {
-        *self.lock() = handle;
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.give_back(std::mem::replace(&mut *self.lock(), handle));
     }
 
-    /// Notes why the key could not be loaded again.
+    /// Notes why the key could not be loaded again, and gives its handle up: until it is loaded again, that is the
+    /// answer to whoever uses it.
     pub(crate) fn lose(&self, error: HsmError) {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let mut handle = self.lock();
+        let given_up = Handle { epoch: NO_EPOCH, ..*handle };
+        self.give_back(std::mem::replace(&mut *handle, given_up));
     }
 
     /// Returns why the key could not be loaded again.
@@ -86,6 +94,14 @@ impl KeyState {
         *self.canary.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
 
+    /// Has the keeper destroy a session object that this key no longer uses.
+    fn give_back(&self, Handle { epoch, object }: Handle) {
+        if self.session_object {
+            // A keeper that has ended has closed its session, and the object with it.
+            self.keeper.send(KeeperMessage::Release { epoch, object });
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Handle> {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,10 +110,7 @@ impl KeyState {
 impl Drop for KeyState {
     fn drop(&mut self) {
         self.loaded.fetch_sub(1, Ordering::Relaxed);
-        if self.session_object {
-            let Handle { epoch, object } = *self.lock();
-            // A keeper that has ended has closed its session, and the object with it.
-            let _ = self.keeper.send(KeeperMessage::Release { epoch, object });
-        }
+        let handle = *self.lock();
+        self.give_back(handle);
     }
 }

@@ -5,7 +5,7 @@
 //! breaker and latch, `watchdog` answers for threads that hang, `ckr` decides what a code means.
 
 mod canary;
-mod ckr;
+pub(crate) mod ckr;
 mod config;
 mod continuous;
 mod crypt;
@@ -13,6 +13,7 @@ mod durable;
 mod fatal;
 mod gate;
 mod health;
+mod inbox;
 mod iv;
 mod job;
 mod keeper;
@@ -27,12 +28,12 @@ mod watchdog;
 mod worker;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use cryptoki::context::Pkcs11;
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
@@ -40,20 +41,19 @@ use kms_core::key::{CkaId, RowMac};
 use kms_core::root::RootPin;
 use kms_core::secret::{Pin, Plaintext};
 
-pub use config::{Budgets, FatalHook, MAX_QUEUE, MAX_WORKERS, Pkcs11Config, TokenSelector};
+pub use config::{
+    Budgets, DEFAULT_WORKERS, FatalHook, MAX_QUEUE, MAX_WORKERS, Pkcs11Config, TokenSelector,
+};
 pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_process};
 pub use keeper::MAX_RESIDENTS;
 
 use crate::error::HsmError;
 use crate::hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, KeySource, KeySpec, MAX_BATCH,
-    MAX_RANDOM_BYTES, Pending,
+    MAX_RANDOM_BYTES, Pending, TokenKeys,
 };
-use gate::Gate;
-use health::Health;
 use job::{Job, KeeperMessage, KeeperWork, Reply, Ticket, Work};
 use keeper::Keeper;
-use seat::Seat;
 use shared::Shared;
 
 /// The shortest data key.
@@ -82,30 +82,8 @@ impl Pkcs11Hsm {
         let context = Pkcs11::new(&config.module).map_err(|error| {
             no_start(format!("module {}: {}", config.module.display(), ckr::describe(&error)))
         })?;
-        let (queue_in, queue_out) = bounded(config.queue_capacity);
-        let (keeper, inbox) = unbounded();
         let (ended_in, ended) = bounded(2 * MAX_WORKERS);
-        let workers = config.workers;
-        let shared = Arc::new(Shared {
-            config,
-            clock,
-            gate: Gate::default(),
-            health: Health::starting(),
-            queue_in,
-            queue_out,
-            keeper,
-            keeper_out: inbox,
-            keeper_ended: AtomicBool::new(false),
-            keeper_waiting: AtomicUsize::new(0),
-            keeper_seat: Seat::default(),
-            seats: Mutex::default(),
-            loaded: Arc::default(),
-            workers: AtomicUsize::new(0),
-            written_off: AtomicUsize::new(0),
-            reconnects: AtomicU64::new(0),
-            serial: Mutex::default(),
-            ended: ended_in,
-        });
+        let shared = Arc::new(Shared::new(config, clock, ended_in));
         let (watchdog, stop) = bounded(0);
         let watched = Arc::clone(&shared);
         spawn("hsm-watchdog", move || watchdog::run(&watched, &stop))?;
@@ -113,11 +91,9 @@ impl Pkcs11Hsm {
         let of_keeper = Keeper::new(Arc::clone(&shared), context, pin);
         spawn("hsm-keeper", move || of_keeper.run(&tried))?;
         let this = Self { shared, ended, watchdog: Mutex::new(Some(watchdog)) };
-        // A keeper that hangs in its first connect is the watchdog's to end.
+        // A keeper that hangs in its first connect is the watchdog's to end. It starts the workers when it is connected,
+        // as only then it knows how many the token bears.
         let _ = first.recv();
-        for _ in 0..workers {
-            this.shared.spawn_worker().map_err(|error| no_start(error.to_string()))?;
-        }
         Ok(this)
     }
 
@@ -172,8 +148,8 @@ impl Hsm for Pkcs11Hsm {
         self.keep(KeeperWork::DestroyResident(id), deadline, Reply::Done)
     }
 
-    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>> {
-        self.keep(KeeperWork::ListResidents, deadline, Reply::Ids)
+    fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
+        self.keep(KeeperWork::ListTokenKeys, deadline, Reply::TokenKeys)
     }
 
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {

@@ -52,12 +52,6 @@ impl Seat {
         })
     }
 
-    /// Returns whether the thread is in a call for which the watchdog has answered.
-    pub(crate) fn overdue(&self) -> bool {
-        let state = self.lock();
-        state.written_off || state.running.as_ref().is_some_and(|running| running.reply.is_none())
-    }
-
     /// Returns whether another thread has taken over.
     pub(crate) fn written_off(&self) -> bool {
         self.lock().written_off
@@ -108,7 +102,6 @@ mod tests {
         assert!(seat.moves(now));
         assert_eq!(seat.inspect(now + Duration::from_secs(1), BUDGET), Finding::Fine);
         assert!(!seat.moves(now), "no one waits any more");
-        assert!(seat.overdue());
         assert_eq!(pending.wait(), Err(HsmError::CallDeadline));
         assert!(seat.finish().is_none(), "the answer is given once");
     }

@@ -1,18 +1,20 @@
 //! What all threads of the provider share.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use kms_core::clock::Clock;
 
 use crate::error::HsmError;
 use crate::pkcs11::config::Pkcs11Config;
 use crate::pkcs11::gate::Gate;
 use crate::pkcs11::health::Health;
-use crate::pkcs11::job::{Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
+use crate::pkcs11::inbox::Inbox;
+use crate::pkcs11::job::{Cause, Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
 use crate::pkcs11::seat::Seat;
 use crate::pkcs11::worker;
 
@@ -24,11 +26,13 @@ pub(crate) struct Shared {
     pub(crate) health: Health,
     pub(crate) queue_in: Sender<Ticket>,
     pub(crate) queue_out: Receiver<Ticket>,
-    pub(crate) keeper: Sender<KeeperMessage>,
-    pub(crate) keeper_out: Receiver<KeeperMessage>,
+    pub(crate) keeper: Arc<Inbox>,
     pub(crate) keeper_ended: AtomicBool,
-    /// Jobs that wait for the keeper; its channel is unbounded, as releases must never block or be lost.
+    /// Jobs that wait for the keeper, and workers' jobs that wait to be rescued; its inbox itself has no bound, as
+    /// releases must never block or be lost.
     pub(crate) keeper_waiting: AtomicUsize,
+    /// Tickets that were taken from the queue to look at their deadlines, and found no place in it again yet.
+    pub(crate) held: Mutex<VecDeque<Ticket>>,
     pub(crate) keeper_seat: Seat,
     pub(crate) seats: Mutex<Vec<Arc<Seat>>>,
     pub(crate) loaded: Arc<AtomicUsize>,
@@ -41,6 +45,31 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Makes it, with no thread yet.
+    pub(crate) fn new(config: Pkcs11Config, clock: Arc<dyn Clock>, ended: Sender<()>) -> Self {
+        let (queue_in, queue_out) = bounded(config.queue_capacity);
+        Self {
+            config,
+            clock,
+            gate: Gate::default(),
+            health: Health::starting(),
+            queue_in,
+            queue_out,
+            keeper: Arc::default(),
+            keeper_ended: AtomicBool::new(false),
+            keeper_waiting: AtomicUsize::new(0),
+            held: Mutex::default(),
+            keeper_seat: Seat::default(),
+            seats: Mutex::default(),
+            loaded: Arc::default(),
+            workers: AtomicUsize::new(0),
+            written_off: AtomicUsize::new(0),
+            reconnects: AtomicU64::new(0),
+            serial: Mutex::default(),
+            ended,
+        }
+    }
+
     pub(crate) fn now(&self) -> Instant {
         self.clock.monotonic()
     }
@@ -71,17 +100,31 @@ impl Shared {
         if let Err(error) = self.health.check(|| self.now()) {
             return reply.fail(error);
         }
-        if self.keeper_waiting.fetch_add(1, Ordering::AcqRel) >= self.config.keeper_capacity {
-            self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
-            return reply.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
+        if let Err(error) = self.room_at_keeper() {
+            return reply.fail(error);
         }
         self.tell_keeper(KeeperMessage::Job { work, reply, deadline });
     }
 
+    /// Hands a worker's job to the keeper, or answers it at once.
+    pub(crate) fn submit_rescue(&self, job: Box<Job>, cause: Cause, login: u64) {
+        if let Err(error) = self.room_at_keeper() {
+            return job.reply.fail(error);
+        }
+        self.tell_keeper(KeeperMessage::Rescue { job, cause, login });
+    }
+
+    fn room_at_keeper(&self) -> Result<(), HsmError> {
+        if self.keeper_waiting.fetch_add(1, Ordering::AcqRel) < self.config.keeper_capacity {
+            return Ok(());
+        }
+        self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+        Err(HsmError::Saturated { retry_after: SATURATED_RETRY })
+    }
+
     /// Sends to the keeper, or answers for it when it has ended.
     pub(crate) fn tell_keeper(&self, message: KeeperMessage) {
-        // The channel is unbounded and its receiver is ours: sending cannot fail.
-        let _ = self.keeper.send(message);
+        self.keeper.send(message);
         if self.keeper_ended.load(Ordering::Acquire) {
             self.refuse_waiting_for_keeper(|_| false);
         }
@@ -106,41 +149,57 @@ impl Shared {
 
     /// Answers all that wait for a worker when there will be none.
     pub(crate) fn refuse_waiting(&self) {
-        while let Ok(ticket) = self.queue_out.try_recv() {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.extend(self.queue_out.try_iter());
+        for ticket in held.drain(..) {
             if let Ticket::Job(job) = ticket {
                 job.reply.fail(self.unavailable("no HSM worker is left"));
             }
         }
     }
 
-    /// Answers the jobs in the queue whose deadline has passed, when every worker hangs.
+    /// Answers the jobs in the queue whose deadline has passed; what is left keeps its order.
+    ///
+    /// Invariant: no ticket is lost, and no admitted job refused, when others take the places that became free meanwhile:
+    /// what finds none is held until the next time (test `no_ticket_is_lost_when_the_queue_fills_meanwhile`).
     pub(crate) fn expire_waiting(&self, now: Instant) {
-        for _ in 0..self.queue_out.len() {
-            match self.queue_out.try_recv() {
-                Ok(Ticket::Job(job)) if now >= job.deadline => {
-                    job.reply.fail(HsmError::QueueDeadline);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.queue_out.len();
+        held.extend(self.queue_out.try_iter().take(waiting));
+        while let Some(ticket) = held.pop_front() {
+            match ticket {
+                Ticket::Job(job) if now >= job.deadline => {
+                    let error = job.expired();
+                    job.reply.fail(error);
                 }
-                Ok(Ticket::Job(job)) => self.requeue(job),
-                Ok(Ticket::Stop) => drop(self.queue_in.try_send(Ticket::Stop)),
-                Err(_) => return,
+                ticket => {
+                    if let Err(error) = self.queue_in.try_send(ticket) {
+                        held.push_front(error.into_inner());
+                        return;
+                    }
+                }
             }
         }
     }
 
-    /// Answers all that wait for the keeper and are not to be kept, when the keeper hangs or has ended.
+    /// Answers all that wait for the keeper and are not to be kept: all when it has ended, else those past their deadline.
     pub(crate) fn refuse_waiting_for_keeper(&self, keep: impl Fn(Instant) -> bool) {
-        for _ in 0..self.keeper_out.len() {
-            match self.keeper_out.try_recv() {
-                Ok(KeeperMessage::Job { reply, deadline, .. }) if !keep(deadline) => {
-                    self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
-                    reply.fail(HsmError::QueueDeadline);
-                }
-                Ok(KeeperMessage::Rescue { job, .. }) if !keep(job.deadline) => {
-                    job.reply.fail(HsmError::QueueDeadline);
-                }
-                Ok(other) => drop(self.keeper.send(other)),
-                Err(_) => return,
+        let refused = self.keeper.take_out(|message| match message {
+            KeeperMessage::Job { deadline, .. } => !keep(*deadline),
+            KeeperMessage::Rescue { job, .. } => !keep(job.deadline),
+            KeeperMessage::Release { .. } | KeeperMessage::Trouble | KeeperMessage::Close(_) => {
+                false
             }
+        });
+        for message in refused {
+            let (reply, error) = match message {
+                KeeperMessage::Job { reply, .. } => (reply, HsmError::QueueDeadline),
+                // It was tried already.
+                KeeperMessage::Rescue { job, .. } => (job.reply, HsmError::CallDeadline),
+                _ => continue,
+            };
+            self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+            reply.fail(error);
         }
     }
 
@@ -161,5 +220,79 @@ impl Shared {
         }
         self.seats.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kms_core::clock::SystemClock;
+    use kms_core::secret::Plaintext;
+
+    use super::*;
+    use crate::hsm::Pending;
+    use crate::pkcs11::config::TokenSelector;
+    use crate::pkcs11::job::Work;
+
+    /// Two places for those who wait for a worker.
+    fn shared() -> Shared {
+        let mut config = Pkcs11Config::new("m".into(), TokenSelector::Label("x".into()));
+        config.queue_capacity = 2;
+        Shared::new(config, Arc::new(SystemClock), bounded(1).0)
+    }
+
+    fn job(deadline: Instant, retried: bool) -> (Ticket, Pending<Plaintext>) {
+        let (sender, pending) = Pending::channel();
+        let (work, reply) = (Work::Random(1), Reply::Random(sender));
+        let job = Job { work, reply, deadline, queued_at: deadline, retried };
+        (Ticket::Job(Box::new(job)), pending)
+    }
+
+    #[test]
+    fn who_waits_is_answered_at_its_deadline_and_told_whether_it_was_tried() {
+        let shared = shared();
+        let now = shared.now();
+        let later = now + Duration::from_millis(1);
+        let (untried, of_untried) = job(later, false);
+        let (tried, of_tried) = job(later, true);
+        shared.queue_in.try_send(untried).unwrap();
+        shared.queue_in.try_send(tried).unwrap();
+        shared.expire_waiting(now);
+        assert_eq!(shared.queue_out.len(), 2, "a moment before");
+        shared.expire_waiting(later);
+        assert_eq!(of_untried.wait().unwrap_err(), HsmError::QueueDeadline);
+        assert_eq!(of_tried.wait().unwrap_err(), HsmError::CallDeadline);
+        assert_eq!(shared.queue_out.len(), 0);
+    }
+
+    #[test]
+    fn no_ticket_is_lost_when_the_queue_fills_meanwhile() {
+        let shared = shared();
+        let now = shared.now();
+        let later = |seconds| job(now + Duration::from_secs(seconds), false).0;
+        // Two were taken out for a look, and two others came into their places.
+        shared.held.lock().unwrap().extend([Ticket::Stop, later(1)]);
+        shared.queue_in.try_send(later(2)).unwrap();
+        shared.queue_in.try_send(later(3)).unwrap();
+        let mut order = Vec::new();
+        for _ in 0..2 {
+            shared.expire_waiting(now);
+            order.extend(shared.queue_out.try_iter().map(|ticket| match ticket {
+                Ticket::Stop => 0,
+                Ticket::Job(job) => (job.deadline - now).as_secs(),
+            }));
+        }
+        assert_eq!(order, [0, 1, 2, 3]);
+        assert!(shared.held.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_is_held_is_answered_when_no_worker_is_left() {
+        let shared = shared();
+        let (ticket, pending) = job(shared.now() + Duration::from_secs(9), false);
+        shared.held.lock().unwrap().push_back(ticket);
+        shared.refuse_waiting();
+        assert!(matches!(pending.wait(), Err(HsmError::Unavailable { .. })));
     }
 }

@@ -28,6 +28,14 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    /// Returns the word for a root of this role.
+    pub(crate) const fn of_root(self) -> &'static str {
+        match self {
+            Self::Mac => "mac",
+            Self::Wrap | Self::Key => "wrap",
+        }
+    }
+
     fn key_type(self) -> KeyType {
         match self {
             Self::Wrap | Self::Key => KeyType::AES,
@@ -59,8 +67,7 @@ impl Role {
 
 /// A root object: token object, sealed from birth in dev mode.
 pub(crate) fn root(role: Role, id: CkaId, generation: RootGeneration) -> Vec<Attribute> {
-    let word = if role == Role::Mac { "mac" } else { "wrap" };
-    let label = label(&format!("holdfast-{word}-{generation}"));
+    let label = label(&format!("holdfast-{}-{generation}", role.of_root()));
     let mut template = sealed(role, true);
     template.extend([Attribute::Id(id.0.to_vec()), label, length(), Attribute::Copyable(false)]);
     last(template)
@@ -135,6 +142,16 @@ pub(crate) fn expected(role: Role, token: bool) -> (Vec<AttributeType>, Vec<Attr
     let mut expected = sealed(role, token);
     expected.push(Attribute::Modifiable(false));
     (expected.iter().map(Attribute::attribute_type).collect(), expected)
+}
+
+/// Returns what to read back of a pinned root, whoever made it, and what it must say.
+///
+/// A ceremony seals a root after its backup, so CKA_MODIFIABLE may be true.
+pub(crate) fn expected_of_pinned(role: Role) -> (Vec<AttributeType>, Vec<Attribute>) {
+    let expected = sealed(role, true);
+    let mut types: Vec<AttributeType> = expected.iter().map(Attribute::attribute_type).collect();
+    types.push(AttributeType::Trusted);
+    (types, expected)
 }
 
 fn base(role: Role, token: bool) -> Vec<Attribute> {

@@ -14,28 +14,30 @@ use crate::pkcs11::shared::Shared;
 
 /// How late an answer to a hung call may be; one wake-up costs a few microseconds.
 const TICK: Duration = Duration::from_millis(20);
+/// Every how many ticks those who wait are looked through: a full queue of the default length costs a fraction of a
+/// millisecond.
+const TICKS_A_SWEEP: u32 = 5;
 
 /// Looks at every seat once a tick, until `stop` is closed.
 pub(crate) fn run(shared: &Arc<Shared>, stop: &Receiver<()>) {
+    let mut ticks = 0_u32;
     while stop.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+        ticks = ticks.wrapping_add(1);
         let now = shared.now();
         let budgets = shared.config.budgets;
         if shared.keeper_seat.inspect(now, budgets.keeper_hang) == Finding::Hangs {
             shared.health.trip("the keeper hangs in the module");
             (shared.config.on_fatal)(FatalReason::KeeperHung);
         }
-        if shared.keeper_seat.overdue() {
-            shared.refuse_waiting_for_keeper(|deadline| now < deadline);
-        }
         let mut lost = 0;
-        let mut stuck = true;
         shared.seats.lock().unwrap_or_else(PoisonError::into_inner).retain(|seat| {
             let hangs = seat.inspect(now, budgets.worker_hang) == Finding::Hangs;
-            stuck &= seat.overdue();
             lost += usize::from(hangs);
             !hangs
         });
-        if stuck {
+        // Whoever is ahead of them may have more time than they: those who wait are answered at their own deadlines.
+        if ticks.is_multiple_of(TICKS_A_SWEEP) {
+            shared.refuse_waiting_for_keeper(|deadline| now < deadline);
             shared.expire_waiting(now);
         }
         for _ in 0..lost {

@@ -13,7 +13,7 @@ use crate::pkcs11::ckr::Failure;
 use crate::pkcs11::crypt::{self, Bench};
 use crate::pkcs11::gate::{Inside, Live, Refused};
 use crate::pkcs11::iv::IvPool;
-use crate::pkcs11::job::{Answer, Cause, Job, KeeperMessage, Ticket, Work};
+use crate::pkcs11::job::{Answer, Cause, Job, Ticket, Work};
 use crate::pkcs11::seat::Seat;
 use crate::pkcs11::shared::Shared;
 
@@ -44,18 +44,22 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn serve(&mut self, job: Job) {
+        let expired = job.expired();
         let Job { mut work, reply, deadline, queued_at, retried } = job;
         let shared = self.shared;
         if shared.now() >= deadline {
-            return reply.fail(HsmError::QueueDeadline);
+            return reply.fail(expired);
         }
         if let Err(error) = shared.health.check_taken(|| shared.now()) {
             return reply.fail(error);
         }
         let inside = match shared.gate.enter(deadline, &*shared.clock) {
             Ok(inside) => inside,
-            Err(Refused::Deadline) => return reply.fail(HsmError::QueueDeadline),
-            Err(Refused::NotLive) => return reply.fail(shared.unavailable("not connected")),
+            Err(Refused::Deadline) => return reply.fail(expired),
+            Err(Refused::NotLive) => {
+                shared.trouble("not connected");
+                return reply.fail(shared.unavailable("not connected"));
+            }
         };
         let started = shared.now();
         self.seat.begin(Some(reply), deadline, started);
@@ -70,7 +74,7 @@ impl Worker<'_> {
             self.discard_session(&inside.live);
             result = self.attempt(&inside, &bench, &mut work);
         }
-        let epoch = inside.live.epoch;
+        let login = inside.live.login;
         drop(inside);
         let Some(reply) = self.seat.finish() else { return };
         let cause = match result {
@@ -81,7 +85,7 @@ impl Worker<'_> {
             Err(failure) => return reply.send(self.give_up(failure, work)),
         };
         let job = Box::new(Job { work, reply, deadline, queued_at, retried });
-        shared.tell_keeper(KeeperMessage::Rescue { job, cause, epoch });
+        shared.submit_rescue(job, cause, login);
     }
 
     fn attempt(

@@ -101,6 +101,11 @@ pub fn aad(context: &str) -> Aad {
 }
 
 impl Bench {
+    /// Lists what can be resident keys.
+    pub fn residents(&self) -> Result<Vec<CkaId>, HsmError> {
+        self.hsm.list_token_keys(soon()).wait().map(|keys| keys.residents)
+    }
+
     /// Generates an `HSM_WRAPPED` key.
     pub fn wrapped_key(&self, number: u8) -> GeneratedKey {
         let spec = spec(number, Protection::HsmWrapped);

@@ -1,5 +1,8 @@
 //! Rows "device": breaker, Unavailable with a time to retry, one prober, recovery without a restart.
 
+use std::time::Duration;
+
+use kms_core::clock::{Clock as _, SystemClock};
 use kms_core::key::Protection;
 use kms_hsm::error::LatchReason;
 use kms_hsm::{HsmError, HsmHealth};
@@ -81,6 +84,33 @@ fn the_prober_is_one_and_waits_longer_each_time() {
 }
 
 #[test]
+fn a_device_that_fails_only_under_work_is_left_alone_for_longer_each_time() {
+    let test = "device::a_device_that_fails_only_under_work_is_left_alone_for_longer_each_time";
+    isolated_faulty(test, |_, faulty| {
+        let first = Duration::from_millis(20);
+        let rig = Rig::start_with(|config| {
+            config.budgets.probe_first = first;
+            config.budgets.probe_max = first * 8;
+        });
+        let key = rig.key(1).key;
+        faulty.script(&["C_EncryptInit * return CKR_DEVICE_ERROR"]);
+        // Every probe finds all in order.
+        for pause in [1, 2, 4, 8, 8, 8] {
+            let start = SystemClock.monotonic();
+            assert_unavailable(rig.encrypt(&key), "under work");
+            deadline::eventually(LIMIT, "the breaker to close", || {
+                rig.health() == HsmHealth::Ready
+            });
+            let down = SystemClock.monotonic() - start;
+            assert!(down >= first * pause, "{down:?}, at least {pause} times the first pause");
+        }
+        faulty.heal();
+        rig.await_recovery(&key);
+        rig.assert_not_fatal();
+    });
+}
+
+#[test]
 fn a_fault_while_reconnecting_is_no_reason_to_latch() {
     with_rig("device::a_fault_while_reconnecting_is_no_reason_to_latch", |rig, faulty| {
         let key = rig.key(1).key;
@@ -143,6 +173,32 @@ fn a_root_with_another_check_value_after_reconnecting_latches() {
             let changed = LatchReason::RootChanged { role, generation: 1 };
             deadline::eventually(LIMIT, "the latch", || {
                 rig.health() == HsmHealth::Latched(changed.clone())
+            });
+        });
+    }
+}
+
+#[test]
+fn a_root_that_is_no_longer_sealed_latches() {
+    let test = "device::a_root_that_is_no_longer_sealed_latches";
+    for (name, lie, lacks) in [
+        ("use", "0x105=1", "it lacks Decrypt(false)"),
+        ("seal", "0x162=1", "it lacks Extractable(false)"),
+        ("trust", "0x86=1", "it has Trusted(true)"),
+    ] {
+        // One process each: a latch is for good.
+        if std::env::var("HOLDFAST_LIE").is_ok_and(|chosen| chosen != name) {
+            continue;
+        }
+        kms_testkit::faulty::isolated_faulty_with(test, &[("HOLDFAST_LIE", name)], |_, faulty| {
+            let rig = Rig::start();
+            let key = rig.key(1).key;
+            let rule = format!("C_GetAttributeValue * attribute {lie}");
+            rig.lose_module(faulty, &key, &[&rule]);
+            let reason =
+                LatchReason::RootNotSealed { role: "wrap", generation: 1, attribute: lacks.into() };
+            deadline::eventually(LIMIT, "the latch", || {
+                rig.health() == HsmHealth::Latched(reason.clone())
             });
         });
     }

@@ -29,18 +29,21 @@ fn a_hung_call_is_answered_at_its_deadline_and_its_worker_replaced() {
         assert_eq!(answer.unwrap_err(), HsmError::CallDeadline);
         assert!(took >= PATIENCE && took < PATIENCE + LATE, "{took:?}");
         faulty.await_hang(mark, "C_Encrypt", LIMIT);
-        // The other worker serves meanwhile, and then there are two again.
-        assert_eq!(rig.round_trip(&key), Ok(()));
-        assert_eq!(rig.health(), HsmHealth::Ready);
-        let opened = faulty.mark();
-        deadline::eventually(LIMIT, "a new worker", || {
-            faulty.script(&[]);
-            rig.hsm.status().workers == 2
+        // The other worker serves meanwhile; the one that takes the place opens a session of its own.
+        deadline::eventually(LIMIT, "a new worker at work", || {
+            let pending = [(); 4].map(|()| rig.submit(&key, soon()));
+            assert!(pending.into_iter().all(|answer| answer.wait().is_ok()));
+            faulty.count_since(mark, "C_OpenSession") == 1
         });
-        for _ in 0..50 {
-            rig.round_trip(&key).unwrap();
-        }
-        assert!(faulty.count_since(opened, "C_Login") == 0);
+        assert_eq!(rig.hsm.status().workers, 2);
+        assert_eq!(rig.health(), HsmHealth::Ready);
+        faulty.heal();
+        // The old one comes back, sees that another has its place, and goes.
+        deadline::eventually(LIMIT, "its session to be closed", || {
+            faulty.count_since(mark, "C_CloseSession") == 1
+        });
+        assert_eq!(rig.round_trip(&key), Ok(()));
+        assert!(faulty.count_since(mark, "C_Login") == 0);
         rig.assert_not_fatal();
     });
 }
@@ -48,18 +51,20 @@ fn a_hung_call_is_answered_at_its_deadline_and_its_worker_replaced() {
 #[test]
 fn while_one_worker_hangs_there_are_two_again_after_its_budget() {
     let test = "hang::while_one_worker_hangs_there_are_two_again_after_its_budget";
-    with_rig(test, |rig, faulty| {
+    isolated_faulty(test, |_, faulty| {
+        let rig = Rig::start_with(|config| config.budgets.max_written_off = 3);
         let key = rig.key(1).key;
         let mark = faulty.mark();
-        faulty.script(&["C_Encrypt 1 hang"]);
-        assert!(rig.submit(&key, SystemClock.monotonic() + PATIENCE).wait().is_err());
-        faulty.await_hang(mark, "C_Encrypt", LIMIT);
-        // Only a replacement can take two slow calls at the same time now.
-        let both = || {
-            let pending = [rig.submit(&key, soon()), rig.submit(&key, soon())];
-            pending.into_iter().all(|answer| answer.wait().is_ok())
-        };
-        deadline::eventually(LIMIT, "two workers", || rig.hsm.status().workers == 2 && both());
+        faulty.script(&["C_Encrypt 1-3 hang"]);
+        let pending = [(); 3].map(|()| rig.submit(&key, soon()));
+        // Two workers hang in two calls: in the third one only a replacement can be.
+        faulty.await_hangs(mark, ("C_Encrypt", 3), LIMIT);
+        faulty.heal();
+        for answer in pending {
+            // Of those that were written off, and of the one that was not.
+            assert!(matches!(answer.wait(), Ok(_) | Err(HsmError::CallDeadline)));
+        }
+        rig.await_recovery(&key);
         rig.assert_not_fatal();
     });
 }
@@ -96,6 +101,21 @@ fn a_hung_keeper_is_fatal_and_its_caller_answered() {
         faulty.await_hang(mark, "C_UnwrapKey", LIMIT);
         // Loaded keys work while the keeper hangs.
         assert_eq!(rig.round_trip(&key.key), Ok(()));
+        assert_eq!(rig.await_fatal(), FatalReason::KeeperHung);
+        assert_eq!(faulty.count_since(mark, "C_Finalize"), 0);
+    });
+}
+
+#[test]
+fn a_keeper_that_hangs_while_it_destroys_an_evicted_key_is_fatal() {
+    let test = "hang::a_keeper_that_hangs_while_it_destroys_an_evicted_key_is_fatal";
+    with_rig(test, |rig, faulty| {
+        let (kept, evicted) = (rig.key(1), rig.key(2));
+        let mark = faulty.mark();
+        faulty.script(&["C_DestroyObject 1 hang"]);
+        drop(evicted);
+        faulty.await_hang(mark, "C_DestroyObject", LIMIT);
+        assert_eq!(rig.round_trip(&kept.key), Ok(()));
         assert_eq!(rig.await_fatal(), FatalReason::KeeperHung);
         assert_eq!(faulty.count_since(mark, "C_Finalize"), 0);
     });

@@ -34,12 +34,74 @@ fn a_wrong_length_is_never_handed_out() {
 fn a_token_that_draws_its_own_iv_is_not_believed() {
     with_rig("lie::a_token_that_draws_its_own_iv_is_not_believed", |rig, faulty| {
         let key = rig.key(1).key;
-        // The module replaces zero IVs only, so it must draw zeros first.
-        faulty.script(&["C_EncryptInit * iv"]);
-        for _ in 0..100 {
-            let sealed = rig.encrypt(&key).unwrap();
-            assert_eq!(rig.decrypt(&key, &sealed), Ok(()));
+        // Whoever kept the IV that was asked for could never decrypt what the token made.
+        faulty.script(&["C_EncryptInit 1 anyiv"]);
+        let answer = rig.encrypt(&key);
+        assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
+        faulty.heal();
+        rig.await_recovery(&key);
+    });
+}
+
+#[test]
+fn wrong_bytes_of_a_data_key_are_never_handed_out() {
+    with_rig("lie::wrong_bytes_of_a_data_key_are_never_handed_out", |rig, faulty| {
+        let key = rig.key(1).key;
+        let data_key = |with_plaintext| CryptoOp::GenerateDataKey {
+            key: key.clone(),
+            aad: aad(),
+            length_bytes: 32,
+            with_plaintext,
+        };
+        for rule in ["C_Encrypt 1 flip", "C_Encrypt 1 constant", "C_Decrypt 1 flip"] {
+            for with_plaintext in [true, false] {
+                faulty.script(&[rule]);
+                let answer = rig.hsm.crypt(data_key(with_plaintext), soon()).wait();
+                assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{rule}: {answer:?}");
+                faulty.heal();
+                rig.await_recovery(&key);
+            }
         }
+    });
+}
+
+#[test]
+fn wrong_bytes_of_a_reencryption_are_never_handed_out() {
+    with_rig("lie::wrong_bytes_of_a_reencryption_are_never_handed_out", |rig, faulty| {
+        let (from, to) = (rig.key(1).key, rig.key(2).key);
+        let (iv, ciphertext_and_tag) = rig.encrypt(&from).unwrap();
+        let reencrypt = || CryptoOp::Reencrypt {
+            from: from.clone(),
+            from_aad: aad(),
+            iv,
+            ciphertext_and_tag: ciphertext_and_tag.clone(),
+            to: to.clone(),
+            to_aad: aad(),
+        };
+        // The second decryption is the one that looks at what was made.
+        for rule in ["C_Encrypt 1 flip", "C_Decrypt 2 flip"] {
+            faulty.script(&[rule]);
+            let answer = rig.hsm.crypt(reencrypt(), soon()).wait();
+            assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{rule}: {answer:?}");
+            faulty.heal();
+            rig.await_recovery(&to);
+        }
+        let made = rig.hsm.crypt(reencrypt(), soon()).wait().unwrap();
+        assert_eq!(rig.decrypt(&to, &crate::rig::sealed(made)), Ok(()));
+    });
+}
+
+#[test]
+fn wrong_bytes_of_an_encryption_are_found_where_that_is_asked_for() {
+    let test = "lie::wrong_bytes_of_an_encryption_are_found_where_that_is_asked_for";
+    kms_testkit::isolated_faulty(test, |_, faulty| {
+        let rig = crate::rig::Rig::start_with(|config| config.verify_encrypt = true);
+        let key = rig.key(1).key;
+        faulty.script(&["C_Encrypt 1 flip"]);
+        let answer = rig.encrypt(&key);
+        assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
+        faulty.heal();
+        rig.await_recovery(&key);
     });
 }
 
@@ -61,7 +123,7 @@ fn a_key_that_was_wrapped_or_checked_wrongly_is_not_acknowledged() {
                 faulty.heal();
                 rig.await_recovery(&kept);
                 // What a failed creation left on the token is not in the way of the next.
-                for orphan in rig.hsm.list_residents(soon()).wait().unwrap() {
+                for orphan in rig.residents().unwrap() {
                     rig.hsm.destroy_resident(orphan, soon()).wait().unwrap();
                 }
             }

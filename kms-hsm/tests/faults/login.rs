@@ -29,15 +29,36 @@ fn there_is_no_storm_of_logins() {
     with_rig("login::there_is_no_storm_of_logins", |rig, faulty| {
         let key = rig.key(1).key;
         let mark = faulty.mark();
-        faulty.script(&[
-            "C_EncryptInit 1-2 return CKR_USER_NOT_LOGGED_IN",
-            "C_EncryptInit * delay 20ms",
-        ]);
+        // The first look at the login hangs until every job has met its loss.
+        faulty.script(&["C_EncryptInit * return CKR_USER_NOT_LOGGED_IN", "C_Login * hang"]);
         let pending: Vec<_> = (0..16).map(|_| rig.submit(&key, soon())).collect();
+        deadline::eventually(LIMIT, "all jobs to fail once", || {
+            faulty.count_since(mark, "C_EncryptInit") == 16
+        });
+        faulty.heal();
         for answer in pending {
             answer.wait().unwrap();
         }
-        assert!(faulty.count_since(mark, "C_Login") <= 2, "one for each worker at most");
+        assert_eq!(faulty.count_since(mark, "C_Login"), 1);
+        assert_eq!(faulty.count_since(mark, "C_EncryptInit"), 32);
+    });
+}
+
+#[test]
+fn a_relogin_that_finds_no_memory_opens_the_breaker_and_is_tried_again() {
+    let test = "login::a_relogin_that_finds_no_memory_opens_the_breaker_and_is_tried_again";
+    with_rig(test, |rig, faulty| {
+        let key = rig.key(1);
+        faulty.script(&[
+            "C_EncryptInit 1 return CKR_USER_NOT_LOGGED_IN",
+            "C_CreateObject * return CKR_DEVICE_MEMORY",
+        ]);
+        let answer = rig.encrypt(&key.key);
+        assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
+        assert!(matches!(rig.health(), HsmHealth::Unavailable(_)), "{:?}", rig.health());
+        faulty.heal();
+        rig.await_recovery(&key.key);
+        rig.round_trip(&rig.load(&key.source).unwrap()).unwrap();
     });
 }
 
@@ -91,6 +112,25 @@ fn a_pin_that_was_changed_meanwhile_is_tried_once_on_reconnecting() {
             rig.health() == HsmHealth::Latched(LatchReason::PinRefused)
         });
         assert_eq!(faulty.count_since(mark, "C_Login"), 1);
+    });
+}
+
+#[test]
+fn another_token_than_the_pinned_one_is_not_shown_the_pin() {
+    let test = "login::another_token_than_the_pinned_one_is_not_shown_the_pin";
+    isolated_faulty(test, |_, faulty| {
+        let (sender, _fatal) = mpsc::channel();
+        let mut config = config(sender);
+        // The label is the same; so is the PIN, perhaps, and the other token would keep it.
+        config.pinned_serials = vec!["ffffffffffffffff".into()];
+        let hsm = Pkcs11Hsm::start(config, pin(), Arc::new(SystemClock)).unwrap();
+        let health = hsm.status().health;
+        assert!(
+            matches!(&health, HsmHealth::Latched(LatchReason::OtherToken { .. })),
+            "{health:?}"
+        );
+        hsm.close();
+        assert_eq!(faulty.count_since(0, "C_Login"), 0);
     });
 }
 

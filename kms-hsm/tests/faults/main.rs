@@ -4,6 +4,7 @@
 //! own, and awaits events with a deadline.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests")]
 
+mod creation;
 mod device;
 mod handles;
 mod hang;
@@ -11,5 +12,7 @@ mod lie;
 mod login;
 mod object;
 mod path;
+mod probes;
 mod rig;
 mod session;
+mod waiting;

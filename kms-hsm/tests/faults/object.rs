@@ -1,11 +1,14 @@
 //! Rows "wrong tag" and "object": a client's garbage is no device fault; what is not found is no reason to create.
 
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
 use kms_core::key::Protection;
 use kms_hsm::error::LatchReason;
 use kms_hsm::{Hsm as _, HsmError, HsmHealth};
-use kms_testkit::deadline;
+use kms_testkit::{deadline, isolated_faulty};
 
-use crate::rig::{LIMIT, soon, with_rig};
+use crate::rig::{LIMIT, Rig, soon, with_rig};
 
 #[test]
 fn garbage_is_the_callers_fault_and_leaves_the_breaker_alone() {
@@ -121,6 +124,35 @@ fn roots_that_are_not_found_at_start_latch_and_none_is_made() {
 }
 
 #[test]
+fn a_resident_key_that_another_destroyed_is_missing_and_says_so() {
+    let test = "object::a_resident_key_that_another_destroyed_is_missing_and_says_so";
+    isolated_faulty(test, |token, _| {
+        let rig = Rig::start();
+        let kept = rig.key(1).key;
+        let before = files_below(&token.token_dir());
+        let gone = rig.try_key(2, Protection::HsmResident).unwrap();
+        assert_eq!(rig.round_trip(&gone.key), Ok(()));
+        for file in files_below(&token.token_dir()).difference(&before) {
+            std::fs::remove_file(file).unwrap();
+        }
+        // Not once and for ever "try again": this key is gone, and the others are not.
+        for _ in 0..3 {
+            assert_eq!(rig.encrypt(&gone.key).unwrap_err(), HsmError::ResidentMissing);
+        }
+        assert_eq!(rig.load(&gone.source).unwrap_err(), HsmError::ResidentMissing);
+        assert_eq!(rig.round_trip(&kept), Ok(()));
+        assert_eq!(rig.health(), HsmHealth::Ready);
+        rig.assert_not_fatal();
+    });
+}
+
+/// Lists the files of a token directory, two levels down.
+fn files_below(directory: &Path) -> HashSet<PathBuf> {
+    let list = |path: &Path| std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    list(directory).flat_map(|token| list(&token).collect::<Vec<_>>()).collect()
+}
+
+#[test]
 fn a_lost_reply_to_creation_leaves_nothing_unreported() {
     with_rig("object::a_lost_reply_to_creation_leaves_nothing_unreported", |rig, faulty| {
         let kept = rig.key(1).key;
@@ -130,10 +162,10 @@ fn a_lost_reply_to_creation_leaves_nothing_unreported() {
         faulty.heal();
         rig.await_recovery(&kept);
         // The reconciler finds the orphan by listing, and can remove it; then the same intent succeeds.
-        let orphans = rig.hsm.list_residents(soon()).wait().unwrap();
+        let orphans = rig.residents().unwrap();
         assert_eq!(orphans.len(), 1);
         rig.hsm.destroy_resident(orphans[0], soon()).wait().unwrap();
-        assert_eq!(rig.hsm.list_residents(soon()).wait().unwrap(), []);
+        assert_eq!(rig.residents().unwrap(), []);
         rig.round_trip(&rig.try_key(2, Protection::HsmResident).unwrap().key).unwrap();
     });
 }

@@ -108,6 +108,11 @@ impl Rig {
         Ok(Key { key: made.key, source })
     }
 
+    /// Lists what can be resident keys.
+    pub(crate) fn residents(&self) -> Result<Vec<CkaId>, HsmError> {
+        self.hsm.list_token_keys(soon()).wait().map(|keys| keys.residents)
+    }
+
     pub(crate) fn load(&self, source: &KeySource) -> Result<HsmKey, HsmError> {
         self.hsm.load_key(source.clone(), soon()).wait()
     }

@@ -1,8 +1,10 @@
 //! Row "session lost": reopen, retry once, never an old handle.
 
-use kms_hsm::{HsmError, HsmHealth};
+use kms_hsm::pkcs11::Pkcs11Hsm;
+use kms_hsm::{Hsm as _, HsmError, HsmHealth};
+use kms_testkit::deadline;
 
-use crate::rig::with_rig;
+use crate::rig::{LIMIT, with_rig};
 
 const CODES: [&str; 4] = [
     "CKR_SESSION_HANDLE_INVALID",
@@ -45,6 +47,71 @@ fn it_is_retried_once_only_and_recovers_by_itself() {
         assert!(faulty.count_since(mark, "C_EncryptInit") >= 2);
         faulty.heal();
         rig.await_recovery(&key);
+    });
+}
+
+#[test]
+fn a_reconnect_that_finds_no_room_opens_the_breaker_and_is_tried_again() {
+    let test = "session::a_reconnect_that_finds_no_room_opens_the_breaker_and_is_tried_again";
+    with_rig(test, |rig, faulty| {
+        let key = rig.key(1).key;
+        // The token drops all sessions; the keeper learns it while it mends a worker's job, and finds no room for new ones.
+        faulty.script(&[
+            "C_EncryptInit 1 return CKR_OBJECT_HANDLE_INVALID",
+            "C_DecryptInit 1 return CKR_SESSION_HANDLE_INVALID",
+            "C_GetSessionInfo 1 return CKR_SESSION_HANDLE_INVALID",
+            "C_OpenSession * return CKR_SESSION_COUNT",
+        ]);
+        let answer = rig.encrypt(&key);
+        assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
+        assert!(matches!(rig.health(), HsmHealth::Unavailable(_)), "{:?}", rig.health());
+        faulty.heal();
+        rig.await_recovery(&key);
+        rig.assert_not_fatal();
+    });
+}
+
+#[test]
+fn a_token_of_two_sessions_gets_one_worker() {
+    let test = "session::a_token_of_two_sessions_gets_one_worker";
+    kms_testkit::isolated_faulty(test, |_, faulty| {
+        faulty
+            .script(&["C_GetTokenInfo * sessions 2", "C_OpenSession 3+ return CKR_SESSION_COUNT"]);
+        for workers in [0, 8] {
+            let rig = crate::rig::Rig::start_with(|config| config.workers = workers);
+            assert_eq!(rig.hsm.status().workers, 1);
+            let key = rig.key(1).key;
+            let pending = [(); 8].map(|()| rig.submit(&key, crate::rig::soon()));
+            assert!(pending.into_iter().all(|answer| answer.wait().is_ok()));
+            assert_eq!(rig.health(), HsmHealth::Ready);
+            rig.hsm.close();
+            faulty.script(&[
+                "C_GetTokenInfo * sessions 2",
+                "C_OpenSession 3+ return CKR_SESSION_COUNT",
+            ]);
+        }
+    });
+}
+
+#[test]
+fn a_token_that_comes_late_is_staffed_then() {
+    let test = "session::a_token_that_comes_late_is_staffed_then";
+    kms_testkit::isolated_faulty(test, |_, faulty| {
+        faulty.script(&["C_GetSlotList * return CKR_DEVICE_REMOVED"]);
+        let (sender, _fatal) = std::sync::mpsc::channel();
+        let config = crate::rig::config(sender);
+        let clock = std::sync::Arc::new(kms_core::clock::SystemClock);
+        let hsm = Pkcs11Hsm::start(config, crate::rig::pin(), clock).unwrap();
+        assert_eq!(hsm.status().workers, 0);
+        assert!(matches!(
+            hsm.random(16, crate::rig::soon()).wait(),
+            Err(HsmError::Unavailable { .. })
+        ));
+        faulty.heal();
+        deadline::eventually(LIMIT, "the token", || hsm.status().health == HsmHealth::NoRoots);
+        assert_eq!(hsm.status().workers, 2);
+        assert!(hsm.random(16, crate::rig::soon()).wait().is_ok());
+        hsm.close();
     });
 }
 

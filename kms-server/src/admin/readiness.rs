@@ -9,6 +9,7 @@ use std::time::Duration;
 use kms_core::clock::Clock;
 use kms_hsm::{Hsm, HsmHealth};
 use serde::Serialize;
+use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::audit::AuditSink;
@@ -42,8 +43,10 @@ pub struct Readiness {
     hsm: AtomicBool,
     store: AtomicBool,
     audit: AtomicBool,
+    serving: AtomicBool,
     draining: AtomicBool,
     changes: AtomicU64,
+    ask_now: Notify,
 }
 
 /// The parts of readiness, for people and monitors.
@@ -58,6 +61,8 @@ pub struct ReadinessReport {
     pub store: bool,
     /// Can be written.
     pub audit: bool,
+    /// Requests are accepted.
+    pub serving: bool,
     /// Told to stop.
     pub draining: bool,
 }
@@ -67,8 +72,16 @@ impl Readiness {
     pub fn report(&self) -> ReadinessReport {
         let read = |flag: &AtomicBool| flag.load(Ordering::Acquire);
         let (hsm, store) = (read(&self.hsm), read(&self.store));
-        let (audit, draining) = (read(&self.audit), read(&self.draining));
-        ReadinessReport { ready: hsm && store && audit && !draining, hsm, store, audit, draining }
+        let (audit, serving) = (read(&self.audit), read(&self.serving));
+        let draining = read(&self.draining);
+        let ready = hsm && store && audit && serving && !draining;
+        ReadinessReport { ready, hsm, store, audit, serving, draining }
+    }
+
+    /// Tells that requests are accepted now; the parts are asked at once.
+    pub fn serve(&self) {
+        self.serving.store(true, Ordering::Release);
+        self.ask_now.notify_one();
     }
 
     /// Tells that the server is about to stop.
@@ -100,29 +113,31 @@ impl Readiness {
     }
 }
 
-/// Asks the parts once, then at every interval, and tells health, until the signal to stop.
+/// Asks the parts at every interval, and tells health, until the signal to stop. Once requests are accepted, `rounds`
+/// tells whether all is ready.
 pub async fn watch(
     readiness: Arc<Readiness>,
     probes: Probes,
     health: HealthService,
-    first_done: tokio::sync::oneshot::Sender<()>,
+    rounds: watch::Sender<Option<bool>>,
     mut shutdown: Shutdown,
 ) {
     let mut ticks = interval(PROBE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut first_done = Some(first_done);
     let mut round = 0_u64;
     loop {
         tokio::select! {
             biased;
             () = shutdown.triggered() => break,
+            () = readiness.ask_now.notified() => {}
             _ = ticks.tick() => {}
         }
         let store_was_down = !readiness.report().store;
         readiness.ask(&probes, store_was_down || round.is_multiple_of(STORE_PROBE_ROUNDS)).await;
-        health.set_ready(readiness.report().ready).await;
-        // Nobody may wait for the first round any more: that is fine.
-        first_done.take().map(|sender| sender.send(()));
+        let report = readiness.report();
+        health.set_ready(report.ready).await;
+        let now = report.serving.then_some(report.ready);
+        rounds.send_if_modified(|last| std::mem::replace(last, now) != now);
         round = round.wrapping_add(1);
     }
     readiness.drain();
@@ -137,11 +152,11 @@ mod tests {
     fn readiness_needs_every_part_and_no_drain() {
         let readiness = Readiness::default();
         assert!(!readiness.report().ready);
-        for flag in [&readiness.hsm, &readiness.store, &readiness.audit] {
+        for flag in [&readiness.hsm, &readiness.store, &readiness.audit, &readiness.serving] {
             flag.store(true, Ordering::Release);
         }
         assert!(readiness.report().ready);
-        for flag in [&readiness.hsm, &readiness.store, &readiness.audit] {
+        for flag in [&readiness.hsm, &readiness.store, &readiness.audit, &readiness.serving] {
             flag.store(false, Ordering::Release);
             assert!(!readiness.report().ready);
             flag.store(true, Ordering::Release);

@@ -82,7 +82,7 @@ async fn authenticate(State(access): State<Access>, request: Request, next: Next
 async fn readyz(State(readiness): State<Arc<Readiness>>) -> Response {
     let report = readiness.report();
     let code = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    // Five flags always serialise; an empty body would still carry the code.
+    // Six flags always serialise; an empty body would still carry the code.
     let body = serde_json::to_string(&report).unwrap_or_default();
     (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }

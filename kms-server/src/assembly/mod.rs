@@ -10,6 +10,9 @@ mod ready;
 mod refusals;
 mod roots;
 mod run;
+mod signals;
+mod sockets;
+mod steps;
 
 pub use error::{
     EXIT_CONFIG, EXIT_HELD, EXIT_HSM, EXIT_INTERNAL, EXIT_SOCKET, EXIT_STATE, StartError,

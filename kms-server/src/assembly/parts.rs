@@ -27,8 +27,12 @@ pub(super) struct StartedHsm {
     pub(super) login: Duration,
 }
 
-/// Starts the HSM layer. Blocks until the first login is over.
-pub(super) fn start_hsm(config: &Config, clock: &Arc<dyn Clock>) -> Result<StartedHsm, StartError> {
+/// Starts the HSM layer, on a token of these serial numbers. Blocks until the first login is over.
+pub(super) fn start_hsm(
+    config: &Config,
+    serials: Vec<String>,
+    clock: &Arc<dyn Clock>,
+) -> Result<StartedHsm, StartError> {
     let section = &config.hsm;
     let pin = pin_source(&section.pin)?
         .read(false)
@@ -39,9 +43,9 @@ pub(super) fn start_hsm(config: &Config, clock: &Arc<dyn Clock>) -> Result<Start
         (None, None) => return Err(StartError::Bug("a token that nobody named passed the check")),
     };
     let mut pkcs11 = Pkcs11Config::new(section.module.clone(), token);
-    if section.workers > 0 {
-        pkcs11.workers = section.workers;
-    }
+    pkcs11.pinned_serials = serials;
+    pkcs11.workers = section.workers;
+    pkcs11.verify_encrypt = section.verify_encrypt;
     pkcs11.queue_capacity = section.queue_capacity;
     pkcs11.token_dir.clone_from(&section.token_dir);
     let begun = clock.monotonic();
@@ -61,11 +65,7 @@ fn pin_source(place: &PinPlace) -> Result<PinSource, StartError> {
                     "${CREDENTIALS_VARIABLE} is not set; it comes from systemd"
                 ))
             })?;
-            if name == kms_hsm::pin::CREDENTIAL_NAME {
-                PinSource::Credential(directory)
-            } else {
-                PinSource::File(directory.join(name))
-            }
+            PinSource::Credential { directory, name: name.clone() }
         }
     })
 }

@@ -8,17 +8,20 @@ use std::time::{Duration, Instant};
 
 use kms_core::clock::{Clock, SystemClock};
 use kms_hsm::Hsm;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use kms_hsm::pkcs11::Pkcs11Hsm;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{interval, timeout};
+use tokio::time::interval;
 
 use super::error::StartError;
 use super::parts::{self, StartedHsm};
 use super::ready::ReadyFile;
 use super::refusals::FoldedRefusals;
 use super::roots;
+use super::signals::{Signals, Wish};
+use super::sockets::{address, bind, listen};
+use super::steps::{Until, on_a_thread};
 use crate::admin::{self, Gauges, Probes, Readiness};
 use crate::audit::{AuditSink, FileSink};
 use crate::config::{Config, check};
@@ -28,14 +31,15 @@ use crate::store::sqlite::SqliteStore;
 use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::grpc::{Gateway, GatewayParts, GrpcService};
 use crate::transport::health::HealthService;
-use crate::transport::limits::LISTEN_BACKLOG;
 use crate::transport::shutdown::{Shutdown, ShutdownTrigger};
 use crate::transport::{Protocols, Security, ServeOptions, TlsStore, serve};
 
 /// Stack of a thread that serves requests: handlers are shallow, buffers are on the heap.
 const WORKER_STACK_BYTES: usize = 2 * 1024 * 1024;
-/// How long the parts may take to close after the drain.
+/// How long the parts may take to close after the drain, all together.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the HSM may take to close, or to log in first, when the process is to end at once.
+const HSM_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often intents, orphans and due deactivations are looked after.
 const RECONCILE_INTERVAL: Duration = Duration::from_mins(1);
 /// How often folded refusals are written.
@@ -63,16 +67,6 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
     if !problems.is_empty() {
         return Err(StartError::Config(problems));
     }
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    // Login, database and log do not need each other: the slowest decides how long it takes.
-    let (hsm, store, audit) = std::thread::scope(|scope| {
-        let hsm = scope.spawn(|| parts::start_hsm(config, &clock));
-        let store = parts::open_store(config);
-        let audit = parts::open_audit(config);
-        (hsm.join(), store, audit)
-    });
-    let hsm = hsm.map_err(|_| StartError::Bug("the start of the hsm panicked"))??;
-    let core = Core { hsm, store: store?, audit: audit?, clock };
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.limits.worker_threads > 0 {
         builder.worker_threads(config.limits.worker_threads);
@@ -84,7 +78,43 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
         .enable_all()
         .build()
         .map_err(StartError::system("start the threads"))?;
-    runtime.block_on(core.live(config, mode, started))
+    let ended = runtime.block_on(async {
+        // First of all: a signal must not kill a process that is logging in to its token.
+        let mut signals = Signals::install()?;
+        let opening = Core::open(config);
+        tokio::pin!(opening);
+        let core = tokio::select! {
+            core = &mut opening => core?,
+            // Certificates are read after this, so there is nothing to read again.
+            () = signals.stop() => {
+                let patience = Until::after(SystemClock.monotonic(), HSM_CLOSE_TIMEOUT);
+                if let Some(Ok(core)) = patience.ends(opening).await {
+                    close_hsm(core.hsm.hsm).await;
+                }
+                return Ok(());
+            }
+        };
+        let hsm = Arc::clone(&core.hsm.hsm);
+        let ended = core.live(config, mode, started, signals).await;
+        close_hsm(hsm).await;
+        ended
+    });
+    // What still runs was given its time, or belongs to a start that was cut short.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Closes the HSM however the server ends; when it is closed already, nothing happens. A process that exits while threads
+/// are inside the module crashes in it.
+async fn close_hsm(hsm: Arc<Pkcs11Hsm>) {
+    let patience = Until::after(SystemClock.monotonic(), HSM_CLOSE_TIMEOUT);
+    let closed = match on_a_thread("hsm-close", move || hsm.close()) {
+        Ok(closing) => patience.ends(closing).await.is_some(),
+        Err(_) => false,
+    };
+    if !closed {
+        tracing::warn!("the hsm did not close in time");
+    }
 }
 
 /// The parts that are open before anything is served.
@@ -97,6 +127,7 @@ struct Core {
 
 /// What runs, and how to stop it.
 struct Running {
+    rounds: watch::Receiver<Option<bool>>,
     reconciler: JoinHandle<()>,
     kms: Kms,
     readiness: Arc<Readiness>,
@@ -108,38 +139,90 @@ struct Running {
 }
 
 impl Core {
-    async fn live(self, config: &Config, mode: &Mode, started: Instant) -> Result<(), StartError> {
-        let mut signals = Signals::install()?;
+    /// Opens the parts. Login, database and log do not need each other: the slowest decides how long it takes.
+    async fn open(config: &Config) -> Result<Self, StartError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        // The log needs neither of the others: the slower decides how long it takes.
+        let audit = {
+            let config = config.clone();
+            on_a_thread("audit-open", move || parts::open_audit(&config))?
+        };
+        let panicked = |_| StartError::Bug("the start of a part panicked");
+        let store = {
+            let config = config.clone();
+            on_a_thread("store-open", move || parts::open_store(&config))?
+        };
+        let store = store.await.map_err(panicked)??;
+        // The PIN goes to no other token than the pinned one, so the pins come first.
+        let pins = store.root_pins().await?;
+        let serials = pins.into_iter().map(|(pin, _)| pin.token_serial).collect();
+        let hsm = {
+            let (config, clock) = (config.clone(), Arc::clone(&clock));
+            on_a_thread("hsm-start", move || parts::start_hsm(&config, serials, &clock))?
+        };
+        let (hsm, audit) = tokio::join!(hsm, audit);
+        let hsm = hsm.map_err(panicked)??;
+        let audit = audit.map_err(panicked)??;
+        Ok(Self { hsm, store, audit, clock })
+    }
+
+    async fn live(
+        self,
+        config: &Config,
+        mode: &Mode,
+        started: Instant,
+        mut signals: Signals,
+    ) -> Result<(), StartError> {
         let public_tls = Arc::new(TlsStore::load(config.tls.files(), Protocols::Http2)?);
         let admin_tls = if config.admin.tls {
             Some(Arc::new(TlsStore::load(config.tls.files(), Protocols::Http1AndHttp2)?))
         } else {
             None
         };
-        let public_listener = listen(config.listen.address)?;
-        let admin_listener = listen(config.admin.address)?;
-        let addresses = (address(&public_listener)?, address(&admin_listener)?);
+        // Bound early, so that a wrong address is told at once; it listens when there is somebody to answer.
+        let public_socket = bind(config.listen.address)?;
+        let admin_listener = listen(bind(config.admin.address)?)?;
+        let addresses =
+            (address(public_socket.local_addr())?, address(admin_listener.local_addr())?);
         // Said before the token is there: this is where to ask why nothing is served yet.
         tracing::info!(admin = %addresses.1, "the admin listener is open");
         let mut reloads = vec![Arc::clone(&public_tls)];
         reloads.extend(admin_tls.clone());
 
-        let running = tokio::select! {
-            running = self.start(config, mode, public_listener, admin_listener, public_tls, admin_tls) => running?,
-            () = signals.stop() => return Ok(()),
+        let starting =
+            self.start(config, mode, public_socket, admin_listener, public_tls, admin_tls);
+        tokio::pin!(starting);
+        let mut running = loop {
+            tokio::select! {
+                running = &mut starting => break running?,
+                wish = signals.next() => match wish {
+                    Wish::Stop => return Ok(()),
+                    Wish::Reload => reload(&reloads),
+                },
+            }
         };
-        if running.readiness.report().ready {
-            self.tell_ready(mode, addresses, started)?;
-        }
-        tracing::info!(listen = %addresses.0, admin = %addresses.1, "serving");
-
+        let (mut said, mut told) = (false, false);
         loop {
-            match signals.next().await {
-                Wish::Stop => break,
-                Wish::Reload => reload(&reloads),
+            tokio::select! {
+                wish = signals.next() => match wish {
+                    Wish::Stop => break,
+                    Wish::Reload => reload(&reloads),
+                },
+                Ok(()) = running.rounds.changed(), if !told => {
+                    told = *running.rounds.borrow_and_update() == Some(true);
+                    if told {
+                        self.tell_ready(mode, addresses, started)?;
+                    }
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::info!(listen = %addresses.0, admin = %addresses.1, "serving");
+                    }
+                }
             }
         }
-        self.stop(config, running).await;
+        tokio::select! {
+            () = self.stop(config, running) => {}
+            () = signals.stop() => tracing::warn!("told to stop again: ending at once"),
+        }
         Ok(())
     }
 
@@ -162,7 +245,7 @@ impl Core {
         &self,
         config: &Config,
         mode: &Mode,
-        public_listener: TcpListener,
+        public_socket: TcpSocket,
         admin_listener: TcpListener,
         public_tls: Arc<TlsStore>,
         admin_tls: Option<Arc<TlsStore>>,
@@ -206,6 +289,23 @@ impl Core {
             admin_shutdown.clone(),
         ));
 
+        // Asked from now on: why the server waits is told by the parts, not guessed.
+        let (public_trigger, public_shutdown) = Shutdown::channel();
+        let probes = Probes {
+            hsm: Arc::clone(&hsm),
+            store: Arc::clone(&self.store) as _,
+            audit: Arc::clone(&self.audit) as _,
+            clock: Arc::clone(&clock),
+        };
+        let (told, rounds) = watch::channel(None);
+        tokio::spawn(admin::watch(
+            Arc::clone(&readiness),
+            probes,
+            health.clone(),
+            told,
+            public_shutdown.clone(),
+        ));
+
         let pins = roots::pinned(&*hsm, &*self.store, &*clock, mode.create_roots).await?;
         let mut waiting = admin_shutdown.clone();
         roots::open(&*hsm, &*clock, &pins, &mut waiting).await?;
@@ -234,36 +334,21 @@ impl Core {
             metrics,
             refusals: Arc::clone(&refusals) as _,
         });
-        let (public_trigger, public_shutdown) = Shutdown::channel();
         let public = tokio::spawn(serve(
-            public_listener,
+            listen(public_socket)?,
             Security::Tls(public_tls),
-            GrpcService::new(&gateway, health.clone()),
+            GrpcService::new(&gateway, health),
             public_options,
             public_shutdown.clone(),
         ));
-        let probes = Probes {
-            hsm,
-            store: Arc::clone(&self.store) as _,
-            audit: Arc::clone(&self.audit) as _,
-            clock,
-        };
-        let (first_done, first) = oneshot::channel();
-        tokio::spawn(admin::watch(
-            Arc::clone(&readiness),
-            probes,
-            health,
-            first_done,
-            public_shutdown.clone(),
-        ));
-        tokio::spawn(write_refusals(Arc::clone(&refusals), public_shutdown.clone()));
+        readiness.serve();
+        tokio::spawn(write_refusals(Arc::clone(&refusals), kms.clone(), public_shutdown.clone()));
         let reconciling = kms.clone();
         let stop = public_shutdown.into_receiver();
         let reconciler =
             tokio::spawn(async move { reconciling.run(RECONCILE_INTERVAL, stop).await });
-        // An error means that the watch ended, which only the signal to stop makes it do.
-        let _ = first.await;
         Ok(Running {
+            rounds,
             reconciler,
             kms,
             readiness,
@@ -275,9 +360,13 @@ impl Core {
         })
     }
 
-    /// Stops in the order in which things depend on each other.
-    async fn stop(self, config: &Config, running: Running) {
+    /// Stops in the order in which things depend on each other. All steps share one deadline.
+    async fn stop(&self, config: &Config, running: Running) {
         tracing::info!("stopping: draining");
+        let drain = config.limits.drain();
+        let now = self.clock.monotonic();
+        let drained = Until::after(now, drain);
+        let closed = Until::after(now, drain.saturating_add(CLOSE_TIMEOUT));
         running.readiness.drain();
         running.public_trigger.trigger();
         match running.public.await {
@@ -286,51 +375,45 @@ impl Core {
                 tracing::warn!("the drain was cut off at its deadline");
             }
         }
-        if timeout(config.limits.drain(), running.kms.mutations_done()).await.is_err() {
+        if drained.ends(running.kms.mutations_done()).await.is_none() {
             tracing::warn!("mutations were still running at the deadline of the drain");
         }
-        if timeout(CLOSE_TIMEOUT, running.reconciler).await.is_err() {
+        if closed.ends(running.reconciler).await.is_none() {
             tracing::warn!("the reconciler was still running at its deadline");
         }
-        match timeout(CLOSE_TIMEOUT, running.kms.drain()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "leases could not be returned"),
-            Err(_) => tracing::warn!("leases could not be returned in time"),
+        match closed.ends(running.kms.drain()).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(%error, "leases or refused calls could not be written");
+            }
+            None => tracing::warn!("leases or refused calls could not be written in time"),
         }
         running.refusals.finish();
         running.admin_trigger.trigger();
         // The listener's own drain is bounded; its outcome changes nothing any more.
-        let _ = running.admin.await;
-        if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
+        let _ = closed.ends(running.admin).await;
+        if closed.ends(self.store.close()).await.is_none() {
             tracing::warn!("the store did not close in time");
         }
-        // Both block, and nothing else runs on this runtime any more.
-        self.audit.close();
-        self.hsm.hsm.close();
-        tracing::info!("stopped");
+        let (audit, hsm) = (Arc::clone(&self.audit), Arc::clone(&self.hsm.hsm));
+        let closing = on_a_thread("close", move || {
+            audit.close();
+            hsm.close();
+        });
+        let ended = match closing {
+            Ok(closing) => closed.ends(closing).await.is_some(),
+            Err(_) => false,
+        };
+        if ended {
+            tracing::info!("stopped");
+        } else {
+            tracing::warn!("stopped; the audit log or the hsm did not close in time");
+        }
     }
 }
 
 /// How long scrapes in flight may take at the end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
-
-fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let failed = |cause| StartError::Listen { address, cause };
-    let socket = if address.is_ipv4() {
-        tokio::net::TcpSocket::new_v4()
-    } else {
-        tokio::net::TcpSocket::new_v6()
-    };
-    let socket = socket.map_err(failed)?;
-    // A restart must not wait for the sockets of the process before.
-    socket.set_reuseaddr(true).map_err(failed)?;
-    socket.bind(address).map_err(failed)?;
-    socket.listen(LISTEN_BACKLOG).map_err(failed)
-}
-
-fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(StartError::system("ask a socket for its address"))
-}
 
 fn reload(stores: &[Arc<TlsStore>]) {
     for store in stores {
@@ -341,49 +424,17 @@ fn reload(stores: &[Arc<TlsStore>]) {
     }
 }
 
-async fn write_refusals(refusals: Arc<FoldedRefusals>, mut shutdown: Shutdown) {
+async fn write_refusals(refusals: Arc<FoldedRefusals>, kms: Kms, mut shutdown: Shutdown) {
     let mut ticks = interval(REFUSAL_TICK);
     loop {
         tokio::select! {
             () = shutdown.triggered() => return,
-            _ = ticks.tick() => refusals.tick(),
+            _ = ticks.tick() => {
+                refusals.tick();
+                if let Err(error) = kms.write_refusals().await {
+                    tracing::warn!(%error, "refused calls are counted on");
+                }
+            }
         }
-    }
-}
-
-/// What a signal asks for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    Stop,
-    Reload,
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn install() -> Result<Self, StartError> {
-        let install = |kind| signal(kind).map_err(StartError::system("install a signal handler"));
-        Ok(Self {
-            terminate: install(SignalKind::terminate())?,
-            interrupt: install(SignalKind::interrupt())?,
-            hang_up: install(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Wish {
-        tokio::select! {
-            _ = self.terminate.recv() => Wish::Stop,
-            _ = self.interrupt.recv() => Wish::Stop,
-            _ = self.hang_up.recv() => Wish::Reload,
-        }
-    }
-
-    /// Waits for a wish to stop; others have nothing to act on yet.
-    async fn stop(&mut self) {
-        while self.next().await != Wish::Stop {}
     }
 }

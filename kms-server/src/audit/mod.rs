@@ -10,6 +10,7 @@ mod files;
 mod log;
 mod memory;
 mod past;
+pub mod refusals;
 mod scan;
 pub mod verify;
 
@@ -137,10 +138,12 @@ pub(crate) mod sample {
             resource: Some("tenants/t1/keys/k1".into()),
             key_uid: None,
             key_version: None,
+            from_version: None,
             context: None,
             decision: Decision::Allow { policies: vec!["static".into()] },
             policy_revision: "1".into(),
             result: "OK".into(),
+            reason: None,
             queue_us: 10,
             hsm_us: 20,
             manifest: None,

@@ -134,6 +134,7 @@ fn check_limits(limits: &Limits, problems: &mut Problems) {
     }
     let counts = [
         ("limits.max_connections", limits.max_connections),
+        ("limits.max_connections_per_source", limits.max_connections_per_source),
         ("limits.max_handshakes", limits.max_handshakes),
         ("limits.max_loaded_keys", limits.max_loaded_keys),
         ("limits.max_streams", limits.max_streams as usize),

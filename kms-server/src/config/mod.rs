@@ -133,8 +133,10 @@ pub struct HsmSection {
     pub token_label: Option<String>,
     /// Where the user PIN comes from.
     pub pin: PinPlace,
-    /// Worker threads with a session each; 0 takes what suits the token.
+    /// Worker threads with a session each; 0 takes two, or as many as the token has sessions for.
     pub workers: usize,
+    /// Whether each encryption is decrypted again before it is answered; data keys and rewraps always are.
+    pub verify_encrypt: bool,
     /// Jobs that may wait.
     pub queue_capacity: usize,
     /// Where a file-based token keeps its files: they are synced before a new token object is acknowledged.
@@ -149,6 +151,7 @@ impl Default for HsmSection {
             token_label: Some("holdfast".to_owned()),
             pin: PinPlace::default(),
             workers: 0,
+            verify_encrypt: false,
             queue_capacity: 2048,
             token_dir: None,
         }
@@ -217,9 +220,11 @@ pub struct Limits {
     pub worker_threads: usize,
     /// Connections at a time.
     pub max_connections: usize,
+    /// Connections at a time from one address.
+    pub max_connections_per_source: usize,
     /// Handshakes at a time.
     pub max_handshakes: usize,
-    /// How long a handshake may take.
+    /// How long a handshake may take, and then the first request.
     pub handshake_timeout_ms: u64,
     /// Requests at a time on one connection.
     pub max_streams: u32,
@@ -248,6 +253,7 @@ impl Default for Limits {
         Self {
             worker_threads: 0,
             max_connections: connection.max_connections,
+            max_connections_per_source: connection.max_connections_per_source,
             max_handshakes: connection.max_handshakes,
             handshake_timeout_ms: ms(connection.handshake_timeout),
             max_streams: connection.max_streams,
@@ -268,6 +274,7 @@ impl Limits {
     pub const fn connection(&self) -> ConnectionLimits {
         ConnectionLimits {
             max_connections: self.max_connections,
+            max_connections_per_source: self.max_connections_per_source,
             max_handshakes: self.max_handshakes,
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms),
             max_streams: self.max_streams,
@@ -323,6 +330,8 @@ pub enum LogLevel {
     Info,
     /// Each request and handshake.
     Debug,
+    /// What libraries tell of themselves, too.
+    Trace,
 }
 
 #[cfg(test)]

@@ -310,7 +310,10 @@ impl Ledger {
             self.counters.integrity_failures.increment();
             KeyringError::Integrity { detail }
         };
-        let sealed = self.store.counter(uid, version).await?;
+        let sealed = match self.store.counter(uid, version).await {
+            Err(StoreError::Damaged { detail }) => return Err(integrity(detail)),
+            other => other?,
+        };
         let Some(Sealed { row, mac, generation }) = sealed else {
             return Err(integrity(format!("the counter of key {uid} version {version} is gone")));
         };

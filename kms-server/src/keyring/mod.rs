@@ -89,10 +89,12 @@ impl Shared {
         self.clock.monotonic() + self.config.load_timeout
     }
 
-    /// A stored value outside its type was edited or is damaged: the same alert as for a wrong MAC.
+    /// A stored value outside its type was edited or is damaged, and rows do not vanish: the same alert as for a wrong
+    /// MAC.
     fn damaged<T>(&self, read: Result<T, StoreError>) -> Result<T, KeyringError> {
         read.map_err(|error| match error {
             StoreError::Damaged { detail } => self.integrity(detail),
+            StoreError::NotFound => self.integrity("a row has vanished".into()),
             other => KeyringError::Store(other),
         })
     }

@@ -9,7 +9,7 @@ use kms_core::name::TenantName;
 
 use super::load::Check;
 use super::{Keyring, KeyringError};
-use crate::store::{Intent, RequestRecord};
+use crate::store::{Intent, RequestRecord, StoreError};
 
 /// A row that can be sealed.
 pub trait MacInput {
@@ -147,6 +147,14 @@ impl Keyring {
         let versions = versions.iter().map(Check::version);
         let counters = counters.iter().map(Check::counter);
         self.shared.verify(keys.chain(versions).chain(counters).collect()).await
+    }
+
+    /// Takes an answer of the store; one that shows an edited or damaged database raises the integrity alert.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`] then, else the store's own.
+    pub fn stored<T>(&self, answer: Result<T, StoreError>) -> Result<T, KeyringError> {
+        self.shared.damaged(answer)
     }
 
     /// Raises the integrity alert and makes its error.

@@ -98,23 +98,36 @@ impl Change<'_> {
         })
     }
 
-    /// Finds out what became of a transaction: an error may hide that it was committed.
+    /// Finds out what became of a transaction: an error may hide that it was committed, now or after the next start.
+    ///
+    /// Invariant: "not committed" is said only after a later write succeeded, as a commit whose end the database could not
+    /// write may still come back from its journal
+    /// (`a_commit_in_doubt_is_not_undone_before_the_store_writes_again`).
     pub(super) async fn settle(&self, committed: Result<(), StoreError>) -> Result<(), Failure> {
         let error = match committed {
             Ok(()) => return Ok(()),
             Err(error @ (StoreError::Unavailable { .. } | StoreError::Unwritable { .. })) => error,
-            Err(error) => return Err(Failure::Undo(error.into())),
+            Err(error) => {
+                let told = self.inner.keyring.stored::<()>(Err(error)).map_err(ServiceError::from);
+                return told.map_err(Failure::Undo);
+            }
         };
-        let Ok(intents) = self.inner.store.intents().await else {
-            return Err(Failure::Unknown(error.into()));
+        let unknown = |error: StoreError| {
+            let detail = error.to_string();
+            Err(Failure::Unknown(ServiceError::OutcomeUnknown { detail }))
         };
+        let store = &self.inner.store;
+        if store.probe(self.inner.clock.now()).await.is_err() {
+            return unknown(error);
+        }
+        let Ok(intents) = store.intents().await else { return unknown(error) };
         let Some(found) = intents.rows.iter().find(|found| found.row.id == self.intent.id) else {
             // Only another process could have closed it, and it alone knows why.
-            return Err(Failure::Unknown(error.into()));
+            return unknown(error);
         };
         let what = format!("intent {}", self.intent.id);
         if self.inner.keyring.verify_row(found, what).await.is_err() {
-            return Err(Failure::Unknown(error.into()));
+            return unknown(error);
         }
         match found.row.applied {
             Some(_) => Ok(()),

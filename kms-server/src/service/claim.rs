@@ -88,7 +88,8 @@ impl Inner {
         claim: &Claim,
     ) -> Result<Option<T>, ServiceError> {
         let (principal, request_id) = (String::from(&*claim.key.0), claim.key.1);
-        let Some(sealed) = self.store.request(principal, request_id).await? else {
+        let sealed = self.store.request(principal, request_id).await;
+        let Some(sealed) = self.keyring.stored(sealed)? else {
             return Ok(None);
         };
         let what = format!("remembered result of request {request_id}");

@@ -67,7 +67,8 @@ impl Mutation for CreateKey {
     ) -> Result<(Subject, ()), ServiceError> {
         // Seen early, so that no key is generated in vain; the store decides in the end.
         let by_name = KeyRef::Name(self.name.clone());
-        if inner.store.key(by_name, VersionChoice::Primary).await?.is_some() {
+        let known = inner.store.key(by_name, VersionChoice::Primary).await;
+        if inner.keyring.stored(known)?.is_some() {
             return Err(ServiceError::ResourceExists { name: self.name.clone() });
         }
         let subject = Subject {
@@ -125,7 +126,7 @@ impl Change<'_> {
     ///
     /// The provider has self-tested the key, so PRE_ACTIVATION ends in the transaction that writes the row.
     pub(super) async fn generate(
-        &self,
+        &mut self,
         reason: &str,
     ) -> Result<(VersionRow, CounterRow), ServiceError> {
         let (intent, inner) = (self.intent, self.inner);
@@ -136,7 +137,9 @@ impl Change<'_> {
             protection: intent.protection,
             resident_id: intent.resident_id,
         };
+        let start = inner.clock.monotonic();
         let generated = inner.hsm.generate_key(spec, self.request.deadline).await;
+        self.trail.timing = inner.timing_since(start);
         let GeneratedKey { wrapped, check, key: _ } =
             generated.map_err(|error| inner.device(error))?;
         let material = match (intent.protection, wrapped) {

@@ -68,8 +68,12 @@ impl Inner {
         match case.plan(self, request, trail).await? {
             Step::Done(plan) => C::finish(plan, None),
             Step::Hsm(plan, operation) => {
+                let start = self.clock.monotonic();
                 let finished = self.hsm.crypt(operation, request.deadline).await;
-                let Finished { output, timing } = finished.map_err(|error| self.device(error))?;
+                let Finished { output, timing } = finished.map_err(|error| {
+                    trail.timing = self.timing_since(start);
+                    self.device(error)
+                })?;
                 trail.timing = timing;
                 C::finish(plan, Some(output))
             }
@@ -103,12 +107,16 @@ impl Inner {
             });
             planned.push((trail, step));
         }
+        let start = self.clock.monotonic();
         let mut answers = self.crypt_all(request, operations).await.into_iter();
+        let whole = self.timing_since(start);
         let results = planned.into_iter().map(|(mut trail, step)| {
             let result = step.and_then(|step| match step {
                 Planned::Done(plan) => C::finish(plan, None),
                 Planned::AtHsm(plan) => {
                     let too_few = Err(ServiceError::Bug { reason: "the hsm gave too few answers" });
+                    // Of one that failed nothing else is known.
+                    trail.timing = whole;
                     let Finished { output, timing } = answers.next().unwrap_or(too_few)?;
                     trail.timing = timing;
                     C::finish(plan, Some(output))

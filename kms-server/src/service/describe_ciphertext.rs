@@ -51,7 +51,8 @@ impl Inner {
             current: false,
         };
         let choice = VersionChoice::Number(header.version);
-        let Some(stored) = self.store.key(KeyRef::Uid(header.key_uid), choice).await? else {
+        let stored = self.store.key(KeyRef::Uid(header.key_uid), choice).await;
+        let Some(stored) = self.keyring.stored(stored)? else {
             return Ok(description);
         };
         let tenant = stored.key.row.name.tenant();

@@ -78,8 +78,8 @@ impl Inner {
         name: &KeyName,
         choice: VersionChoice,
     ) -> Result<Fresh, ServiceError> {
-        let stored = self.store.key(KeyRef::Name(name.clone()), choice).await?;
-        let Some(stored) = stored else {
+        let stored = self.store.key(KeyRef::Name(name.clone()), choice).await;
+        let Some(stored) = self.keyring.stored(stored)? else {
             return Err(ServiceError::KeyNotFound { name: name.clone() });
         };
         let key = stored.key;
@@ -115,8 +115,8 @@ impl Inner {
     ) -> Result<Vec<VersionDescription>, ServiceError> {
         let mut counters = Vec::with_capacity(versions.len());
         for version in versions {
-            let counter = self.store.counter(key.uid, version.row.version).await?;
-            counters.push(counter.ok_or_else(|| {
+            let counter = self.store.counter(key.uid, version.row.version).await;
+            counters.push(self.keyring.stored(counter)?.ok_or_else(|| {
                 let detail =
                     format!("key {} version {} has no counter", key.uid, version.row.version);
                 ServiceError::from(self.keyring.integrity(detail))

@@ -36,6 +36,10 @@ pub enum ServiceError {
     EnvelopeUnsupported {
         /// Which; safe to show.
         detail: String,
+        /// What is not known: `format` or `suite`.
+        part: &'static str,
+        /// Its number in the envelope.
+        number: u8,
     },
     /// Policy denies; or the thing is not there, and the caller may not know.
     #[error("access denied")]
@@ -129,6 +133,13 @@ pub enum ServiceError {
         /// For the operator.
         detail: String,
     },
+    /// The change may have happened: its commit is in doubt, or its outcome is not in the log yet. A repeat with the same
+    /// request id finds out, and does it when it was not done.
+    #[error("the outcome is unknown: {detail}")]
+    OutcomeUnknown {
+        /// For the operator.
+        detail: String,
+    },
     /// A row or a key is not the one recorded. Pages operators.
     #[error("key integrity: {detail}")]
     KeyIntegrity {
@@ -170,6 +181,7 @@ impl ServiceError {
             Self::MechanismUnsupported { .. } => "MECHANISM_UNSUPPORTED",
             Self::StoreUnavailable { .. } => "STORE_UNAVAILABLE",
             Self::AuditUnavailable { .. } => "AUDIT_UNAVAILABLE",
+            Self::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
             Self::KeyIntegrity { .. } => "KEY_INTEGRITY",
             Self::Bug { .. } => "INTERNAL",
         }
@@ -199,9 +211,21 @@ impl ServiceError {
             | Self::QueueDeadline
             | Self::HsmDeadline
             | Self::MechanismUnsupported { .. } => Fault::Device,
-            Self::StoreUnavailable { .. } | Self::KeyIntegrity { .. } => Fault::Store,
+            Self::StoreUnavailable { .. }
+            | Self::OutcomeUnknown { .. }
+            | Self::KeyIntegrity { .. } => Fault::Store,
             Self::AuditUnavailable { .. } => Fault::Audit,
             Self::Bug { .. } => Fault::Bug,
+        }
+    }
+
+    /// Returns whether the call was turned away without any effect, for a reason that callers can bring about at will.
+    /// Floods of such calls are folded in the audit log.
+    pub const fn is_refusal(&self) -> bool {
+        match self.fault() {
+            Fault::Caller | Fault::Policy => true,
+            Fault::Device => matches!(self, Self::HsmSaturated { .. } | Self::QueueDeadline),
+            Fault::Store | Fault::Audit | Fault::Bug => false,
         }
     }
 
@@ -215,7 +239,8 @@ impl ServiceError {
             | Self::QueueDeadline
             | Self::HsmDeadline
             | Self::StoreUnavailable { .. }
-            | Self::AuditUnavailable { .. } => Some(RETRY_AFTER),
+            | Self::AuditUnavailable { .. }
+            | Self::OutcomeUnknown { .. } => Some(RETRY_AFTER),
             Self::FieldViolation { .. }
             | Self::PageTokenExpired
             | Self::CiphertextInvalid
@@ -245,6 +270,9 @@ impl ServiceError {
             }
             Self::StoreUnavailable { .. } => "the store is unavailable".into(),
             Self::AuditUnavailable { .. } => "the audit log is unavailable".into(),
+            Self::OutcomeUnknown { .. } => {
+                "the change may have happened; repeat it with the same request_id".into()
+            }
             Self::KeyIntegrity { .. } => "the key failed its integrity check".into(),
             Self::Bug { .. } => "internal error".into(),
             Self::FieldViolation { .. }

@@ -40,7 +40,9 @@ impl Inner {
             let text = format!("must be 1 to {MAX_RANDOM_BYTES}");
             return Err(ServiceError::field("length_bytes", text));
         }
+        let start = self.clock.monotonic();
         let drawn = self.hsm.random(length_bytes, request.deadline).await;
+        trail.timing = self.timing_since(start);
         drawn.map_err(|error| self.device(error))
     }
 }

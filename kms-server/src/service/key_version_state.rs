@@ -9,7 +9,7 @@ use kms_core::name::VersionName;
 use kms_core::state::VersionState;
 
 use super::change::{Change, Failure, RowChanges};
-use super::describe_key::{Fresh, describe_version};
+use super::describe_key::Fresh;
 use super::fields;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
@@ -113,6 +113,10 @@ impl Mutation for Transition {
         self.request_id
     }
 
+    fn reason(&self) -> Option<&str> {
+        Some(&self.reason)
+    }
+
     fn permit(
         &self,
         inner: &Inner,
@@ -176,9 +180,13 @@ impl Mutation for Transition {
             ..old.row.clone()
         };
         let row = change.seal_under(old.generation, row).await?;
-        let counter = change.inner.store.counter(old.row.key_uid, old.row.version).await;
-        let leased = counter.map_err(ServiceError::from)?.map_or(0, |counter| counter.row.leased);
-        let description = describe_version(&key.row, &row, leased, now);
+        // Before the change is made, and with its counter verified.
+        let described =
+            change.inner.describe_versions(&key.row, std::slice::from_ref(&row)).await?;
+        let description = described
+            .into_iter()
+            .next()
+            .ok_or(ServiceError::Bug { reason: "a version was not described" })?;
         let rows = RowChanges { added: &[row.mac], removed: &[old.mac] };
         let closing = change.closing(key.row.name.tenant(), rows, &description).await?;
         let committed = change.inner.store.update_version(old.row.revision, row, closing).await;

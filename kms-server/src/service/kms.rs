@@ -5,19 +5,21 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kms_core::clock::Clock;
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES};
 use kms_core::id::{IntentId, RequestId};
 use kms_core::name::{KeyName, TenantName};
-use kms_hsm::{Hsm, HsmError};
+use kms_hsm::{Hsm, HsmError, Timing};
 use tokio::sync::Semaphore;
 
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::audit::SharedAuditSink;
+use crate::audit::aggregate::Bounds;
+use crate::audit::refusals::Refusals;
 use crate::authn::{AuthnMethod, Principal};
 use crate::authz::{Action, ActionKind, AuthzRequest, Decision, Permit, Policy, Target, authorize};
 use crate::keyring::{CachedKey, Counters, Keyring, KeyringConfig};
@@ -78,6 +80,7 @@ pub(super) struct Inner {
     pub(super) hsm: Arc<dyn Hsm>,
     pub(super) store: Arc<dyn Store>,
     pub(super) audit: SharedAuditSink,
+    pub(super) refusals: Refusals,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) randomness: Arc<dyn Randomness>,
@@ -86,8 +89,8 @@ pub(super) struct Inner {
     pub(super) requests: Mutex<HashSet<(Arc<str>, RequestId)>>,
     /// Intents of this process, which the reconciler leaves alone.
     pub(super) intents: Mutex<HashSet<IntentId>>,
-    /// Orphans that were reported already, and how many there are now.
-    pub(super) orphans: Mutex<HashSet<kms_core::key::CkaId>>,
+    /// Orphans that were reported already, as audit records name them, and how many there are now.
+    pub(super) orphans: Mutex<HashSet<String>>,
     /// Abandoned intents that the last run of the reconciler could not close.
     pub(super) stuck_intents: AtomicUsize,
     /// What the last run of the reconciler could not do.
@@ -107,7 +110,9 @@ impl Kms {
         let Parts { hsm, store, audit, clock, policy, randomness, keyring } = parts;
         let keyring =
             Keyring::new(Arc::clone(&hsm), Arc::clone(&store), Arc::clone(&clock), keyring);
+        let refusals = Refusals::new(Arc::clone(&audit), Arc::clone(&clock), Bounds::AUTHENTICATED);
         let inner = Inner {
+            refusals,
             hsm,
             store,
             audit,
@@ -144,12 +149,23 @@ impl Kms {
         self.inner.keyring.loaded()
     }
 
-    /// Drops all keys and returns the unused rests of leases. Call it when no request runs any more.
+    /// Writes the records of folded refusals whose window has ended.
     ///
     /// # Errors
-    /// When a rest could not be returned; it counts as used then, and nothing else is lost.
+    /// When the log cannot be written; they are counted on then.
+    pub async fn write_refusals(&self) -> Result<(), ServiceError> {
+        Ok(self.inner.refusals.tick().await?)
+    }
+
+    /// Drops all keys, returns the unused rests of leases, and writes what is left of folded refusals. Call it when no
+    /// request runs any more.
+    ///
+    /// # Errors
+    /// When a rest could not be returned, which counts as used then and is all that is lost; or the log not written.
     pub async fn drain(&self) -> Result<(), ServiceError> {
-        Ok(self.inner.keyring.drain().await?)
+        let returned = self.inner.keyring.drain().await;
+        self.inner.refusals.finish().await?;
+        Ok(returned?)
     }
 }
 
@@ -168,6 +184,9 @@ impl Inner {
             }
             Err(denied) => {
                 trail.deny(&denied.policies, &denied.revision);
+                if let (None, Some(context)) = (&trail.context, target.context) {
+                    trail.name_context(context);
+                }
                 Err(ServiceError::AccessDenied)
             }
         }
@@ -223,6 +242,12 @@ impl Inner {
         }
     }
 
+    /// Returns the time since `start` as time in the HSM, where the HSM does not say.
+    pub(super) fn timing_since(&self, start: Instant) -> Timing {
+        let in_hsm = self.clock.monotonic().saturating_duration_since(start);
+        Timing { queued: Duration::ZERO, in_hsm }
+    }
+
     pub(super) fn draw(&self) -> Result<[u8; 16], ServiceError> {
         self.randomness.draw().ok_or(ServiceError::Bug { reason: "no randomness for ids" })
     }
@@ -247,11 +272,13 @@ pub(super) fn decode(ciphertext: &[u8]) -> Result<Envelope<'_>, ServiceError> {
         let text = format!("must be 1 to {MAX_ENVELOPE_BYTES} bytes");
         return Err(ServiceError::field("ciphertext", text));
     }
-    Envelope::decode(ciphertext).map_err(|error| match error {
-        InvalidEnvelope::Malformed => ServiceError::CiphertextInvalid,
-        InvalidEnvelope::UnsupportedFormat(_) | InvalidEnvelope::UnsupportedSuite(_) => {
-            ServiceError::EnvelopeUnsupported { detail: error.to_string() }
-        }
+    Envelope::decode(ciphertext).map_err(|error| {
+        let (part, number) = match error {
+            InvalidEnvelope::Malformed => return ServiceError::CiphertextInvalid,
+            InvalidEnvelope::UnsupportedFormat(number) => ("format", number),
+            InvalidEnvelope::UnsupportedSuite(number) => ("suite", number),
+        };
+        ServiceError::EnvelopeUnsupported { detail: error.to_string(), part, number }
     })
 }
 

@@ -7,6 +7,7 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
 use kms_core::domain;
 use kms_core::id::{KeyUid, KeyVersion};
+use kms_core::key::{KeyRow, Sealed, VersionRow};
 use kms_core::secret::equal_in_constant_time;
 use std::time::Duration;
 
@@ -22,6 +23,12 @@ use crate::store::{KeyRef, ListPosition, VersionChoice};
 
 /// How long a page token lives (peers.md 4.11).
 pub const PAGE_TOKEN_LIFE: Duration = Duration::from_hours(1);
+/// What the keys of a page may take: a message is at most 4 MiB, and some room is left for what is added to it one day.
+const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
+/// The most that a key takes on the wire beside its texts and labels: names, numbers, times, tags and lengths.
+const KEY_BYTES: usize = 384;
+/// What a label takes beside its texts.
+const LABEL_BYTES: usize = 8;
 /// Makes tokens recognisable to secret scanners.
 const TOKEN_PREFIX: &str = "hft_";
 /// Issue time, two numbers or a uid of position, MAC.
@@ -78,13 +85,15 @@ impl Inner {
             let (time, uid) = split(&position);
             ListPosition { create_time: Timestamp::from_unix_ms(time), uid }
         });
-        let mut keys = self.store.list_keys(list.tenant.clone(), after, size + 1).await?;
-        let more = keys.len() > size as usize;
-        keys.truncate(size as usize);
+        let keys = self.store.list_keys(list.tenant.clone(), after, size + 1).await;
+        let mut keys = self.keyring.stored(keys)?;
+        let most = fitting(&keys).min(size as usize);
+        let more = keys.len() > most;
+        keys.truncate(most);
         let mut primaries = Vec::with_capacity(keys.len());
         for key in &keys {
-            let stored = self.store.key(KeyRef::Uid(key.row.uid), VersionChoice::Primary).await?;
-            let version = stored.and_then(|stored| stored.version);
+            let stored = self.store.key(KeyRef::Uid(key.row.uid), VersionChoice::Primary).await;
+            let version = self.keyring.stored(stored)?.and_then(|stored| stored.version);
             primaries.push(version.ok_or_else(|| {
                 let detail = format!("the primary of key {} has vanished", key.row.uid);
                 ServiceError::from(self.keyring.integrity(detail))
@@ -105,8 +114,8 @@ impl Inner {
 
     fn page(
         &self,
-        keys: &[kms_core::key::Sealed<kms_core::key::KeyRow>],
-        primaries: &[kms_core::key::Sealed<kms_core::key::VersionRow>],
+        keys: &[Sealed<KeyRow>],
+        primaries: &[Sealed<VersionRow>],
         next_page_token: String,
     ) -> Page<KeyDescription> {
         let now = self.clock.now();
@@ -129,7 +138,8 @@ impl Inner {
             .and_then(|position| u32::try_from(split(&position).0).ok().and_then(KeyVersion::new));
         let key = self.fresh(&list.key, VersionChoice::Primary).await?.key.row;
         trail.key_uid = Some(key.uid);
-        let mut versions = self.store.list_versions(key.uid, after, size + 1).await?;
+        let versions = self.store.list_versions(key.uid, after, size + 1).await;
+        let mut versions = self.keyring.stored(versions)?;
         let more = versions.len() > size as usize;
         versions.truncate(size as usize);
         self.keyring.verify_rows(&[], &versions, &[]).await?;
@@ -201,6 +211,18 @@ impl Inner {
         let generation = self.keyring.config().generation;
         Ok(self.keyring.mac(input, generation, request.deadline).await?.0)
     }
+}
+
+/// Returns how many keys a page has room for, by [`MAX_PAGE_BYTES`]; always one.
+fn fitting(keys: &[Sealed<KeyRow>]) -> usize {
+    let mut bytes = 0_usize;
+    let fits = |key: &&Sealed<KeyRow>| {
+        let row = &key.row;
+        let labels = row.labels.iter().map(|(name, value)| name.len() + value.len() + LABEL_BYTES);
+        bytes += KEY_BYTES + row.owner.len() + row.usage.len() + labels.sum::<usize>();
+        bytes <= MAX_PAGE_BYTES
+    };
+    keys.iter().take_while(fits).count().max(1)
 }
 
 fn page_size(asked: u32) -> Result<u32, ServiceError> {

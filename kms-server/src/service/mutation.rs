@@ -22,7 +22,7 @@ use tracing::Instrument as _;
 use super::change::{Change, Failure};
 use super::claim::Claimed;
 use super::describe_key::Fresh;
-use super::kms::{Inner, Kms, TenantLock};
+use super::kms::{INTERNAL_DEADLINE, Inner, Kms, TenantLock};
 use super::trail::{OK, PENDING, Trail};
 use super::{RequestContext, ServiceError};
 use crate::store::{Intent, IntentKind, VersionChoice};
@@ -44,6 +44,11 @@ pub(super) trait Mutation: Send + Sync + 'static {
 
     /// Returns the caller's id of the request; `None` when the server does it by itself.
     fn request_id(&self) -> Option<RequestId>;
+
+    /// Returns why, as the caller said; read only after [`Mutation::fields`] found it short enough.
+    fn reason(&self) -> Option<&str> {
+        None
+    }
 
     /// Asks policy.
     fn permit(
@@ -140,6 +145,7 @@ impl Inner {
     ) -> Result<M::Output, ServiceError> {
         mutation.permit(self, request, trail)?;
         let fields = mutation.fields()?;
+        trail.reason = mutation.reason().map(Into::into);
         let _admitted = self.admit(mutation.request_id().is_some()).await?;
         let claim = match mutation.request_id() {
             None => None,
@@ -149,6 +155,12 @@ impl Inner {
             },
         };
         let (subject, basis) = mutation.basis(self, trail).await?;
+        if self.clock.monotonic() >= request.deadline {
+            return Err(ServiceError::QueueDeadline);
+        }
+        // What has begun is brought to its end, even when the caller has stopped waiting.
+        let deadline = request.deadline.max(self.clock.monotonic() + INTERNAL_DEADLINE);
+        let request = &RequestContext { deadline, ..request.clone() };
         let (name, stale) = (subject.key_name.clone(), subject.stale.clone());
         let open = self.begin(request, subject, trail).await?;
         let intent = &open.intent;
@@ -243,8 +255,10 @@ impl Inner {
         let id = open.intent.id;
         match result {
             Ok(value) => {
-                // Without the outcome the intent stays, applied, and the reconciler writes it later.
-                self.record_phase(request, trail, Phase::Outcome, OK).await?;
+                // Without the outcome the intent stays, applied, and the reconciler writes it later. The effect is there,
+                // so the caller must not hear that nothing happened.
+                let told = self.record_phase(request, trail, Phase::Outcome, OK).await;
+                told.map_err(|error| ServiceError::OutcomeUnknown { detail: error.to_string() })?;
                 self.close_intent(id).await;
                 Ok(value)
             }
@@ -252,8 +266,10 @@ impl Inner {
             Err(Failure::Undo(error)) => {
                 trail.manifest = None;
                 if open.intent.protection == Protection::HsmResident {
+                    // Time of its own: what went wrong may be that the other was over.
+                    let deadline = self.clock.monotonic() + INTERNAL_DEADLINE;
                     let destroyed =
-                        self.hsm.destroy_resident(open.intent.resident_id, request.deadline).await;
+                        self.hsm.destroy_resident(open.intent.resident_id, deadline).await;
                     if let Err(cause) = destroyed {
                         tracing::warn!(%cause, intent = %id, "left to the reconciler");
                         return Err(error);

@@ -3,7 +3,7 @@
 //! It runs at start, before requests are taken, and then periodically. It must never touch an intent of a mutation that
 //! is being worked on. What may be destroyed in the HSM, `recover` decides.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use kms_core::audit::Phase;
 use kms_core::key::{CkaId, Sealed};
 use kms_core::name::VersionName;
+use kms_hsm::TokenKeys;
 use tokio::sync::watch;
 
 use super::ServiceError;
@@ -116,11 +117,11 @@ impl Inner {
         let mut done = Reconciled::default();
         let deadline = self.internal_request(OPERATION)?.deadline;
         // The order matters: an object listed here has its intent, or its row, in what is read after.
-        let residents = self.hsm.list_residents(deadline).await;
+        let token_keys = self.hsm.list_token_keys(deadline).await;
         let named = self.end_abandoned(grace, &mut done).await;
         let named = note("intents", named, &mut done);
-        if let (Some(residents), Some(named)) = (note("token", residents, &mut done), named) {
-            let orphans = self.report_orphans(&residents, named, &mut done).await;
+        if let (Some(token_keys), Some(named)) = (note("token", token_keys, &mut done), named) {
+            let orphans = self.report_orphans(&token_keys, named, &mut done).await;
             done.orphans = note("orphans", orphans, &mut done).unwrap_or_default();
         }
         let deactivated = self.deactivate_due(&mut done).await;
@@ -179,7 +180,8 @@ impl Inner {
     /// Returns those of the listed intents that nobody works on, as they are now.
     ///
     /// Invariant: read again after each was seen inactive, as its own task may have applied or closed it since the
-    /// listing (`an_intent_that_its_own_task_ends_meanwhile_is_left_alone`).
+    /// listing (`an_intent_that_its_own_task_ends_meanwhile_is_left_alone`); and read after the store could write, as a
+    /// commit in doubt may still come back before that (`no_intent_is_ended_while_the_store_cannot_write`).
     async fn abandoned(
         &self,
         listed: &[Sealed<Intent>],
@@ -193,6 +195,7 @@ impl Inner {
         if inactive.is_empty() {
             return Ok(Vec::new());
         }
+        self.store.probe(now).await?;
         let again = self.store.intents().await?.rows;
         Ok(again.into_iter().filter(|intent| inactive.contains(&intent.row.id)).collect())
     }
@@ -200,33 +203,30 @@ impl Inner {
     /// Reports objects that nobody knows, each once; destroys none: they may be another system's.
     async fn report_orphans(
         &self,
-        residents: &[CkaId],
+        token_keys: &TokenKeys,
         named: HashSet<CkaId>,
         done: &mut Reconciled,
     ) -> Result<usize, ServiceError> {
         let rows = self.store.resident_ids().await?;
         let mut known = named;
         known.extend(self.readable("versions", rows, done));
-        let mut found: HashSet<CkaId> =
-            residents.iter().copied().filter(|id| !known.contains(id)).collect();
+        let mut found = orphans(token_keys, &known);
         if !found.is_empty() {
             // A mutation that failed meanwhile took its object along with its intent.
             let deadline = self.internal_request(OPERATION)?.deadline;
-            let again = self.hsm.list_residents(deadline).await;
-            let again: HashSet<CkaId> =
-                again.map_err(|error| self.device(error))?.into_iter().collect();
-            found.retain(|id| again.contains(id));
+            let again = self.hsm.list_token_keys(deadline).await;
+            let again = orphans(&again.map_err(|error| self.device(error))?, &known);
+            found.retain(|object| again.contains(object));
         }
         let reported = self.orphans.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for id in found.difference(&reported) {
-            let cka_id = data_encoding::HEXLOWER.encode(&id.0);
+        for object in found.difference(&reported) {
             tracing::error!(
                 alert = "orphan_object",
-                cka_id,
+                object,
                 "the token has a key that no row names"
             );
             let mut trail = Trail::unknown();
-            trail.resource = Some(format!("cka-id:{cka_id}"));
+            trail.resource = Some(object.clone());
             let request = self.internal_request(OPERATION)?;
             self.record_phase(&request, &trail, Phase::Complete, ORPHAN_OBJECT).await?;
         }
@@ -269,4 +269,55 @@ fn note<T, E: std::fmt::Display>(
             done.failed += 1;
         })
         .ok()
+}
+
+/// Names the objects that nobody knows: `cka-id:HEX`, `no-cka-id:NUMBER` for one without, and `#NUMBER` after an id that
+/// stands more than once.
+fn orphans(token_keys: &TokenKeys, known: &HashSet<CkaId>) -> HashSet<String> {
+    let residents = token_keys.residents.iter().filter(|id| !known.contains(id));
+    let residents = residents.map(|id| &id.0[..]);
+    let strays = token_keys.strays.iter().map(|stray| stray.id.as_slice());
+    let mut seen: HashMap<&[u8], usize> = HashMap::new();
+    let mut named = HashSet::new();
+    for id in residents.chain(strays) {
+        let number = seen.entry(id).or_default();
+        *number += 1;
+        let hex = data_encoding::HEXLOWER.encode(id);
+        named.insert(match (id.is_empty(), *number) {
+            (true, number) => format!("no-cka-id:{number}"),
+            (false, 1) => format!("cka-id:{hex}"),
+            (false, number) => format!("cka-id:{hex}#{number}"),
+        });
+    }
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_hsm::Stray;
+
+    use super::*;
+
+    #[test]
+    fn every_orphan_has_a_name_of_its_own() {
+        let id = |byte| CkaId([byte; 16]);
+        let stray = |id: &[u8]| Stray { id: id.to_vec() };
+        let keys = TokenKeys {
+            residents: vec![id(1), id(2)],
+            strays: vec![stray(&[]), stray(&[]), stray(&[7]), stray(&[2; 16]), stray(&[1; 16])],
+        };
+        let mut named: Vec<_> = orphans(&keys, &HashSet::from([id(1)])).into_iter().collect();
+        named.sort();
+        let twos = "02".repeat(16);
+        let expected = [
+            // Of an id that a row names there is one object too many.
+            format!("cka-id:{}", "01".repeat(16)),
+            format!("cka-id:{twos}"),
+            format!("cka-id:{twos}#2"),
+            "cka-id:07".to_owned(),
+            "no-cka-id:1".to_owned(),
+            "no-cka-id:2".to_owned(),
+        ];
+        assert_eq!(named, expected);
+    }
 }

@@ -9,7 +9,7 @@ use super::crypto::{CryptoCase, Step, other_answer};
 use super::kms::{Inner, Kms, decode};
 use super::trail::Trail;
 use super::{BatchItems, BatchResults, RequestContext, Rewrap, Rewrapped, ServiceError};
-use crate::authz::{self, Target, authorize};
+use crate::authz::{self, Target};
 use crate::keyring::{Protecting, Rewrapping};
 
 /// What makes an answer of a rewrap.
@@ -63,10 +63,10 @@ impl CryptoCase for Rewrap {
         let permit = inner.permit::<authz::Rewrap>(request, target, trail)?;
         let key = inner.key(request, &name, Some(&context), trail).await?;
         let envelope = decode(&ciphertext)?;
-        let compromised =
-            || authorize(&*inner.policy, &request.principal, request.source, target).ok();
+        let compromised = || inner.permit(request, target, trail).ok();
         let ready = inner.keyring.rewrap(&permit, &key, &envelope.header, compromised).await?;
         trail.version = Some(ready.from().version());
+        trail.from_version = trail.version;
         match ready {
             Rewrapping::Current(from) => {
                 let name = Arc::clone(from.name());

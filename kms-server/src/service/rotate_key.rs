@@ -76,6 +76,10 @@ impl Mutation for Rotation {
         self.request_id
     }
 
+    fn reason(&self) -> Option<&str> {
+        Some(&*self.reason).filter(|reason| !reason.is_empty())
+    }
+
     fn permit(
         &self,
         inner: &Inner,

@@ -20,6 +20,9 @@ pub(super) const OK: &str = "OK";
 /// `result` of the record of a mutation that is about to happen.
 pub(super) const PENDING: &str = "PENDING";
 
+/// The most bytes of names of an encryption context in the record of a denied call.
+pub(super) const MAX_DENIED_NAMES_BYTES: usize = 512;
+
 /// What is known so far.
 #[derive(Debug)]
 pub(super) struct Trail {
@@ -28,7 +31,10 @@ pub(super) struct Trail {
     pub(super) key: Option<Arc<CachedKey>>,
     pub(super) key_uid: Option<KeyUid>,
     pub(super) version: Option<KeyVersion>,
+    /// Where a rewrap comes from.
+    pub(super) from_version: Option<KeyVersion>,
     pub(super) context: Option<LoggedContext>,
+    pub(super) reason: Option<String>,
     pub(super) timing: Timing,
     pub(super) manifest: Option<ManifestStamp>,
     pub(super) intent: Option<IntentId>,
@@ -45,7 +51,9 @@ impl Trail {
             key: None,
             key_uid: None,
             version: None,
+            from_version: None,
             context: None,
+            reason: None,
             timing: Timing::default(),
             manifest: None,
             intent: None,
@@ -81,6 +89,18 @@ impl Trail {
         self.revision = Some(Arc::clone(revision));
     }
 
+    /// Notes which names the context of a denied call has, as far as there is room.
+    pub(super) fn name_context(&mut self, context: &EncryptionContext) {
+        let mut left = MAX_DENIED_NAMES_BYTES;
+        let mut names = Vec::new();
+        for (name, _) in context.iter() {
+            let Some(rest) = left.checked_sub(name.len()) else { break };
+            left = rest;
+            names.push(name.to_owned());
+        }
+        self.context = (!names.is_empty()).then_some(LoggedContext::Names(names));
+    }
+
     /// Makes a copy for a record that is not the last of this trail.
     fn snapshot(&self) -> Self {
         Self {
@@ -88,6 +108,7 @@ impl Trail {
             resource: self.resource.clone(),
             key: self.key.clone(),
             context: self.context.clone(),
+            reason: self.reason.clone(),
             manifest: self.manifest.clone(),
             decision: self.decision.clone(),
             revision: self.revision.clone(),
@@ -142,10 +163,12 @@ impl Inner {
             resource: trail.resource,
             key_uid: trail.key_uid.or(known),
             key_version: trail.version,
+            from_version: trail.from_version,
             context: trail.context,
             decision: trail.decision,
             policy_revision: (&*revision).into(),
             result: result.into(),
+            reason: trail.reason,
             queue_us: micros(trail.timing.queued),
             hsm_us: micros(trail.timing.in_hsm),
             manifest: trail.manifest,
@@ -153,7 +176,8 @@ impl Inner {
         }
     }
 
-    /// Writes the one record of an operation, waits until it is durable, and only then lets the result go.
+    /// Writes the one record of an operation, waits until it is durable, and only then lets the result go. A refusal that
+    /// is folded is let go at once: it had no effect.
     pub(super) async fn record<T>(
         &self,
         request: &RequestContext,
@@ -161,7 +185,9 @@ impl Inner {
         result: Result<T, ServiceError>,
     ) -> Result<T, ServiceError> {
         let entry = self.entry(request, trail, Phase::Complete, text(&result));
-        self.audit.append(vec![entry]).await?;
+        if let Some(entry) = self.unless_folded(entry, &result) {
+            self.audit.append(vec![entry]).await?;
+        }
         result.map_err(|error| self.hide(request, error))
     }
 
@@ -178,7 +204,7 @@ impl Inner {
         self.record(request, trail, result).await
     }
 
-    /// Writes one record an item, all in one append.
+    /// Writes one record an item, all in one append; refused items may be folded.
     pub(super) async fn record_batch<T>(
         &self,
         request: &RequestContext,
@@ -188,11 +214,26 @@ impl Inner {
         let mut results = Vec::with_capacity(items.len());
         for (number, (trail, result)) in (0_u32..).zip(items) {
             let entry = self.entry(request, trail, Phase::Complete, text(&result));
-            entries.push(AuditRecord { item: Some(number), ..entry });
+            let entry = AuditRecord { item: Some(number), ..entry };
+            entries.extend(self.unless_folded(entry, &result));
             results.push(result.map_err(|error| self.hide(request, error)));
         }
-        self.audit.append(entries).await?;
+        if !entries.is_empty() {
+            self.audit.append(entries).await?;
+        }
         Ok(results)
+    }
+
+    /// Gives back a record that must be appended as it is; others are counted.
+    fn unless_folded<T>(
+        &self,
+        entry: AuditRecord,
+        result: &Result<T, ServiceError>,
+    ) -> Option<AuditRecord> {
+        match result {
+            Err(error) if error.is_refusal() => self.refusals.fold(entry),
+            Ok(_) | Err(_) => Some(entry),
+        }
     }
 
     /// Writes a record of a mutation that goes on.

@@ -9,7 +9,7 @@ use super::crypto::{CryptoCase, Step, other_answer};
 use super::kms::{Inner, Kms, decode};
 use super::trail::Trail;
 use super::{BatchItems, BatchResults, RequestContext, ServiceError, Unwrap, Unwrapped};
-use crate::authz::{self, Target, authorize};
+use crate::authz::{self, Target};
 
 impl Kms {
     /// Unwraps one envelope. A COMPROMISED version needs `unwrap_compromised` too.
@@ -58,8 +58,7 @@ impl CryptoCase for Unwrap {
         let permit = inner.permit::<authz::Unwrap>(request, target, trail)?;
         let key = inner.key(request, &name, Some(&context), trail).await?;
         let envelope = decode(&ciphertext)?;
-        let compromised =
-            || authorize(&*inner.policy, &request.principal, request.source, target).ok();
+        let compromised = || inner.permit(request, target, trail).ok();
         let ready = inner.keyring.process(&permit, &key, &envelope.header, compromised).await?;
         trail.version = Some(ready.version());
         Ok(Step::Hsm(Arc::clone(ready.name()), ready.decrypt(&envelope, &context)))

@@ -19,6 +19,7 @@ pub fn start(log: Log) {
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     };
     let registry = tracing_subscriber::registry().with(level);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false);

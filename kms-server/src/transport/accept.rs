@@ -8,6 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -17,10 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tower::Service;
 
-use super::connection;
+use super::connection::{self, End};
 use super::limits::{ACCEPT_PAUSE, ConnectionLimits};
 use super::network::Network;
 use super::shutdown::Shutdown;
+use super::sources::{Place, Sources};
 use super::stats::ConnectionStats;
 use super::tls::TlsStore;
 
@@ -32,7 +34,7 @@ pub trait HttpService:
         http::Request<Incoming>,
         Response = http::Response<tonic::body::Body>,
         Error = Infallible,
-        Future: Send + 'static,
+        Future: Send + Unpin + 'static,
     > + Clone
     + Send
     + Sync
@@ -45,7 +47,7 @@ impl<S> HttpService for S where
             http::Request<Incoming>,
             Response = http::Response<tonic::body::Body>,
             Error = Infallible,
-            Future: Send + 'static,
+            Future: Send + Unpin + 'static,
         > + Clone
         + Send
         + Sync
@@ -111,6 +113,8 @@ pub async fn serve<S: HttpService>(
 ) -> Drained {
     let connections = Arc::new(Semaphore::new(options.limits.max_connections));
     let handshakes = Arc::new(Semaphore::new(options.limits.max_handshakes));
+    let sources = Sources::new(&options.limits);
+    let cut_off = Arc::new(AtomicBool::new(false));
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     let options = Arc::new(options);
     loop {
@@ -133,23 +137,23 @@ pub async fn serve<S: HttpService>(
                 continue;
             }
         };
-        let Some(admission) = admit(&options, &connections, &handshakes, address) else { continue };
+        let Some((connection, place)) = admit(&options, &connections, &sources, address) else {
+            continue;
+        };
+        let accepted = Accepted { stream, address, place, handshakes: Arc::clone(&handshakes) };
         let alive = alive.clone();
         let security = security.clone();
         let service = service.clone();
         let options = Arc::clone(&options);
         let shutdown = shutdown.clone();
+        let cut_off = Arc::clone(&cut_off);
         tokio::spawn(async move {
-            let Admission { connection, handshake } = admission;
             let open = Open::new(&options.stats);
-            connection::run(
-                Accepted { stream, address, handshake },
-                security,
-                service,
-                &options,
-                shutdown,
-            )
-            .await;
+            let draining = shutdown.clone();
+            let end = connection::run(accepted, security, service, &options, shutdown).await;
+            if end == End::CutOff && draining.is_triggered() {
+                cut_off.store(true, Ordering::Release);
+            }
             drop((open, connection, alive));
         });
     }
@@ -157,8 +161,8 @@ pub async fn serve<S: HttpService>(
     // A little longer than the connections give themselves, so that they end first.
     let patience = options.drain.saturating_add(DRAIN_MARGIN);
     match timeout(patience, all_gone.recv()).await {
-        Ok(_) => Drained::Completely,
-        Err(_) => Drained::AtDeadline,
+        Ok(_) if !cut_off.load(Ordering::Acquire) => Drained::Completely,
+        Ok(_) | Err(_) => Drained::AtDeadline,
     }
 }
 
@@ -169,7 +173,8 @@ const DRAIN_MARGIN: Duration = Duration::from_millis(250);
 pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) address: SocketAddr,
-    pub(super) handshake: OwnedSemaphorePermit,
+    pub(super) place: Place,
+    pub(super) handshakes: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Accepted {
@@ -178,17 +183,12 @@ impl fmt::Debug for Accepted {
     }
 }
 
-struct Admission {
-    connection: OwnedSemaphorePermit,
-    handshake: OwnedSemaphorePermit,
-}
-
 fn admit(
     options: &ServeOptions,
     connections: &Arc<Semaphore>,
-    handshakes: &Arc<Semaphore>,
+    sources: &Arc<Sources>,
     address: SocketAddr,
-) -> Option<Admission> {
+) -> Option<(OwnedSemaphorePermit, Place)> {
     options.stats.accepted.add();
     if !options.admits(address.ip()) {
         options.stats.refused_networks.add();
@@ -198,11 +198,11 @@ fn admit(
         options.stats.refused_connections.add();
         return None;
     };
-    let Ok(handshake) = Arc::clone(handshakes).try_acquire_owned() else {
-        options.stats.refused_handshakes.add();
+    let Some(place) = sources.enter(address.ip()) else {
+        options.stats.refused_sources.add();
         return None;
     };
-    Some(Admission { connection, handshake })
+    Some((connection, place))
 }
 
 /// Counts a connection as open while it lives.

@@ -3,6 +3,7 @@
 //! The client's certificate is parsed once, here; every request carries the same shared [`Peer`]. When CAs or CRLs were
 //! reloaded meanwhile, the next request verifies the chain again before anyone sees it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,20 +14,32 @@ use hyper_util::server::conn::auto;
 use kms_core::clock::Clock;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::accept::{Accepted, HttpService, Security, ServeOptions};
+use super::health::{Ending, WATCH_PATH};
+use super::in_flight::{Answering, Asked, Requests};
 use super::limits::{
     ConnectionLimits, MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS,
     MAX_SEND_BUFFER_BYTES, WINDOW_BYTES,
 };
 use super::shutdown::Shutdown;
+use super::sources::Place;
 use super::stats::ConnectionStats;
 use super::tls::TlsStore;
 use crate::authn::Peer;
 use crate::authn::x509;
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// By itself, or because nothing was left to do.
+    ByItself,
+    /// With requests in flight that took longer than the grace.
+    CutOff,
+}
 
 /// Runs a connection to its end.
 pub(super) async fn run<S: HttpService>(
@@ -35,67 +48,76 @@ pub(super) async fn run<S: HttpService>(
     service: S,
     options: &ServeOptions,
     shutdown: Shutdown,
-) {
-    let Accepted { stream, address, handshake } = accepted;
+) -> End {
+    let address = accepted.address;
     // Answers are small and awaited: Nagle's algorithm would only delay them. A failure costs latency, nothing else.
-    let _ = stream.set_nodelay(true);
+    let _ = accepted.stream.set_nodelay(true);
     match security {
         Security::Plain => {
-            drop(handshake);
-            let peer = PeerService::plain(service, Peer::unauthenticated(address));
-            drive(stream, peer, options, shutdown).await;
+            let Accepted { stream, place, .. } = accepted;
+            let peer = Arc::new(Peer::unauthenticated(address));
+            let end = drive(stream, service, (peer, None), options, shutdown).await;
+            drop(place);
+            end
         }
         Security::Tls(store) => {
             let epoch = store.epoch();
-            let Some(stream) =
-                shake_hands(&store, stream, options, handshake, shutdown.clone()).await
-            else {
+            let shaken = shake_hands(&store, accepted, options, shutdown.clone()).await;
+            let Some((stream, place)) = shaken else {
                 options.stats.failed_handshakes.add();
-                return;
+                return End::ByItself;
             };
             options.stats.handshakes.add();
             let chain = client_chain(&stream);
             let identity = chain.first().map(|leaf| x509::identify(leaf));
-            let peer = PeerService {
-                service,
-                peer: Arc::new(Peer::verified(address, identity)),
-                recheck: Some(Arc::new(Recheck {
-                    store,
-                    chain,
-                    verified: AtomicU64::new(epoch),
-                    clock: Arc::clone(&options.clock),
-                    stats: Arc::clone(&options.stats),
-                })),
+            let peer = Arc::new(Peer::verified(address, identity));
+            let recheck = Recheck {
+                store,
+                chain,
+                verified: AtomicU64::new(epoch),
+                clock: Arc::clone(&options.clock),
+                stats: Arc::clone(&options.stats),
             };
-            drive(stream, peer, options, shutdown).await;
+            let end = drive(stream, service, (peer, Some(recheck)), options, shutdown).await;
+            drop(place);
+            end
         }
     }
 }
 
-type TlsStream = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
+type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
 
 async fn shake_hands(
     store: &TlsStore,
-    stream: tokio::net::TcpStream,
+    accepted: Accepted,
     options: &ServeOptions,
-    permit: OwnedSemaphorePermit,
     mut shutdown: Shutdown,
-) -> Option<TlsStream> {
-    let acceptor = TlsAcceptor::from(Arc::clone(store.current().config()));
-    let handshake = timeout(options.limits.handshake_timeout, acceptor.accept(stream));
+) -> Option<(TlsStream, Place)> {
+    let Accepted { stream, place, handshakes, .. } = accepted;
+    let handshake = async {
+        // Who says nothing takes no place among the handshakes, only one among the connections.
+        stream.readable().await?;
+        let turn = place.handshake_turn().await;
+        let Ok(permit) = handshakes.try_acquire_owned() else {
+            options.stats.refused_handshakes.add();
+            return Err(io::Error::other("too many handshakes"));
+        };
+        let acceptor = TlsAcceptor::from(Arc::clone(store.current().config()));
+        let finished = acceptor.accept(stream).await;
+        drop((turn, permit));
+        finished
+    };
     let finished = tokio::select! {
         biased;
-        () = shutdown.triggered() => None,
-        finished = handshake => finished.ok(),
+        () = shutdown.triggered() => return None,
+        finished = timeout(options.limits.handshake_timeout, handshake) => finished.ok()?,
     };
-    drop(permit);
     match finished {
-        Some(Ok(stream)) => Some(stream),
-        Some(Err(error)) => {
+        Ok(stream) => Some((stream, place)),
+        Err(error) => {
             tracing::debug!(%error, "handshake failed");
             None
         }
-        None => None,
     }
 }
 
@@ -108,29 +130,54 @@ fn client_chain(stream: &TlsStream) -> Vec<CertificateDer<'static>> {
 /// Serves requests until the client leaves, the connection is too old, or the signal to stop is raised.
 async fn drive<S: HttpService, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     io: I,
-    service: PeerService<S>,
+    service: S,
+    (peer, recheck): (Arc<Peer>, Option<Recheck>),
     options: &ServeOptions,
     mut shutdown: Shutdown,
-) {
-    let builder = builder(&options.limits, options.http1);
+) -> End {
+    let limits = &options.limits;
+    let (told_to_end, ending) = Shutdown::channel();
+    let requests = Requests::default();
+    let service = PeerService { service, peer, recheck, ending, requests: requests.clone() };
+    let builder = builder(limits, options.http1);
     let connection = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
-    let too_old = timeout(jittered(options.limits.max_age), std::future::pending::<()>());
     let grace = tokio::select! {
         biased;
         ended = connection.as_mut() => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
             }
-            return;
+            return End::ByItself;
         }
         () = shutdown.triggered() => options.drain,
-        _ = too_old => options.limits.age_grace,
+        () = requests.none_within(limits.handshake_timeout) => {
+            options.stats.without_request.add();
+            limits.age_grace
+        }
+        () = elapse(jittered(limits.max_age)) => limits.age_grace,
     };
+    told_to_end.trigger();
     connection.as_mut().graceful_shutdown();
-    if timeout(grace, connection).await.is_err() {
-        tracing::info!("connection cut off: requests were still in flight after the grace");
+    let ended = tokio::select! {
+        biased;
+        _ = connection => true,
+        // A client that does not answer a GOAWAY would hold the connection, and the drain, for nothing.
+        () = requests.none_left() => true,
+        () = elapse(grace) => false,
+    };
+    if ended {
+        return End::ByItself;
     }
+    options.stats.cut_off.add();
+    tracing::warn!("connection cut off: requests were still in flight after the grace");
+    End::CutOff
+}
+
+/// Waits for a bound to pass.
+async fn elapse(bound: Duration) {
+    // Nothing is awaited but the time.
+    let _ = timeout(bound, std::future::pending::<()>()).await;
 }
 
 fn builder(limits: &ConnectionLimits, http1: bool) -> auto::Builder<TokioExecutor> {
@@ -193,25 +240,24 @@ impl Recheck {
 struct PeerService<S> {
     service: S,
     peer: Arc<Peer>,
-    recheck: Option<Arc<Recheck>>,
-}
-
-impl<S> PeerService<S> {
-    fn plain(service: S, peer: Peer) -> Self {
-        Self { service, peer: Arc::new(peer), recheck: None }
-    }
+    recheck: Option<Recheck>,
+    ending: Ending,
+    requests: Requests,
 }
 
 impl<S: HttpService> hyper::service::Service<http::Request<Incoming>> for PeerService<S> {
-    type Response = S::Response;
+    type Response = http::Response<Answering>;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = Asked<S::Future>;
 
     fn call(&self, mut request: http::Request<Incoming>) -> Self::Future {
         if let Some(recheck) = &self.recheck {
             recheck.run(&self.peer);
         }
+        if request.uri().path() == WATCH_PATH {
+            request.extensions_mut().insert(self.ending.clone());
+        }
         request.extensions_mut().insert(Arc::clone(&self.peer));
-        self.service.clone().call(request)
+        self.requests.begin(self.service.clone().call(request))
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// The largest gRPC message, in either direction: a full batch of small items, a few dozen of the largest.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that the bodies of all requests together may take, beyond the first of each: sixty of the largest at a time.
+pub const BODY_BUDGET_BYTES: usize = 256 * 1024 * 1024;
 /// The most bytes of headers that one request may have; gRPC needs a few hundred.
 pub const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// Streams that a client may reset before we answered them, before the connection ends (CVE-2023-44487).
@@ -19,6 +21,10 @@ pub const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 pub const MAX_SEND_BUFFER_BYTES: usize = 1024 * 1024;
 /// How long `accept` rests when the process is out of descriptors or memory; the kernel's backlog waits meanwhile.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Of all handshakes at a time, one source may have one part in so many: eight would have to work together to take all.
+pub const HANDSHAKE_SHARES: usize = 8;
+/// How long a client may take to confirm that its connection ends, when no request is in flight any more.
+pub const GOAWAY_PATIENCE: Duration = Duration::from_millis(250);
 /// The backlog of a listening socket.
 pub const LISTEN_BACKLOG: u32 = 1024;
 
@@ -27,9 +33,12 @@ pub const LISTEN_BACKLOG: u32 = 1024;
 pub struct ConnectionLimits {
     /// Connections at a time, those in the handshake included. One more is closed at once.
     pub max_connections: usize,
-    /// Handshakes at a time: they cost a hundred times what a request costs. One more is closed at once.
+    /// Connections at a time from one address, or one IPv6 network of 64 bits. One more is closed at once.
+    pub max_connections_per_source: usize,
+    /// Handshakes at a time: they cost a hundred times what a request costs. One more is closed at once. A handshake begins
+    /// with the client's first byte; a source has an eighth of them at a time, and its others wait for their turn.
     pub max_handshakes: usize,
-    /// How long a client may take for its handshake.
+    /// How long a client may take for its handshake, the wait for its first byte included; and then for its first request.
     pub handshake_timeout: Duration,
     /// Requests at a time on one connection.
     pub max_streams: u32,
@@ -47,6 +56,7 @@ impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             max_connections: 4096,
+            max_connections_per_source: 1024,
             max_handshakes: 256,
             handshake_timeout: Duration::from_secs(5),
             max_streams: 256,

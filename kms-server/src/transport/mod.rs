@@ -1,6 +1,6 @@
 //! Transport: TLS, connections, gRPC. The first thing that a request meets and the last that an answer leaves.
 //!
-//! The only module that names tonic. Responsible for accepting connections, for knowing whose they are, for turning
+//! With `admin`, the only module that names tonic. Responsible for accepting connections, for knowing whose they are, for turning
 //! messages into domain types and back, and for the one map from errors to gRPC codes. It must never decide who may do
 //! what, and never touch a key.
 
@@ -9,10 +9,12 @@ mod connection;
 pub mod event_id;
 pub mod grpc;
 pub mod health;
+mod in_flight;
 pub mod limits;
 pub mod method;
 pub mod network;
 pub mod shutdown;
+mod sources;
 pub mod stats;
 pub mod status;
 pub mod tls;

@@ -19,12 +19,18 @@ stats! {
     refused_networks,
     /// Connections closed at once because there were too many.
     refused_connections,
+    /// Connections closed at once because their source had too many.
+    refused_sources,
     /// Connections closed at once because too many were in their handshake.
     refused_handshakes,
     /// Handshakes that failed or took too long.
     failed_handshakes,
     /// Handshakes that succeeded.
     handshakes,
+    /// Connections ended because no request came in time.
+    without_request,
+    /// Connections cut off with requests in flight: too old, or in a drain, and out of grace.
+    cut_off,
     /// Client certificates that a reload of CAs or CRLs took the validity from.
     revoked_connections,
     /// Times that `accept` failed: out of descriptors, for example.

@@ -1,7 +1,8 @@
 //! The only map from errors to gRPC codes.
 //!
-//! Every error carries `google.rpc.ErrorInfo`; retryable ones carry RetryInfo, field violations BadRequest. Nothing here
-//! adds to the caller's text what the service did not clear for callers.
+//! Every error carries `google.rpc.ErrorInfo`, and RequestInfo once the request has an id; what else it carries follows
+//! from its code: RetryInfo, BadRequest, ResourceInfo, PreconditionFailure, QuotaFailure. Nothing here adds to the
+//! caller's text what the service did not clear for callers.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,18 +12,50 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::authn::Unauthenticated;
-use crate::service::ServiceError;
+use crate::service::{RETRY_AFTER, ServiceError};
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
-/// Reason when a message is not protobuf, or has text that is not UTF-8.
-pub const MALFORMED_REQUEST: &str = "MALFORMED_REQUEST";
-/// Reason when a message is larger than the limit.
-pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
-/// Reason when there is no such method.
-pub const METHOD_UNKNOWN: &str = "METHOD_UNKNOWN";
-/// Reason when the client took its request back, or cut it short.
-pub const CANCELLED: &str = "CANCELLED";
+
+/// Why a request was refused before any use-case saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The message is not protobuf of its type, has text that is not UTF-8, or is not one message.
+    Malformed,
+    /// The message is larger than the limit.
+    TooLarge,
+    /// There is no such method.
+    MethodUnknown,
+    /// The message is compressed.
+    EncodingUnknown,
+    /// Health was asked of a service that is not here.
+    ServiceUnknown,
+    /// The client took its request back, or cut it short.
+    Cancelled,
+    /// The message was not there by the deadline of the request. Nothing was done.
+    TooLate,
+    /// Large requests take all the memory that they may. Nothing was done.
+    Saturated,
+    /// The system gives no randomness.
+    NoRandomness,
+}
+
+impl Refused {
+    /// Returns the reason for programs and audit records.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Malformed => "MALFORMED_REQUEST",
+            Self::TooLarge => "MESSAGE_TOO_LARGE",
+            Self::MethodUnknown => "METHOD_UNKNOWN",
+            Self::EncodingUnknown => "ENCODING_UNKNOWN",
+            Self::ServiceUnknown => "SERVICE_UNKNOWN",
+            Self::Cancelled => "CANCELLED",
+            Self::TooLate => "REQUEST_DEADLINE",
+            Self::Saturated => "SERVER_SATURATED",
+            Self::NoRandomness => "INTERNAL",
+        }
+    }
+}
 
 /// Returns the gRPC code of an error.
 pub const fn code(error: &ServiceError) -> Code {
@@ -43,7 +76,8 @@ pub const fn code(error: &ServiceError) -> Code {
         ServiceError::HsmUnavailable { .. }
         | ServiceError::HsmLatched { .. }
         | ServiceError::StoreUnavailable { .. }
-        | ServiceError::AuditUnavailable { .. } => Code::Unavailable,
+        | ServiceError::AuditUnavailable { .. }
+        | ServiceError::OutcomeUnknown { .. } => Code::Unavailable,
         ServiceError::QueueDeadline | ServiceError::HsmDeadline => Code::DeadlineExceeded,
         ServiceError::MechanismUnsupported { .. } => Code::Unimplemented,
         ServiceError::KeyIntegrity { .. } => Code::DataLoss,
@@ -51,16 +85,41 @@ pub const fn code(error: &ServiceError) -> Code {
     }
 }
 
-/// Makes the status of a failed call.
-pub fn from_service(error: &ServiceError) -> Status {
+/// Makes the status of a failed call. `request_id` is the id of its audit records.
+pub fn from_service(error: &ServiceError, request_id: &str) -> Status {
     let mut details = details(error.reason(), facts(error));
+    details.set_request_info(request_id, "");
     if let Some(delay) = error.retry() {
         details.set_retry_info(Some(delay));
     }
+    let (reason, text) = (error.reason(), error.public_text());
     if let ServiceError::FieldViolation { field, description } = error {
         details.add_bad_request_violation(*field, description.as_str());
     }
-    Status::with_error_details(code(error), error.public_text(), details)
+    match code(error) {
+        Code::FailedPrecondition => {
+            details.add_precondition_failure_violation(reason, "", text.as_str());
+        }
+        Code::ResourceExhausted => {
+            details.add_quota_failure_violation("hsm", text.as_str());
+        }
+        _ => {}
+    }
+    if let Some((kind, name)) = resource(error) {
+        details.set_resource_info(kind, name, "", text.as_str());
+    }
+    Status::with_error_details(code(error), text, details)
+}
+
+/// Returns kind and name of what is missing, or there already.
+fn resource(error: &ServiceError) -> Option<(&'static str, String)> {
+    match error {
+        ServiceError::KeyNotFound { name } | ServiceError::ResourceExists { name } => {
+            Some(("kms.v1.Key", name.to_string()))
+        }
+        ServiceError::VersionNotFound { name } => Some(("kms.v1.KeyVersion", name.to_string())),
+        _ => None,
+    }
 }
 
 /// Makes the status of a batch item that failed.
@@ -84,31 +143,25 @@ pub fn from_unauthenticated(error: Unauthenticated) -> Status {
     Status::with_error_details(Code::Unauthenticated, error.to_string(), details)
 }
 
-/// Makes the status of a request that the gRPC layer refused with `code`, before any handler saw it.
-pub fn from_refused(code: Code) -> (Status, &'static str) {
-    let (code, reason, text) = match code {
-        // What tonic says of a message that is not protobuf: it thinks that we are to blame.
-        Code::Internal | Code::InvalidArgument | Code::DataLoss => {
-            (Code::InvalidArgument, MALFORMED_REQUEST, "the request cannot be decoded")
-        }
-        Code::OutOfRange | Code::ResourceExhausted => {
-            (Code::InvalidArgument, MESSAGE_TOO_LARGE, "the request is larger than 4 MiB")
-        }
-        Code::Unimplemented => (Code::Unimplemented, METHOD_UNKNOWN, "no such method or encoding"),
-        Code::Cancelled | Code::DeadlineExceeded => {
-            (Code::Cancelled, CANCELLED, "the request was cut short")
-        }
-        Code::Ok
-        | Code::Unknown
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::Aborted
-        | Code::Unavailable
-        | Code::Unauthenticated => (Code::Internal, "INTERNAL", "internal error"),
+/// Makes the status of a request that no use-case saw.
+pub fn from_refused(refused: Refused) -> Status {
+    let (code, text) = match refused {
+        Refused::Malformed => (Code::InvalidArgument, "the request cannot be decoded"),
+        Refused::TooLarge => (Code::InvalidArgument, "the request is larger than 4 MiB"),
+        Refused::MethodUnknown => (Code::Unimplemented, "no such method"),
+        Refused::EncodingUnknown => (Code::Unimplemented, "no such encoding"),
+        Refused::ServiceUnknown => (Code::NotFound, "no such service"),
+        Refused::Cancelled => (Code::Cancelled, "the request was cut short"),
+        Refused::TooLate => (Code::DeadlineExceeded, "the request did not arrive in time"),
+        Refused::Saturated => (Code::ResourceExhausted, "too many large requests at a time"),
+        Refused::NoRandomness => (Code::Internal, "internal error"),
     };
-    (Status::with_error_details(code, text, details(reason, HashMap::new())), reason)
+    let mut details = details(refused.reason(), HashMap::new());
+    if refused == Refused::Saturated {
+        details.set_retry_info(Some(RETRY_AFTER));
+        details.add_quota_failure_violation("memory for requests", text);
+    }
+    Status::with_error_details(code, text, details)
 }
 
 /// What a program may want to know beside the reason.
@@ -116,6 +169,7 @@ fn facts(error: &ServiceError) -> HashMap<String, String> {
     let fact = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
     match error {
         ServiceError::KeyNotActive { state } => fact("state", state.to_string()),
+        ServiceError::EnvelopeUnsupported { part, number, .. } => fact(part, number.to_string()),
         ServiceError::MechanismUnsupported { mechanism } => {
             fact("mechanism", (*mechanism).to_owned())
         }
@@ -134,11 +188,70 @@ fn whole_ms(delay: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use kms_core::state::VersionState;
+
     use super::*;
+
+    const ID: &str = "the id of a request";
+
+    /// One of every kind.
+    fn every_error() -> Vec<ServiceError> {
+        let key = || "tenants/t/keys/k".parse().unwrap();
+        let version = || "tenants/t/keys/k/versions/1".parse().unwrap();
+        let detail = String::new;
+        let retry_after = Duration::from_millis(250);
+        vec![
+            ServiceError::field("key", "odd"),
+            ServiceError::PageTokenExpired,
+            ServiceError::CiphertextInvalid,
+            ServiceError::EnvelopeUnsupported { detail: detail(), part: "suite", number: 9 },
+            ServiceError::AccessDenied,
+            ServiceError::KeyNotFound { name: key() },
+            ServiceError::VersionNotFound { name: version() },
+            ServiceError::KeyNotActive { state: VersionState::Suspended },
+            ServiceError::KeyExhausted,
+            ServiceError::VersionsExhausted,
+            ServiceError::RequestIdReused,
+            ServiceError::OperationInProgress,
+            ServiceError::RevisionMismatch,
+            ServiceError::ResourceExists { name: key() },
+            ServiceError::HsmSaturated { retry_after },
+            ServiceError::HsmUnavailable { detail: detail(), retry_after },
+            ServiceError::HsmLatched { detail: detail() },
+            ServiceError::HsmFull { detail: detail() },
+            ServiceError::QueueDeadline,
+            ServiceError::HsmDeadline,
+            ServiceError::MechanismUnsupported { mechanism: "CKM_X" },
+            ServiceError::StoreUnavailable { detail: detail() },
+            ServiceError::AuditUnavailable { detail: detail() },
+            ServiceError::KeyIntegrity { detail: detail() },
+            ServiceError::Bug { reason: "odd" },
+        ]
+    }
+
+    /// The table of the error model: which details come with which code (peers.md 4.12).
+    #[test]
+    fn the_details_follow_from_the_code() {
+        for error in every_error() {
+            let status = from_service(&error, ID);
+            let (code, details) = (status.code(), status.get_error_details());
+            assert_eq!(details.error_info().unwrap().reason, error.reason());
+            assert_eq!(details.request_info().unwrap().request_id, ID, "{error:?}");
+            assert_eq!(details.retry_info().is_some(), error.retry().is_some(), "{error:?}");
+            let violation = matches!(error, ServiceError::FieldViolation { .. });
+            assert_eq!(details.bad_request().is_some(), violation, "{error:?}");
+            let named = matches!(code, Code::NotFound | Code::AlreadyExists);
+            assert_eq!(details.resource_info().is_some(), named, "{error:?}");
+            let precondition = code == Code::FailedPrecondition;
+            assert_eq!(details.precondition_failure().is_some(), precondition, "{error:?}");
+            let quota = code == Code::ResourceExhausted;
+            assert_eq!(details.quota_failure().is_some(), quota, "{error:?}");
+        }
+    }
 
     #[test]
     fn every_status_carries_domain_and_reason() {
-        let status = from_service(&ServiceError::CiphertextInvalid);
+        let status = from_service(&ServiceError::CiphertextInvalid, ID);
         assert_eq!(status.code(), Code::InvalidArgument);
         let details = status.get_error_details();
         let info = details.error_info().unwrap();
@@ -150,10 +263,18 @@ mod tests {
     }
 
     #[test]
+    fn an_envelope_that_is_not_supported_names_its_number() {
+        let error =
+            ServiceError::EnvelopeUnsupported { detail: String::new(), part: "suite", number: 9 };
+        let info = from_service(&error, ID).get_details_error_info().unwrap();
+        assert_eq!(info.metadata, HashMap::from([("suite".to_owned(), "9".to_owned())]));
+    }
+
+    #[test]
     fn retryable_errors_say_when() {
         let retry_after = Duration::from_millis(250);
         let error = ServiceError::HsmSaturated { retry_after };
-        let status = from_service(&error);
+        let status = from_service(&error, ID);
         assert_eq!(status.code(), Code::ResourceExhausted);
         let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
         assert_eq!(delay, Some(retry_after));
@@ -162,7 +283,7 @@ mod tests {
 
     #[test]
     fn field_violations_name_the_field() {
-        let status = from_service(&ServiceError::field("key", "must be a name"));
+        let status = from_service(&ServiceError::field("key", "must be a name"), ID);
         let details = status.get_error_details();
         let violation = &details.bad_request().unwrap().field_violations[0];
         assert_eq!(
@@ -180,25 +301,37 @@ mod tests {
             ServiceError::HsmFull { detail: canary.into() },
             ServiceError::StoreUnavailable { detail: canary.into() },
             ServiceError::AuditUnavailable { detail: canary.into() },
+            ServiceError::OutcomeUnknown { detail: canary.into() },
             ServiceError::KeyIntegrity { detail: canary.into() },
             ServiceError::Bug { reason: "canary" },
         ];
         for error in errors {
-            let status = from_service(&error);
+            let status = from_service(&error, ID);
             let seen = format!("{} {:?} {:?}", status.message(), status.details(), item(&error));
             assert!(!seen.contains("canary"), "{error:?}");
         }
     }
 
     #[test]
-    fn refusals_of_the_grpc_layer_are_typed_too() {
-        let (status, reason) = from_refused(Code::Internal);
-        assert_eq!((status.code(), reason), (Code::InvalidArgument, MALFORMED_REQUEST));
-        let (status, reason) = from_refused(Code::OutOfRange);
-        assert_eq!((status.code(), reason), (Code::InvalidArgument, MESSAGE_TOO_LARGE));
-        let (status, reason) = from_refused(Code::Unimplemented);
-        assert_eq!((status.code(), reason), (Code::Unimplemented, METHOD_UNKNOWN));
-        assert_eq!(status.get_details_error_info().unwrap().domain, ERROR_DOMAIN);
+    fn refusals_without_a_use_case_are_typed_too() {
+        for (refused, code, reason) in [
+            (Refused::Malformed, Code::InvalidArgument, "MALFORMED_REQUEST"),
+            (Refused::TooLarge, Code::InvalidArgument, "MESSAGE_TOO_LARGE"),
+            (Refused::MethodUnknown, Code::Unimplemented, "METHOD_UNKNOWN"),
+            (Refused::EncodingUnknown, Code::Unimplemented, "ENCODING_UNKNOWN"),
+            (Refused::ServiceUnknown, Code::NotFound, "SERVICE_UNKNOWN"),
+            (Refused::Cancelled, Code::Cancelled, "CANCELLED"),
+            (Refused::TooLate, Code::DeadlineExceeded, "REQUEST_DEADLINE"),
+            (Refused::Saturated, Code::ResourceExhausted, "SERVER_SATURATED"),
+            (Refused::NoRandomness, Code::Internal, "INTERNAL"),
+        ] {
+            let status = from_refused(refused);
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!((status.code(), info.reason.as_str()), (code, reason));
+            assert_eq!(info.domain, ERROR_DOMAIN);
+            let retried = status.get_details_retry_info().is_some();
+            assert_eq!(retried, refused == Refused::Saturated);
+        }
     }
 
     #[test]

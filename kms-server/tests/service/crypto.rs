@@ -245,7 +245,8 @@ async fn tenants_do_not_see_each_other_and_strangers_see_nothing() {
     }
     let record = world.last();
     assert_eq!(record.decision, Decision::Deny { policies: vec![] });
-    assert_eq!((record.result.as_str(), record.context), ("ACCESS_DENIED", None));
+    let names = LoggedContext::Names(vec!["path".into()]);
+    assert_eq!((record.result.as_str(), record.context), ("ACCESS_DENIED", Some(names)));
 }
 
 #[tokio::test]

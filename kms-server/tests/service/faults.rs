@@ -1,4 +1,5 @@
-//! Wrappers that fail at the n-th external call, before it or after it (the reply is lost), and stay dead from then on.
+//! Wrappers that fail at the n-th external call, before it or after it (the reply is lost), and stay dead from then on
+//! or work again.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use kms_core::audit::AuditRecord;
-use kms_core::clock::Timestamp;
+use kms_core::clock::{ManualClock, Timestamp};
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::manifest::Manifest;
@@ -15,7 +16,8 @@ use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
 use kms_hsm::{
-    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec, Pending,
+    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec,
+    Pending, TokenKeys,
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
@@ -37,8 +39,12 @@ pub(crate) struct Faults {
     left: AtomicI64,
     armed: AtomicBool,
     reply_lost: AtomicBool,
+    unwritable: AtomicBool,
+    /// How many calls fail once it has begun.
+    failing: AtomicI64,
     calls: AtomicI64,
     stale: Mutex<Option<Vec<Sealed<Intent>>>>,
+    slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
 }
 
 impl Faults {
@@ -47,9 +53,26 @@ impl Faults {
         *self.stale.lock().unwrap() = Some(stale);
     }
 
+    /// Refuses probes of the store, and nothing else: reads work, writes are in doubt.
+    pub(crate) fn refuse_probes(&self, refuse: bool) {
+        self.unwritable.store(refuse, Ordering::SeqCst);
+    }
+
+    /// Lets the next generation of a key take this long.
+    pub(crate) fn slow_generation(&self, clock: &Arc<ManualClock>, span: Duration) {
+        *self.slow.lock().unwrap() = Some((Arc::clone(clock), span));
+    }
+
     /// Lets `good` calls pass and kills everything from the next on.
     pub(crate) fn arm(&self, good: i64, reply_lost: bool) {
+        self.fail(good, i64::MAX, reply_lost);
+    }
+
+    /// Lets `good` calls pass, fails the next `failing`, and lets all others pass. Of the failing ones only the first
+    /// can have its effect.
+    pub(crate) fn fail(&self, good: i64, failing: i64, reply_lost: bool) {
         self.left.store(good, Ordering::SeqCst);
+        self.failing.store(failing, Ordering::SeqCst);
         self.reply_lost.store(reply_lost, Ordering::SeqCst);
         self.armed.store(true, Ordering::SeqCst);
     }
@@ -66,6 +89,7 @@ impl Faults {
         match self.left.fetch_sub(1, Ordering::SeqCst) {
             1.. => Fate::Works,
             0 if self.reply_lost.load(Ordering::SeqCst) => Fate::ReplyLost,
+            left if -left >= self.failing.load(Ordering::SeqCst) => Fate::Works,
             _ => Fate::Fails,
         }
     }
@@ -115,7 +139,11 @@ impl Hsm for FaultyHsm {
         self.through(|hsm| hsm.mac(generation, inputs, deadline))
     }
     fn generate_key(&self, spec: KeySpec, deadline: Instant) -> Pending<GeneratedKey> {
-        self.through(|hsm| hsm.generate_key(spec, deadline))
+        let generated = self.through(|hsm| hsm.generate_key(spec, deadline));
+        if let Some((clock, span)) = self.1.slow.lock().unwrap().take() {
+            clock.advance(span);
+        }
+        generated
     }
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
         self.through(|hsm| hsm.load_key(source, deadline))
@@ -123,8 +151,8 @@ impl Hsm for FaultyHsm {
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()> {
         self.through(|hsm| hsm.destroy_resident(id, deadline))
     }
-    fn list_residents(&self, deadline: Instant) -> Pending<Vec<CkaId>> {
-        self.through(|hsm| hsm.list_residents(deadline))
+    fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
+        self.through(|hsm| hsm.list_token_keys(deadline))
     }
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {
         self.through(|hsm| hsm.crypt(operation, deadline))
@@ -288,6 +316,9 @@ impl Store for FaultyStore {
         through!(self.due_deactivations(now, limit))
     }
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        if self.1.unwritable.load(Ordering::SeqCst) {
+            return Err(StoreError::Unwritable { detail: "injected".into() });
+        }
         through!(self.probe(now))
     }
     async fn close(&self) {

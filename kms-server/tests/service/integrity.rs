@@ -109,3 +109,54 @@ async fn an_edited_result_of_a_request_is_not_answered() {
         assert_eq!(refused.reason(), "KEY_INTEGRITY", "{edit}");
     }
 }
+
+#[tokio::test]
+async fn a_value_outside_its_type_raises_the_alert_wherever_it_is_read() {
+    for call in ["describe", "list", "wrap", "rotate", "create"] {
+        let world = World::new().await;
+        world.create(KEY).await;
+        unguard(&world);
+        sql(&world, "UPDATE keys SET labels = '[1]'");
+        let request = world.request(WRAP);
+        let reason = match call {
+            "describe" => world.kms.describe_key(&request, &name(KEY)).await.err(),
+            "list" => {
+                let tenant = TenantName::from_id("t").unwrap();
+                let list = kms_server::service::ListKeys {
+                    tenant,
+                    page_size: 0,
+                    page_token: String::new(),
+                };
+                world.kms.list_keys(&request, list).await.err()
+            }
+            "wrap" => world.kms.wrap(&request, wrap(KEY, b"x")).await.err(),
+            "rotate" => {
+                let rotate = kms_server::service::RotateKey {
+                    name: name(KEY),
+                    reason: String::new(),
+                    request_id: fresh_id(),
+                };
+                world.kms.rotate_key(&request, rotate).await.err()
+            }
+            _ => world.kms.create_key(&request, create(KEY)).await.err(),
+        };
+        assert_eq!(reason.map(|error| error.reason()), Some("KEY_INTEGRITY"), "{call}");
+        assert_eq!(world.kms.counters().integrity_failures.read(), 1, "{call}");
+    }
+}
+
+#[tokio::test]
+async fn an_edited_counter_stops_a_change_of_state_and_is_not_told() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    unguard(&world);
+    sql(&world, "DROP TRIGGER counters_guard; UPDATE counters SET mac = zeroblob(32)");
+    let change = kms_server::service::ChangeVersionState {
+        name: format!("{KEY}/versions/1").parse().unwrap(),
+        reason: "test".into(),
+        request_id: fresh_id(),
+    };
+    let refused = world.kms.suspend_key_version(&world.request(WRAP), change).await.unwrap_err();
+    assert_eq!(refused.reason(), "KEY_INTEGRITY");
+    assert!(world.store.intents().await.unwrap().rows.is_empty());
+}

@@ -25,7 +25,7 @@ pub(crate) async fn create_without_outcome(
     probe.kms.create_key(&probe.request(CREATE), wanted.clone()).await.unwrap();
     world.faults.arm(probe.faults.calls() - before - END, false);
     let died = world.kms.create_key(&world.request(CREATE), wanted).await.unwrap_err();
-    assert_eq!(died.reason(), "AUDIT_UNAVAILABLE");
+    assert_eq!(died.reason(), "OUTCOME_UNKNOWN");
     let mut intents = world.store.intents().await.unwrap().rows;
     assert_eq!(intents.len(), 1);
     intents.remove(0)
@@ -89,7 +89,7 @@ async fn a_periodic_run_takes_intents_that_are_old_enough_and_no_younger_ones() 
     assert_eq!(world.kms.reconcile().await.unwrap().finished, 1);
 }
 
-/// Intents carry no MAC; what the log says of the manifest must not come from an edited one.
+/// What the log says of the manifest must not come from an edited one.
 #[tokio::test]
 async fn an_intent_that_contradicts_the_manifest_is_not_believed() {
     for edit in ["applied_digest = printf('%064d', 0)", "applied_revision = 2"] {

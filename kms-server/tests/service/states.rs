@@ -143,8 +143,14 @@ async fn a_compromised_version_is_rewrapped_to_the_new_primary_with_permission_o
     let item = || Rewrap { key: name(KEY), ciphertext: sealed.clone(), context: context("/a") };
     let refused = world.kms.rewrap(&world.request_of("plain", WRAP), item()).await.unwrap_err();
     assert_eq!(refused, ServiceError::KeyNotActive { state: VersionState::Compromised });
+    let told = world.last().decision;
+    assert!(matches!(told, kms_core::audit::Decision::Deny { .. }), "{told:?}");
     let moved = world.kms.rewrap(&world.request(WRAP), item()).await.unwrap();
     assert!(moved.changed);
+    match world.last().decision {
+        kms_core::audit::Decision::Allow { policies } => assert_eq!(policies.len(), 2),
+        other => panic!("{other:?}"),
+    }
     let opened = world.kms.unwrap(&world.request(WRAP), unwrap(KEY, &moved.ciphertext)).await;
     assert_eq!(opened.unwrap().plaintext.expose(), b"secret");
 }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use kms_core::audit::Phase;
 use kms_core::id::{IntentId, RootGeneration};
 use kms_core::key::{CkaId, Protection, Sealed};
-use kms_server::service::{CreateKey, Reconciled};
+use kms_server::service::{CreateKey, INTENT_GRACE, Reconciled};
 use kms_server::store::{Intent, IntentKind, KeyRef, VersionChoice};
 
 use crate::support::*;
@@ -60,7 +60,7 @@ async fn seal(world: &World, row: Intent) -> Sealed<Intent> {
 
 async fn objects(world: &World) -> HashSet<CkaId> {
     let deadline = world.request(CREATE).deadline;
-    world.hsm.list_residents(deadline).await.unwrap().into_iter().collect()
+    world.hsm.list_token_keys(deadline).await.unwrap().residents.into_iter().collect()
 }
 
 fn abandoned(world: &World) -> usize {
@@ -205,4 +205,25 @@ async fn a_damaged_row_is_counted_and_the_rest_goes_on() {
         assert_eq!(done.forgotten, 1, "{edit}: the last step was reached");
         assert_eq!(abandoned(&world), 1, "{edit}: the good intent was ended");
     }
+}
+
+/// A commit whose end could not be written may come back from the journal: its object must still be there then.
+#[tokio::test]
+async fn no_intent_is_ended_while_the_store_cannot_write() {
+    let world = World::new().await;
+    create_resident(&world).await;
+    create_and_die_at_the_commit(&world).await;
+    let before = objects(&world).await;
+    let world = world.restart();
+    world.clock.advance(INTENT_GRACE);
+    world.faults.refuse_probes(true);
+    for done in [world.kms.reconcile().await.unwrap(), world.kms.recover().await.unwrap()] {
+        assert_eq!(done, Reconciled { failed: 1, ..Reconciled::default() });
+    }
+    assert_eq!(objects(&world).await, before);
+    assert_eq!(world.store.intents().await.unwrap().rows.len(), 1);
+    world.faults.refuse_probes(false);
+    let done = world.kms.reconcile().await.unwrap();
+    assert_eq!(done, Reconciled { undone: 1, ..Reconciled::default() });
+    assert_eq!(objects(&world).await.len(), before.len() - 1);
 }

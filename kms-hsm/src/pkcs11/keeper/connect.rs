@@ -1,6 +1,5 @@
 //! Connecting: C_Initialize, token, login, roots; and the way back.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -33,7 +32,14 @@ impl Keeper {
     /// Initialises the module anew and puts everything in place: login, roots, index, the workers' sessions.
     ///
     /// Everything of the epoch before is void afterwards; nobody is inside while this runs.
+    ///
+    /// # Errors
+    /// A latch, or [`Failure::Device`]: nothing is in place then, so no failure may pass for one of a single job.
     pub(super) fn connect(&mut self) -> Result<(), Failure> {
+        self.put_in_place().map_err(Failure::of_connection)
+    }
+
+    fn put_in_place(&mut self) -> Result<(), Failure> {
         let shared = Arc::clone(&self.shared);
         let Some(exclusive) = shared.gate.exclusive(shared.config.budgets.drain) else {
             (shared.config.on_fatal)(FatalReason::FinalizeBlocked);
@@ -46,58 +52,75 @@ impl Keeper {
         }
         self.module_epoch += 1;
         self.epoch += 1;
+        self.login += 1;
         self.with_token_files(token_file::guard)?;
         match self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
             Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
             Err(error) => return Err(error.into()),
         }
         self.initialized = true;
-        let slot = self.find_token()?;
+        // The serial is compared here: no other token is shown the PIN.
+        let (slot, workers) = self.find_token()?;
+        self.slot = Some(slot);
         mechanism::check(&self.context, slot)?;
         let session = self.context.open_rw_session_no_drop(slot)?;
         self.log_in(&session)?;
         self.session = Some(session);
         self.with_token_files(token_file::sync)?;
-        let mut sessions = Vec::with_capacity(shared.config.workers);
-        for _ in 0..shared.config.workers {
+        let mut sessions = Vec::with_capacity(workers);
+        for _ in 0..workers {
             sessions.push(self.context.open_rw_session_no_drop(slot)?);
         }
+        self.index_residents()?;
         let live = Live {
             module_epoch: self.module_epoch,
             epoch: self.epoch,
+            login: self.login,
             context: self.context.clone(),
             slot,
-            roots: HashMap::new(),
+            roots: self.find_roots(&self.pins)?,
             sessions: Arc::new(Mutex::new(sessions)),
         };
+        // Invariant: what goes live is whole; what fails before leaves nothing live.
+        self.staff(workers)?;
         exclusive.set(Some(Arc::new(live)));
-        self.resolve_objects()
+        Ok(())
+    }
+
+    /// Starts workers until there have been so many. Those that are lost later are replaced one by one (`watchdog`).
+    fn staff(&mut self, workers: usize) -> Result<(), Failure> {
+        while self.staffed < workers {
+            self.shared.spawn_worker().map_err(|error| Failure::Device(error.to_string()))?;
+            self.staffed += 1;
+        }
+        Ok(())
     }
 
     /// Logs in again and resolves every object again, as a lost login takes the objects with it.
+    ///
+    /// # Errors
+    /// A latch, or [`Failure::Device`], for the reason of [`Keeper::connect`].
     pub(super) fn log_in_again(&mut self) -> Result<(), Failure> {
-        let live = self.live()?;
-        // Logged in already, and the roots answer: nothing was lost, the module said so of one call.
-        if self.log_in(self.session()?)? == Login::WasThere && self.verify_open_roots().is_ok() {
-            return Ok(());
-        }
-        self.epoch += 1;
-        self.shared.gate.swap(Arc::new(Live {
-            module_epoch: live.module_epoch,
-            epoch: self.epoch,
-            context: live.context.clone(),
-            slot: live.slot,
-            roots: HashMap::new(),
-            sessions: Arc::clone(&live.sessions),
-        }));
-        self.resolve_objects()
+        self.renew_login().map_err(Failure::of_connection)
     }
 
-    /// Finds the pinned roots again, verifies them, and indexes the resident keys.
-    fn resolve_objects(&mut self) -> Result<(), Failure> {
+    fn renew_login(&mut self) -> Result<(), Failure> {
+        let live = self.live()?;
+        let found = self.log_in(self.session()?)?;
+        self.login += 1;
+        // Logged in already, and the roots answer: nothing was lost, the module said so of one call.
+        if found == Login::WasThere && self.verify_open_roots().is_ok() {
+            self.shared.gate.swap(Arc::new(Live { login: self.login, ..live.renewed() }));
+            return Ok(());
+        }
         self.index_residents()?;
-        let pins = self.pins.clone();
-        self.resolve_roots(&pins)
+        let roots = self.find_roots(&self.pins)?;
+        self.session_objects.clear();
+        // One swap, when all is there: a worker never sees the new epoch without its roots.
+        self.epoch += 1;
+        let renewed = Live { epoch: self.epoch, login: self.login, roots, ..live.renewed() };
+        self.shared.gate.swap(Arc::new(renewed));
+        Ok(())
     }
 
     /// Does something with the token's files, where they are known.
@@ -117,8 +140,8 @@ impl Keeper {
         }
     }
 
-    /// Finds the configured token and compares its serial with the pinned one.
-    fn find_token(&self) -> Result<Slot, Failure> {
+    /// Finds the configured token and compares its serial with the pinned one. Returns how many workers it bears, too.
+    fn find_token(&self) -> Result<(Slot, usize), Failure> {
         let selector = &self.shared.config.token;
         let mut found = None;
         for slot in self.context.get_slots_with_token()? {
@@ -136,22 +159,24 @@ impl Keeper {
             if found.is_some() {
                 return Err(Failure::Device("two tokens have that label; use the serial".into()));
             }
-            found = Some((slot, token.serial_number().trim().to_owned()));
+            let workers = self.shared.config.workers_for(token.max_session_count());
+            found = Some((slot, token.serial_number().trim().to_owned(), workers));
         }
-        let Some((slot, serial)) = found else {
+        let Some((slot, serial, workers)) = found else {
             return Err(Failure::Device(format!("no token with {selector:?} is present")));
         };
         self.check_serial(&serial)?;
         *self.shared.serial.lock().unwrap_or_else(PoisonError::into_inner) = serial;
-        Ok(slot)
+        Ok((slot, workers))
     }
 
     fn check_serial(&self, found: &str) -> Result<(), Failure> {
-        match self.pins.iter().find(|pin| pin.token_serial != found) {
+        let pinned = self.pins.iter().map(|pin| &pin.token_serial);
+        match pinned.chain(&self.shared.config.pinned_serials).find(|pinned| *pinned != found) {
             None => Ok(()),
-            Some(pin) => Err(Failure::Latch(LatchReason::OtherToken {
+            Some(pinned) => Err(Failure::Latch(LatchReason::OtherToken {
                 found: found.to_owned(),
-                pinned: pin.token_serial.clone(),
+                pinned: pinned.clone(),
             })),
         }
     }
@@ -162,7 +187,9 @@ impl Keeper {
     fn finalize(&mut self) {
         // Not closed one by one: C_Finalize does it, and the numbers may be live again after it.
         self.session = None;
+        self.slot = None;
         self.residents.clear();
+        self.session_objects.clear();
         if self.initialized
             && let Err(error) = self.context.clone().finalize()
         {

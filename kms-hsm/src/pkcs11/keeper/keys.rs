@@ -10,7 +10,7 @@ use kms_core::key::{CheckBlob, Material, Protection, WrappedKey};
 use super::Keeper;
 use crate::error::HsmError;
 use crate::hsm::{GeneratedKey, HsmKey, KeySource, KeySpec};
-use crate::pkcs11::ckr::Failure;
+use crate::pkcs11::ckr::{Failure, describe};
 use crate::pkcs11::durable::sync_tree;
 use crate::pkcs11::gate::Root;
 use crate::pkcs11::key::{Handle, KeyState};
@@ -31,14 +31,13 @@ impl Keeper {
             Protection::HsmResident => (None, self.generate_resident(spec)?),
         };
         let token_object = wrapped.is_none();
-        let tested = self.test_new_key(spec, root, object, token_object);
-        let check = tested.map_err(|failure| self.undo(&[object], failure))?;
-        let material = if let Some(blob) = &wrapped {
-            Material::Wrapped(blob.clone())
-        } else {
-            self.residents.insert(spec.resident_id, vec![object]);
-            Material::Resident(spec.resident_id)
+        let check = match self.test_new_key(spec, root, object, token_object) {
+            Ok(check) => check,
+            Err(failure) if token_object => return Err(self.undo_resident(spec, failure)),
+            Err(failure) => return Err(self.undo(&[object], failure)),
         };
+        let material =
+            wrapped.clone().map_or(Material::Resident(spec.resident_id), Material::Wrapped);
         let KeySpec { key_uid, version, generation, .. } = *spec;
         let source = KeySource { key_uid, version, generation, material, check: check.clone() };
         let key = self.loaded(source, Handle { epoch: self.epoch, object });
@@ -51,8 +50,11 @@ impl Keeper {
         let nascent = session.generate_key(&Mechanism::AesKeyGen, &template::nascent());
         let nascent = nascent.map_err(Failure::from)?;
         let blob = session.wrap_key(&KWP, root.wrap, nascent);
-        // Invariant: the extractable object does not outlive this function.
-        session.destroy_object(nascent)?;
+        // Invariant: the extractable object does not outlive this job. One that cannot be destroyed dies with its session,
+        // so the module is initialised anew (test `an_extractable_key_that_cannot_be_destroyed_ends_with_the_module`).
+        if let Err(error) = session.destroy_object(nascent) {
+            return Err(Failure::Module(describe(&error)));
+        }
         let blob = blob?;
         if blob.len() != WRAPPED_KEY_BYTES {
             return Err(Failure::lie("C_WrapKey gave another length"));
@@ -61,10 +63,22 @@ impl Keeper {
         Ok((WrappedKey(blob), object))
     }
 
-    fn generate_resident(&self, spec: &KeySpec) -> Result<ObjectHandle, Failure> {
+    fn generate_resident(&mut self, spec: &KeySpec) -> Result<ObjectHandle, Failure> {
         self.room_for_resident(spec.resident_id)?;
         let template = template::resident(spec.resident_id);
-        Ok(self.session()?.generate_key(&Mechanism::AesKeyGen, &template)?)
+        let object = self.session()?.generate_key(&Mechanism::AesKeyGen, &template)?;
+        // In the index from birth on: what cannot be undone must be found by whoever destroys it later.
+        self.residents.insert(spec.resident_id, vec![object]);
+        Ok(object)
+    }
+
+    /// Destroys a resident key that failed its tests, and passes the failure on.
+    fn undo_resident(&mut self, spec: &KeySpec, failure: Failure) -> Failure {
+        if let Err(error) = self.destroy_resident(spec.resident_id) {
+            let detail = error.detail();
+            tracing::error!(detail, "a resident key of a failed job could not be destroyed");
+        }
+        failure
     }
 
     /// Reads back, probes, makes durable, and makes the check blob, which is decrypted again.
@@ -154,10 +168,18 @@ impl Keeper {
         }
     }
 
-    fn loaded(&self, source: KeySource, handle: Handle) -> HsmKey {
-        let keeper = self.shared.keeper.clone();
+    fn loaded(&mut self, source: KeySource, handle: Handle) -> HsmKey {
+        self.note_session_object(&source, handle);
+        let keeper = Arc::clone(&self.shared.keeper);
         let loaded = Arc::clone(&self.shared.loaded);
         HsmKey::new(Arc::new(KeyState::new(source, handle, keeper, loaded)))
+    }
+
+    /// Notes the object of a key that is loaded, when it is a session object.
+    pub(super) fn note_session_object(&mut self, source: &KeySource, handle: Handle) {
+        if matches!(source.material, Material::Wrapped(_)) {
+            self.session_objects.insert(handle.object.handle());
+        }
     }
 
     fn room_for_key(&self) -> Result<(), Failure> {

@@ -11,18 +11,20 @@ mod prober;
 mod rescue;
 mod residents;
 mod roots;
+mod strays;
 
 pub use residents::MAX_RESIDENTS;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use cryptoki::context::Pkcs11;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::{Session, SessionState};
+use cryptoki::slot::Slot;
 use kms_core::key::CkaId;
 use kms_core::root::RootPin;
 use kms_core::secret::Pin;
@@ -44,12 +46,22 @@ pub(crate) struct Keeper {
     initialized: bool,
     module_epoch: u64,
     epoch: u64,
+    login: u64,
+    slot: Option<Slot>,
     pins: Vec<RootPin>,
     residents: HashMap<CkaId, Vec<ObjectHandle>>,
+    /// Handles of the session objects behind loaded keys: those that a listing of the token leaves out.
+    session_objects: HashSet<u64>,
+    /// Whether the token has more objects than were looked at: then what is not in the index may still be there.
+    index_is_cut: bool,
     ivs: IvPool,
     probe_at: Option<Instant>,
     pause: Duration,
     last_soft: Option<Instant>,
+    /// How many workers were started, but for those that replaced another.
+    staffed: usize,
+    /// When the device came up last.
+    up_since: Option<Instant>,
 }
 
 impl Keeper {
@@ -63,12 +75,18 @@ impl Keeper {
             initialized: false,
             module_epoch: 0,
             epoch: 0,
+            login: 0,
+            slot: None,
             pins: Vec::new(),
             residents: HashMap::new(),
+            session_objects: HashSet::new(),
+            index_is_cut: false,
             ivs: IvPool::default(),
             probe_at: None,
             pause,
             last_soft: None,
+            staffed: 0,
+            up_since: None,
         }
     }
 
@@ -81,30 +99,29 @@ impl Keeper {
             if self.probe_at.is_some_and(|at| self.shared.now() >= at) {
                 self.probe();
             }
-            let message = match self.probe_at {
-                Some(at) => self
-                    .shared
-                    .keeper_out
-                    .recv_timeout(at.saturating_duration_since(self.shared.now())),
-                None => self.shared.keeper_out.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match message {
-                Ok(KeeperMessage::Job { work, reply, deadline }) => {
+            let until_probe =
+                self.probe_at.map(|at| at.saturating_duration_since(self.shared.now()));
+            match self.shared.keeper.receive(until_probe) {
+                Some(KeeperMessage::Job { work, reply, deadline }) => {
                     self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
                     self.serve(&work, reply, deadline);
                 }
-                Ok(KeeperMessage::Rescue { job, cause, epoch }) => self.rescue(*job, cause, epoch),
-                Ok(KeeperMessage::Release { epoch, object }) => self.release(epoch, object),
-                Ok(KeeperMessage::Trouble) => self.probe_at = Some(self.shared.now()),
-                Ok(KeeperMessage::Close(done)) => {
-                    self.disconnect_for_good();
+                Some(KeeperMessage::Rescue { job, cause, login }) => {
+                    self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+                    self.rescue(*job, cause, login);
+                }
+                Some(KeeperMessage::Release { epoch, object }) => {
+                    self.seated(|keeper| keeper.release(epoch, object));
+                }
+                Some(KeeperMessage::Trouble) => self.probe_soon(),
+                Some(KeeperMessage::Close(done)) => {
+                    self.seated(Self::disconnect_for_good);
                     self.shared.keeper_ended.store(true, Ordering::Release);
                     self.shared.refuse_waiting_for_keeper(|_| false);
                     let _ = done.send(());
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                None => {}
             }
         }
     }
@@ -118,11 +135,14 @@ impl Keeper {
             return reply.fail(error);
         }
         self.shared.keeper_seat.begin(Some(reply), deadline, now);
+        let own = self.own_resident(work);
         let mut result = self.perform(work);
         if let Err(failure) = &result
             && self.mend(failure)
         {
-            result = self.perform(work);
+            // What the first attempt left behind must not be in the way of the second.
+            let cleared = own.map_or(Ok(()), |id| self.destroy_resident(id));
+            result = cleared.and_then(|()| self.perform(work));
         }
         let result = result.map_err(|failure| self.give_up(failure));
         if let Some(reply) = self.shared.keeper_seat.finish() {
@@ -139,19 +159,28 @@ impl Keeper {
             }
             KeeperWork::Load(source) => self.load(source).map(Answer::Key),
             KeeperWork::DestroyResident(id) => self.destroy_resident(*id).map(|()| Answer::Done),
-            KeeperWork::ListResidents => self.list_residents().map(Answer::Ids),
+            KeeperWork::ListTokenKeys => self.list_token_keys().map(Answer::TokenKeys),
         }
     }
 
+    /// Does what no one waits for, watched all the same: whatever calls the module can hang in it.
+    fn seated<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let now = self.shared.now();
+        self.shared.keeper_seat.begin(None, now, now);
+        let result = work(self);
+        self.shared.keeper_seat.finish();
+        result
+    }
+
     /// Destroys a session object whose last user is gone.
-    fn release(&self, epoch: u64, object: ObjectHandle) {
+    fn release(&mut self, epoch: u64, object: ObjectHandle) {
         if epoch != self.epoch {
             return;
         }
-        if let Some(session) = &self.session
-            && let Err(error) = session.destroy_object(object)
-        {
-            tracing::warn!(%error, "destroying a session object");
+        let Some(session) = &self.session else { return };
+        match session.destroy_object(object) {
+            Ok(()) => drop(self.session_objects.remove(&object.handle())),
+            Err(error) => tracing::warn!(%error, "destroying a session object"),
         }
     }
 
@@ -167,7 +196,7 @@ impl Keeper {
             other => {
                 let detail = other.detail();
                 if self.shared.health.trip(&detail) {
-                    self.probe_at = Some(self.shared.now());
+                    self.probe_soon();
                 }
                 self.shared.unavailable(&detail)
             }
@@ -194,8 +223,8 @@ impl Keeper {
     /// SoftHSM finds 0 objects, with CKR_OK, when its directory is gone, and when the login is: private objects do not
     /// show without it. [`Failure::Module`] and [`Failure::Login`] are what mends the two.
     fn token_is_there(&self) -> Result<(), Failure> {
-        let live = self.live()?;
-        if let Err(error) = live.context.get_token_info(live.slot) {
+        let slot = self.slot.ok_or_else(|| Failure::Device("not connected".into()))?;
+        if let Err(error) = self.context.get_token_info(slot) {
             return Err(Failure::Module(crate::pkcs11::ckr::describe(&error)));
         }
         match self.session()?.get_session_info()?.session_state() {

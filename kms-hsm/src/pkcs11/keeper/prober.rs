@@ -1,11 +1,12 @@
 //! The prober: one at a time, with a growing pause, until the device is back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Keeper;
 use crate::pkcs11::ckr::Failure;
 
-/// A token that answered a soft probe and fails again within this time is initialised anew.
+/// A token that answered a soft probe and fails again within this time is initialised anew; one that holds for this time
+/// is trusted again.
 const SOFT_PROBE_HOLDS: Duration = Duration::from_secs(10);
 
 impl Keeper {
@@ -32,11 +33,7 @@ impl Keeper {
     }
 
     fn probe_with(&mut self, probe: fn(&mut Self) -> Result<(), Failure>) {
-        let now = self.shared.now();
-        self.shared.keeper_seat.begin(None, now, now);
-        let result = probe(self);
-        self.shared.keeper_seat.finish();
-        match result {
+        match self.seated(probe) {
             Ok(()) => self.came_up(),
             Err(Failure::Latch(reason)) => {
                 self.pin = None;
@@ -55,20 +52,38 @@ impl Keeper {
 
     /// Asks whether everything is as it was, without giving anything up.
     fn soft_probe(&mut self) -> Result<(), Failure> {
-        let now = self.shared.now();
-        self.shared.keeper_seat.begin(None, now, now);
-        let result = self.token_is_there().and_then(|()| {
+        self.seated(|keeper| {
+            keeper.live()?;
+            keeper.token_is_there()?;
             let mut bytes = [0; 16];
-            self.session()?.generate_random_slice(&mut bytes)?;
-            self.verify_open_roots()
-        });
-        self.shared.keeper_seat.finish();
-        result
+            keeper.session()?.generate_random_slice(&mut bytes)?;
+            keeper.verify_open_roots()
+        })
+    }
+
+    /// Has the prober look soon: at once when the device has held, else after a pause that grows.
+    ///
+    /// A device that answers every probe and fails under work would otherwise be initialised anew without end.
+    pub(super) fn probe_soon(&mut self) {
+        let now = self.shared.now();
+        let budgets = self.shared.config.budgets;
+        let held = |since: Instant| now.saturating_duration_since(since) >= SOFT_PROBE_HOLDS;
+        let pause = if self.up_since.is_none_or(held) {
+            self.pause = budgets.probe_first;
+            Duration::ZERO
+        } else {
+            self.pause
+        };
+        if !pause.is_zero() {
+            self.pause = (self.pause * 2).min(budgets.probe_max);
+        }
+        self.shared.health.probe_at(now + pause);
+        self.probe_at = Some(now + pause);
     }
 
     fn came_up(&mut self) {
         self.probe_at = None;
-        self.pause = self.shared.config.budgets.probe_first;
+        self.up_since = Some(self.shared.now());
         self.shared.health.up(!self.pins.is_empty());
         tracing::info!(epoch = self.epoch, "the HSM is connected");
     }

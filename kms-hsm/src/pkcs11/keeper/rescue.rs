@@ -12,17 +12,18 @@ use crate::pkcs11::token;
 
 impl Keeper {
     /// Mends what the job needs and queues it again, or answers it.
-    pub(super) fn rescue(&mut self, job: Job, cause: Cause, epoch: u64) {
+    pub(super) fn rescue(&mut self, job: Job, cause: Cause, login: u64) {
         let now = self.shared.now();
         if now >= job.deadline {
-            return job.reply.fail(HsmError::QueueDeadline);
+            // Not "not done": a worker tried it, and part of a batch may be.
+            return job.reply.fail(HsmError::CallDeadline);
         }
         if let Err(error) = self.shared.health.check_taken(|| now) {
             return job.reply.fail(error);
         }
         let Job { work, reply, deadline, queued_at, .. } = job;
         self.shared.keeper_seat.begin(Some(reply), deadline, now);
-        let result = self.prepare(&work, cause, epoch);
+        let result = self.prepare(&work, cause, login);
         let result = result.map_err(|failure| self.give_up(failure));
         let Some(reply) = self.shared.keeper_seat.finish() else { return };
         if let Err(error) = result {
@@ -32,9 +33,9 @@ impl Keeper {
         self.shared.requeue(job);
     }
 
-    fn prepare(&mut self, work: &Work, cause: Cause, epoch: u64) -> Result<(), Failure> {
-        // Many jobs may report one lost login: only the first of its epoch logs in.
-        if cause == Cause::LoginLost && epoch == self.epoch {
+    fn prepare(&mut self, work: &Work, cause: Cause, login: u64) -> Result<(), Failure> {
+        // Many jobs may report one lost login: the first of them has it looked at.
+        if cause == Cause::LoginLost && login == self.login {
             self.log_in_again()?;
         }
         let operations = match work {
@@ -79,6 +80,7 @@ impl Keeper {
             }
             other => other,
         }?;
+        self.note_session_object(&key.source, handle);
         key.replace(handle);
         Ok(())
     }
@@ -114,8 +116,8 @@ impl Keeper {
             Err(Failure::Login(_)) => return self.log_in_again(),
             Err(_) => return self.connect(),
         }
-        let pins = self.pins.clone();
-        self.index_residents()?;
-        self.resolve_roots(&pins)
+        let found = self.index_residents().and_then(|()| self.find_roots(&self.pins));
+        // Not the fault of the job that brought us here: no key can be loaded without the roots.
+        self.put_roots(found.map_err(Failure::of_connection)?)
     }
 }

@@ -1,12 +1,13 @@
 //! The index of `HSM_RESIDENT` keys: one pass over the token a connect, never a search for one key.
 
 use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
-use kms_core::key::CkaId;
+use kms_core::key::{CkaId, Protection};
 
 use super::Keeper;
 use crate::error::HsmError;
 use crate::pkcs11::ckr::{Class, Failure, classify};
 use crate::pkcs11::durable::sync_tree;
+use crate::pkcs11::job::KeeperWork;
 use crate::pkcs11::template;
 
 /// The most resident keys: SoftHSM reads each object's file on every pass.
@@ -15,15 +16,16 @@ pub const MAX_RESIDENTS: usize = 1000;
 impl Keeper {
     /// Reads the index anew.
     pub(super) fn index_residents(&mut self) -> Result<(), Failure> {
+        let (most, mut cut) = (self.shared.config.max_token_keys, false);
         let session = self.session()?;
         let mut objects: Vec<ObjectHandle> = Vec::new();
         for object in session.iter_objects(&template::find_residents())? {
-            objects.push(object?);
-            if objects.len() > MAX_RESIDENTS {
-                tracing::error!(MAX_RESIDENTS, "more resident keys on the token than are used");
-                objects.pop();
+            if objects.len() == most {
+                tracing::error!(most, "more AES keys on the token than are looked at");
+                cut = true;
                 break;
             }
+            objects.push(object?);
         }
         let mut index = std::collections::HashMap::new();
         for object in objects {
@@ -41,6 +43,7 @@ impl Keeper {
             }
         }
         self.residents = index;
+        self.index_is_cut = cut;
         Ok(())
     }
 
@@ -50,6 +53,11 @@ impl Keeper {
             Some([object]) => Ok(*object),
             None | Some([]) => {
                 self.token_is_there()?;
+                if self.index_is_cut {
+                    let most = self.shared.config.max_token_keys;
+                    let detail = format!("more than {most} AES keys are on the token");
+                    return Err(Failure::Answer(HsmError::TokenFull { detail }));
+                }
                 Err(Failure::Answer(HsmError::ResidentMissing))
             }
             Some(_) => Err(Failure::Answer(HsmError::KeyIntegrity {
@@ -71,9 +79,26 @@ impl Keeper {
         Ok(())
     }
 
+    /// Returns the id of a resident key that this work would make: what has the id afterwards is its own.
+    pub(super) fn own_resident(&self, work: &KeeperWork) -> Option<CkaId> {
+        match work {
+            KeeperWork::Generate(spec)
+                if spec.protection == Protection::HsmResident
+                    && !self.residents.contains_key(&spec.resident_id) =>
+            {
+                Some(spec.resident_id)
+            }
+            _ => None,
+        }
+    }
+
     /// Destroys every object with this id; none is fine, when the token itself answers.
     pub(super) fn destroy_resident(&mut self, id: CkaId) -> Result<(), Failure> {
         self.token_is_there()?;
+        // A creation whose answer was lost is not in the index: without a look the object would stay.
+        if !self.residents.contains_key(&id) {
+            self.index_residents()?;
+        }
         let objects = self.residents.get(&id).cloned().unwrap_or_default();
         for object in objects {
             match self.session()?.destroy_object(object) {
@@ -88,14 +113,5 @@ impl Keeper {
             sync_tree(directory).map_err(Failure::Answer)?;
         }
         Ok(())
-    }
-
-    /// Lists the ids after a new pass.
-    pub(super) fn list_residents(&mut self) -> Result<Vec<CkaId>, Failure> {
-        self.token_is_there()?;
-        self.index_residents()?;
-        let mut ids: Vec<CkaId> = self.residents.keys().copied().collect();
-        ids.sort_unstable();
-        Ok(ids)
     }
 }

@@ -1,9 +1,10 @@
 //! Root sets: creation in dev mode, and the pin that every other opening is checked against.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::ObjectHandle;
+use cryptoki::object::{Attribute, ObjectHandle};
 use kms_core::domain;
 use kms_core::id::RootGeneration;
 use kms_core::key::CkaId;
@@ -52,8 +53,8 @@ impl Keeper {
     ) -> Result<RootPin, Failure> {
         self.read_back(root.wrap, Role::Wrap, true)?;
         self.read_back(root.mac, Role::Mac, true)?;
-        self.probe_root(root)?;
         let wrap_check = self.wrap_check(root.wrap)?;
+        self.probe_root(root, &wrap_check)?;
         let mac_check = token::mac(self.session()?, root.mac, domain::ROOT_MAC_CHECK)?.0.to_vec();
         if let Some(directory) = &self.shared.config.token_dir {
             sync_tree(directory).map_err(Failure::Answer)?;
@@ -69,39 +70,64 @@ impl Keeper {
             let pinned = pin.token_serial.clone();
             return Err(Failure::Latch(LatchReason::OtherToken { found: serial, pinned }));
         }
-        self.resolve_roots(pins)?;
+        let roots = self.find_roots(pins)?;
+        self.put_roots(roots)?;
         self.pins.retain(|old| pins.iter().all(|new| new.generation != old.generation));
         self.pins.extend_from_slice(pins);
         self.shared.health.up(!self.pins.is_empty());
         Ok(())
     }
 
-    /// Finds and verifies root sets, and puts their handles in place.
-    pub(super) fn resolve_roots(&self, pins: &[RootPin]) -> Result<(), Failure> {
-        let live = self.live()?;
-        let mut roots = live.roots.clone();
+    /// Finds and verifies root sets.
+    pub(super) fn find_roots(
+        &self,
+        pins: &[RootPin],
+    ) -> Result<HashMap<RootGeneration, Root>, Failure> {
+        let mut roots = HashMap::with_capacity(pins.len());
         for pin in pins {
             let root = Root {
                 wrap: self.find_root(Role::Wrap, pin.wrap_id, pin.generation)?,
                 mac: self.find_root(Role::Mac, pin.mac_id, pin.generation)?,
             };
+            self.verify_seal(root.wrap, Role::Wrap, pin.generation)?;
+            self.verify_seal(root.mac, Role::Mac, pin.generation)?;
             self.verify(root, pin)?;
             roots.insert(pin.generation, root);
         }
-        self.shared.gate.swap(Arc::new(Live {
-            module_epoch: live.module_epoch,
-            epoch: live.epoch,
-            context: live.context.clone(),
-            slot: live.slot,
-            roots,
-            sessions: Arc::clone(&live.sessions),
-        }));
+        Ok(roots)
+    }
+
+    /// Puts the handles of root sets in place, beside those of others.
+    pub(super) fn put_roots(&self, found: HashMap<RootGeneration, Root>) -> Result<(), Failure> {
+        let live = self.live()?;
+        let mut roots = live.roots.clone();
+        roots.extend(found);
+        self.shared.gate.swap(Arc::new(Live { roots, ..live.renewed() }));
         Ok(())
     }
 
     /// Verifies the roots by the handles in use.
     pub(super) fn verify_open_roots(&self) -> Result<(), Failure> {
         self.pins.iter().try_for_each(|pin| self.verify(self.root(pin.generation)?, pin))
+    }
+
+    /// Reads back what a root may be used for: whoever holds the security officer's PIN can have changed it.
+    fn verify_seal(
+        &self,
+        object: ObjectHandle,
+        role: Role,
+        generation: RootGeneration,
+    ) -> Result<(), Failure> {
+        let (types, expected) = template::expected_of_pinned(role);
+        let found = self.session()?.get_attributes(object, &types)?;
+        let missing = expected.iter().find(|attribute| !found.contains(attribute));
+        let attribute = match missing {
+            Some(attribute) => format!("it lacks {attribute:?}"),
+            None if found.contains(&Attribute::Trusted(true)) => "it has Trusted(true)".to_owned(),
+            None => return Ok(()),
+        };
+        let (role, generation) = (role.of_root(), generation.get());
+        Err(Failure::Latch(LatchReason::RootNotSealed { role, generation, attribute }))
     }
 
     fn verify(&self, root: Root, pin: &RootPin) -> Result<(), Failure> {
@@ -125,7 +151,7 @@ impl Keeper {
         generation: RootGeneration,
     ) -> Result<ObjectHandle, Failure> {
         let found = self.session()?.find_objects(&template::find_root(role, id))?;
-        let role = if role == Role::Mac { "mac" } else { "wrap" };
+        let role = role.of_root();
         let generation = generation.get();
         match found.as_slice() {
             [object] => Ok(*object),

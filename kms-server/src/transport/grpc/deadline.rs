@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::metadata::MetadataMap;
+use http::HeaderMap;
 
 /// The header of a caller's deadline.
 const HEADER: &str = "grpc-timeout";
@@ -10,8 +10,8 @@ const HEADER: &str = "grpc-timeout";
 const MAX_DIGITS: usize = 8;
 
 /// Returns how long the caller waits, at most `cap`. A missing or malformed header means `cap`.
-pub(super) fn wait_of(metadata: &MetadataMap, cap: Duration) -> Duration {
-    metadata
+pub(super) fn wait_of(headers: &HeaderMap, cap: Duration) -> Duration {
+    headers
         .get(HEADER)
         .and_then(|value| value.to_str().ok())
         .and_then(parse)
@@ -43,9 +43,9 @@ mod tests {
     const CAP: Duration = Duration::from_secs(30);
 
     fn wait(text: &'static str) -> Duration {
-        let mut metadata = MetadataMap::new();
-        metadata.insert(HEADER, text.parse().unwrap());
-        wait_of(&metadata, CAP)
+        let mut headers = HeaderMap::new();
+        headers.insert(HEADER, text.parse().unwrap());
+        wait_of(&headers, CAP)
     }
 
     #[test]
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(wait("30S"), CAP);
         assert_eq!(wait("31S"), CAP);
         assert_eq!(wait("1H"), CAP);
-        assert_eq!(wait_of(&MetadataMap::new(), CAP), CAP);
+        assert_eq!(wait_of(&HeaderMap::new(), CAP), CAP);
     }
 
     #[test]

@@ -1,29 +1,36 @@
-//! What every call needs: an id, a principal, a deadline, a span, a number, and a typed status.
+//! What every call needs: a principal, the message, an id, a deadline, a span, a number, and a typed status.
 //!
-//! The order is fixed: who, then what. A caller without a principal learns nothing about its message.
+//! The order is fixed: who, then what. A caller without a principal is answered before a byte of its message is read.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response};
+use hyper::body::Incoming;
 use kms_core::clock::Clock;
 use kms_core::fault::Fault;
 use kms_core::id::EventId;
-use tonic::metadata::AsciiMetadataValue;
-use tonic::{Request, Response, Status};
+use prost::Message;
+use tonic::Status;
+use tonic::body::Body;
 use tracing::Instrument as _;
 
-use super::deadline;
-use crate::authn::{Peer, Unauthenticated};
+use super::arrive::{self, Arrived, Budget, Charge};
+use super::bounds::NotDecoded;
+use super::{answer, deadline};
+use crate::authn::{Peer, Principal, Unauthenticated};
 use crate::service::{Kms, RequestContext, ServiceError};
 use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::event_id::new_event_id;
+use crate::transport::limits::BODY_BUDGET_BYTES;
 use crate::transport::method::Method;
-use crate::transport::status;
+use crate::transport::status::{self, Refused};
 
 /// Response metadata with the id of the request, as in the audit log.
-pub const EVENT_ID_KEY: &str = "holdfast-event-id";
+pub const EVENT_ID_KEY: HeaderName = HeaderName::from_static("holdfast-event-id");
 
 /// Where refusals go that no use-case saw: unauthenticated and undecodable requests. Aggregated, never per request.
 pub trait RefusalLog: Send + Sync + fmt::Debug + 'static {
@@ -46,126 +53,188 @@ pub struct GatewayParts {
     pub refusals: Arc<dyn RefusalLog>,
 }
 
-/// The one implementation of both services.
+/// Takes calls in: what all of them share.
 #[derive(Clone, Debug)]
-pub struct Gateway {
-    pub(super) parts: Arc<GatewayParts>,
+pub struct Gateway(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    parts: GatewayParts,
+    budget: Budget,
 }
 
 impl Gateway {
     /// Makes a gateway.
     pub fn new(parts: GatewayParts) -> Self {
-        Self { parts: Arc::new(parts) }
+        Self(Arc::new(Inner { parts, budget: Budget::new(BODY_BUDGET_BYTES) }))
     }
 
-    /// Runs a use-case. Dropped when the caller leaves; what must not be then, the service runs to its end by itself.
-    pub(super) async fn call<M, R, D, T, F>(
+    /// Finds out who calls. Asked when the headers are there: certificates run out while connections are open.
+    ///
+    /// # Errors
+    /// What to answer to a caller without a principal, whose message is left unread.
+    pub(super) fn admit(
         &self,
         method: Method,
-        request: Request<M>,
-        decode: impl FnOnce(M) -> Result<D, ServiceError>,
-        work: impl FnOnce(Kms, RequestContext, D) -> F,
-        encode: impl FnOnce(R) -> T,
-    ) -> Result<Response<T>, Status>
-    where
-        F: Future<Output = Result<R, ServiceError>>,
-    {
-        let (context, begun) = self.begin(method, &request)?;
-        let span = begun.span();
-        let outcome = match decode(request.into_inner()) {
-            Ok(domain) => {
-                let work = work(self.parts.kms.clone(), context, domain);
-                work.instrument(span.clone()).await
-            }
-            Err(error) => {
-                Err(self.parts.kms.refuse(&context, error).instrument(span.clone()).await)
-            }
-        };
-        span.in_scope(|| self.finish(&begun, outcome)).map(|response| response.map(encode))
-    }
-
-    /// Finds out who calls, and until when.
-    fn begin<M>(
-        &self,
-        method: Method,
-        request: &Request<M>,
-    ) -> Result<(RequestContext, Begun), Status> {
-        let received = self.parts.clock.monotonic();
+        request: &Request<Incoming>,
+    ) -> Result<Call, Status> {
+        let parts = &self.0.parts;
+        let received = parts.clock.monotonic();
         let peer = request.extensions().get::<Arc<Peer>>();
-        let principal = match peer {
-            Some(peer) => peer.authenticate(self.parts.clock.now()),
+        let admitted = match peer {
+            Some(peer) => peer.authenticate(parts.clock.now()).map(|principal| (peer, principal)),
             None => Err(Unauthenticated::NoCertificate),
         };
-        let (peer, principal) = match (peer, principal) {
-            (Some(peer), Ok(principal)) => (peer, principal),
-            (peer, principal) => {
-                let error = principal.err().unwrap_or(Unauthenticated::NoCertificate);
-                let source = peer.map_or_else(nowhere, |peer| peer.address());
-                self.parts.refusals.refused(source, method.as_str(), error.reason());
-                self.parts.metrics.failed(method, error.reason(), Duration::ZERO);
-                return Err(status::from_unauthenticated(error));
-            }
-        };
-        let Some(event_id) = new_event_id() else {
-            self.parts.metrics.failed(method, "INTERNAL", Duration::ZERO);
-            return Err(status::from_service(&ServiceError::Bug { reason: "no randomness" }));
-        };
-        let wait = deadline::wait_of(request.metadata(), self.parts.max_request);
-        let context = RequestContext {
-            event_id,
-            principal: principal.clone(),
-            source: peer.address(),
-            deadline: received.checked_add(wait).unwrap_or(received),
-            received,
-            operation: method.as_str(),
-        };
-        Ok((context, Begun { method, event_id, received }))
-    }
-
-    fn finish<R>(
-        &self,
-        begun: &Begun,
-        outcome: Result<R, ServiceError>,
-    ) -> Result<Response<R>, Status> {
-        let took = self.parts.clock.monotonic().saturating_duration_since(begun.received);
-        let event_id = event_id_value(begun.event_id);
-        match outcome {
-            Ok(result) => {
-                self.parts.metrics.succeeded(begun.method, took);
-                let mut response = Response::new(result);
-                if let Some(value) = event_id {
-                    response.metadata_mut().insert(EVENT_ID_KEY, value);
-                }
-                Ok(response)
-            }
+        match admitted {
+            Ok((peer, principal)) => Ok(Call {
+                gateway: self.clone(),
+                method,
+                principal: principal.clone(),
+                source: peer.address(),
+                received,
+            }),
             Err(error) => {
-                self.parts.metrics.failed(begun.method, error.reason(), took);
-                log(&error);
-                let mut status = status::from_service(&error);
-                if let Some(value) = event_id {
-                    status.metadata_mut().insert(EVENT_ID_KEY, value);
-                }
-                Err(status)
+                let source = peer.map_or_else(nowhere, |peer| peer.address());
+                parts.refusals.refused(source, method.as_str(), error.reason());
+                parts.metrics.failed(method, error.reason(), Duration::ZERO);
+                Err(status::from_unauthenticated(error))
             }
         }
     }
 }
 
-/// What is needed to finish a call.
-struct Begun {
+/// A call whose caller is known.
+#[derive(Debug)]
+pub(super) struct Call {
+    gateway: Gateway,
     method: Method,
-    event_id: EventId,
+    principal: Principal,
+    source: SocketAddr,
     received: Instant,
 }
 
-impl Begun {
-    fn span(&self) -> tracing::Span {
-        tracing::info_span!("request", event_id = %self.event_id, method = self.method.as_str())
+impl Call {
+    /// Runs a use-case. Dropped when the caller leaves; what must not be then, the service runs to its end by itself.
+    pub(super) async fn run<R, D, T, F>(
+        self,
+        request: Request<Incoming>,
+        decode: impl FnOnce(Bytes) -> Result<D, NotDecoded>,
+        work: impl FnOnce(Kms, RequestContext, D) -> F,
+        encode: impl FnOnce(R) -> T,
+    ) -> Response<Body>
+    where
+        T: Message,
+        F: Future<Output = Result<R, ServiceError>>,
+    {
+        let (begun, _charge) = match self.begin(request, decode).await {
+            Ok(begun) => begun,
+            Err(refused) => return self.refuse(refused),
+        };
+        let Begun { context, decoded, event_id } = begun;
+        let span = self.span(event_id);
+        let kms = &self.gateway.0.parts.kms;
+        let outcome = match decoded {
+            Ok(domain) => work(kms.clone(), context, domain).instrument(span.clone()).await,
+            Err(error) => Err(kms.refuse(&context, error).instrument(span.clone()).await),
+        };
+        span.in_scope(|| self.finish(event_id, outcome, encode))
+    }
+
+    /// Reads the message.
+    pub(super) async fn message(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<(Arrived<'_>, Instant), Refused> {
+        let (head, body) = request.into_parts();
+        if head.headers.get(ENCODING).is_some_and(|encoding| encoding != "identity") {
+            return Err(Refused::EncodingUnknown);
+        }
+        let Inner { parts, budget, .. } = &*self.gateway.0;
+        let wait = deadline::wait_of(&head.headers, parts.max_request);
+        drop(head);
+        let deadline = self.received.checked_add(wait).unwrap_or(self.received);
+        let left = || deadline.saturating_duration_since(parts.clock.monotonic());
+        Ok((arrive::message(body, budget, left).await?, deadline))
+    }
+
+    /// Reads and decodes the message, and gives the request its id.
+    async fn begin<D>(
+        &self,
+        request: Request<Incoming>,
+        decode: impl FnOnce(Bytes) -> Result<D, NotDecoded>,
+    ) -> Result<(Begun<D>, Charge<'_>), Refused> {
+        let (Arrived { message, charge }, deadline) = self.message(request).await?;
+        let decoded = match decode(message) {
+            Ok(domain) => Ok(domain),
+            Err(NotDecoded::Refused(error)) => Err(error),
+            Err(NotDecoded::Malformed) => return Err(Refused::Malformed),
+        };
+        let event_id = new_event_id().ok_or(Refused::NoRandomness)?;
+        let context = RequestContext {
+            event_id,
+            principal: self.principal.clone(),
+            source: self.source,
+            deadline,
+            received: self.received,
+            operation: self.method.as_str(),
+        };
+        Ok((Begun { context, decoded, event_id }, charge))
+    }
+
+    fn span(&self, event_id: EventId) -> tracing::Span {
+        // Of the highest level, so that failures carry the id whatever is worth a line.
+        tracing::error_span!("request", %event_id, method = self.method.as_str())
+    }
+
+    fn finish<R, T: Message>(
+        &self,
+        event_id: EventId,
+        outcome: Result<R, ServiceError>,
+        encode: impl FnOnce(R) -> T,
+    ) -> Response<Body> {
+        let parts = &self.gateway.0.parts;
+        let took = parts.clock.monotonic().saturating_duration_since(self.received);
+        let too_large = ServiceError::Bug { reason: "an answer is larger than a message may be" };
+        let answered = outcome.and_then(|result| answer::with(&encode(result)).ok_or(too_large));
+        let id = event_id.to_string();
+        let mut response = match answered {
+            Ok(response) => {
+                parts.metrics.succeeded(self.method, took);
+                response
+            }
+            Err(error) => {
+                parts.metrics.failed(self.method, error.reason(), took);
+                log(&error);
+                status::from_service(&error, &id).into_http()
+            }
+        };
+        if let Ok(value) = HeaderValue::try_from(id) {
+            response.headers_mut().insert(EVENT_ID_KEY, value);
+        }
+        response
+    }
+
+    /// Answers a call that no use-case saw, and notes it.
+    pub(super) fn refuse(&self, refused: Refused) -> Response<Body> {
+        self.note(refused.reason());
+        status::from_refused(refused).into_http()
+    }
+
+    fn note(&self, reason: &'static str) {
+        let parts = &self.gateway.0.parts;
+        parts.metrics.failed(self.method, reason, Duration::ZERO);
+        parts.refusals.refused(self.source, self.method.as_str(), reason);
     }
 }
 
-fn event_id_value(event_id: EventId) -> Option<AsciiMetadataValue> {
-    AsciiMetadataValue::try_from(event_id.to_string()).ok()
+/// The header that names a compression; there is none that we know.
+const ENCODING: &str = "grpc-encoding";
+
+/// A request with its id, decoded or with the error to be recorded.
+struct Begun<D> {
+    context: RequestContext,
+    decoded: Result<D, ServiceError>,
+    event_id: EventId,
 }
 
 /// The source of a request that came through no connection of ours; only tests can make one.

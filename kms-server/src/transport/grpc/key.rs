@@ -1,138 +1,49 @@
 //! KeyService: one line a method. What they share is in `gateway`.
 
-use kms_proto::v1 as proto;
-use kms_proto::v1::key_service_server::KeyService;
-use tonic::{Request, Response, Status};
+use http::Request;
+use hyper::body::Incoming;
 
-use super::gateway::Gateway;
+use super::bounds::{CREATE_KEY, NONE, UPDATE_KEY, one};
+use super::gateway::Call;
+use super::route::Answer;
 use super::{decode, encode};
-use crate::transport::method::Method;
+use crate::service::Kms;
 
-#[tonic::async_trait]
-impl KeyService for Gateway {
-    async fn create_key(
-        &self,
-        request: Request<proto::CreateKeyRequest>,
-    ) -> Result<Response<proto::Key>, Status> {
-        self.call(
-            Method::CreateKey,
-            request,
-            decode::create_key,
-            |kms, context, request| async move { kms.create_key(&context, request).await },
-            encode::key,
-        )
-        .await
-    }
-
-    async fn update_key(
-        &self,
-        request: Request<proto::UpdateKeyRequest>,
-    ) -> Result<Response<proto::Key>, Status> {
-        self.call(
-            Method::UpdateKey,
-            request,
-            decode::update_key,
-            |kms, context, request| async move { kms.update_key(&context, request).await },
-            encode::key,
-        )
-        .await
-    }
-
-    async fn rotate_key(
-        &self,
-        request: Request<proto::RotateKeyRequest>,
-    ) -> Result<Response<proto::RotateKeyResponse>, Status> {
-        self.call(
-            Method::RotateKey,
-            request,
-            decode::rotate_key,
-            |kms, context, request| async move { kms.rotate_key(&context, request).await },
-            encode::rotated,
-        )
-        .await
-    }
-
-    async fn suspend_key_version(
-        &self,
-        request: Request<proto::SuspendKeyVersionRequest>,
-    ) -> Result<Response<proto::KeyVersion>, Status> {
-        self.call(
-            Method::SuspendKeyVersion,
-            request,
-            decode::suspend,
-            |kms, context, request| async move { kms.suspend_key_version(&context, request).await },
-            encode::version,
-        )
-        .await
-    }
-
-    async fn resume_key_version(
-        &self,
-        request: Request<proto::ResumeKeyVersionRequest>,
-    ) -> Result<Response<proto::KeyVersion>, Status> {
-        self.call(
-            Method::ResumeKeyVersion,
-            request,
-            decode::resume,
-            |kms, context, request| async move { kms.resume_key_version(&context, request).await },
-            encode::version,
-        )
-        .await
-    }
-
-    async fn describe_key(
-        &self,
-        request: Request<proto::DescribeKeyRequest>,
-    ) -> Result<Response<proto::Key>, Status> {
-        self.call(
-            Method::DescribeKey,
-            request,
-            decode::describe_key,
-            |kms, context, request| async move { kms.describe_key(&context, &request).await },
-            encode::key,
-        )
-        .await
-    }
-
-    async fn list_keys(
-        &self,
-        request: Request<proto::ListKeysRequest>,
-    ) -> Result<Response<proto::ListKeysResponse>, Status> {
-        self.call(
-            Method::ListKeys,
-            request,
-            decode::list_keys,
-            |kms, context, request| async move { kms.list_keys(&context, request).await },
-            encode::keys,
-        )
-        .await
-    }
-
-    async fn describe_key_version(
-        &self,
-        request: Request<proto::DescribeKeyVersionRequest>,
-    ) -> Result<Response<proto::KeyVersion>, Status> {
-        self.call(
-            Method::DescribeKeyVersion,
-            request,
-            decode::describe_key_version,
-            |kms, context, request| async move { kms.describe_key_version(&context, &request).await },
-            encode::version,
-        )
-        .await
-    }
-
-    async fn list_key_versions(
-        &self,
-        request: Request<proto::ListKeyVersionsRequest>,
-    ) -> Result<Response<proto::ListKeyVersionsResponse>, Status> {
-        self.call(
-            Method::ListKeyVersions,
-            request,
-            decode::list_key_versions,
-            |kms, context, request| async move { kms.list_key_versions(&context, request).await },
-            encode::versions,
-        )
-        .await
-    }
+/// A method that changes something.
+macro_rules! mutation {
+    ($method:ident, $bounds:expr, $decode:path, $encode:path) => {
+        pub(super) fn $method(call: Call, request: Request<Incoming>) -> Answer {
+            Box::pin(async move {
+                let decode = one($bounds, $decode);
+                let work = |kms: Kms, context, request| async move {
+                    kms.$method(&context, request).await
+                };
+                Ok(call.run(request, decode, work, $encode).await)
+            })
+        }
+    };
 }
+
+/// A method that reads.
+macro_rules! reading {
+    ($method:ident, $decode:path, |$asked:ident| $given:expr, $encode:path) => {
+        pub(super) fn $method(call: Call, request: Request<Incoming>) -> Answer {
+            Box::pin(async move {
+                let decode = one(NONE, $decode);
+                let work =
+                    |kms: Kms, context, $asked| async move { kms.$method(&context, $given).await };
+                Ok(call.run(request, decode, work, $encode).await)
+            })
+        }
+    };
+}
+
+mutation!(create_key, CREATE_KEY, decode::create_key, encode::key);
+mutation!(update_key, UPDATE_KEY, decode::update_key, encode::key);
+mutation!(rotate_key, NONE, decode::rotate_key, encode::rotated);
+mutation!(suspend_key_version, NONE, decode::suspend, encode::version);
+mutation!(resume_key_version, NONE, decode::resume, encode::version);
+reading!(describe_key, decode::describe_key, |name| &name, encode::key);
+reading!(list_keys, decode::list_keys, |list| list, encode::keys);
+reading!(describe_key_version, decode::describe_key_version, |name| &name, encode::version);
+reading!(list_key_versions, decode::list_key_versions, |list| list, encode::versions);

@@ -1,15 +1,19 @@
 //! gRPC: from messages to use-cases and back.
 //!
-//! `decode` and `encode` translate, field by field; `gateway` does what every call needs; `crypto` and `key` name the
-//! methods; `route` finds the service of a path and types what tonic itself refuses.
+//! In the order in which a request meets them: `route` finds the method of a path, `gateway` asks who calls and does what
+//! every call needs, `arrive` reads the message, `bounds` counts it, `decode` and `encode` translate field by field,
+//! `answer` frames what goes back. `crypto`, `key` and `health` name the methods.
 
+mod answer;
+mod arrive;
 mod batch;
-mod bounded;
+mod bounds;
 mod crypto;
 mod deadline;
 mod decode;
 mod encode;
 mod gateway;
+mod health;
 mod key;
 mod route;
 

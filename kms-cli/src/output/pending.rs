@@ -1,7 +1,8 @@
 //! Output files that appear whole or not at all: written without a name, synced, then linked or renamed into place.
 //!
 //! Until [`PendingFile::commit`] the target is untouched. A failure, Ctrl-C or kill leaves nothing: the file has no name
-//! yet (O_TMPFILE). On file systems without that, a crash leaves a file whose name says that it is partial.
+//! yet (O_TMPFILE). Where there are no such files, a failure or a signal removes it ([`crate::interrupt`]), and a crash
+//! leaves a file whose name says that it is partial.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -9,11 +10,13 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
+use rustix::fs::{AtFlags, CWD, linkat};
+#[cfg(target_os = "linux")]
+use rustix::fs::{Mode, OFlags};
 use tempfile::TempPath;
 
-use super::disk::sync_directory;
-use super::error::BackupError;
+use super::file::OutputError;
+use crate::interrupt::{create_partial, uninterrupted};
 
 /// Ends the name of a file that is still being written.
 const PARTIAL_SUFFIX: &str = ".kms-partial";
@@ -27,6 +30,13 @@ pub enum Overwrite {
     Refuse,
     /// An existing regular file is replaced, in one step.
     Allow,
+}
+
+impl Overwrite {
+    /// Reads `--force`.
+    pub const fn of(force: bool) -> Self {
+        if force { Self::Allow } else { Self::Refuse }
+    }
 }
 
 /// A file that is being written and has not appeared yet.
@@ -43,9 +53,9 @@ impl PendingFile {
     /// Begins a file that shall appear at `target`.
     ///
     /// # Errors
-    /// [`BackupError::OutputExists`] unless overwriting is allowed; [`BackupError::NotRegular`] when what is there is
-    /// not a regular file; [`BackupError::Io`].
-    pub fn create(target: &Path, overwrite: Overwrite) -> Result<Self, BackupError> {
+    /// [`OutputError::Exists`] unless overwriting is allowed; [`OutputError::NotRegular`] when what is there is
+    /// not a regular file; [`OutputError::Io`].
+    pub fn create(target: &Path, overwrite: Overwrite) -> Result<Self, OutputError> {
         let target = resolve(target, overwrite)?;
         let Some(file) = unnamed(directory_of(&target)) else {
             return Self::create_named(target, overwrite);
@@ -54,11 +64,11 @@ impl PendingFile {
     }
 
     /// As above, for file systems without unnamed files.
-    fn create_named(target: PathBuf, overwrite: Overwrite) -> Result<Self, BackupError> {
-        let named = builder(&target)?
-            .permissions(Permissions::from_mode(MODE))
-            .tempfile_in(directory_of(&target))
-            .map_err(BackupError::io("create the output"))?;
+    fn create_named(target: PathBuf, overwrite: Overwrite) -> Result<Self, OutputError> {
+        let mut builder = builder(&target)?;
+        builder.permissions(Permissions::from_mode(MODE));
+        let named = create_partial(|| builder.tempfile_in(directory_of(&target)));
+        let named = named.map_err(OutputError::io("create the output"))?;
         let (file, partial) = named.into_parts();
         Ok(Self { file, partial: Some(partial), target, overwrite })
     }
@@ -66,27 +76,30 @@ impl PendingFile {
     /// Makes the file durable and lets it appear.
     ///
     /// # Errors
-    /// [`BackupError::OutputExists`] when something took the name meanwhile; [`BackupError::Io`].
-    pub fn commit(self) -> Result<(), BackupError> {
+    /// [`OutputError::Exists`] when something took the name meanwhile; [`OutputError::Io`].
+    pub fn commit(self) -> Result<(), OutputError> {
         let Self { file, partial, target, overwrite } = self;
-        file.sync_all().map_err(BackupError::io("sync the output"))?;
-        let appeared = match (partial, overwrite) {
+        file.sync_all().map_err(OutputError::io("sync the output"))?;
+        let builder = builder(&target)?;
+        let appeared = uninterrupted(|| match (partial, overwrite) {
             (None, Overwrite::Refuse) => link(&file, &target),
             (None, Overwrite::Allow) => {
                 // A link cannot replace a file, so the file gets a partial name for the time of a rename.
-                let named = builder(&target)?.make_in(directory_of(&target), |at| link(&file, at));
+                let named = builder.make_in(directory_of(&target), |at| link(&file, at));
                 named.and_then(|named| Ok(named.into_temp_path().persist(&target)?))
             }
             (Some(partial), Overwrite::Refuse) => {
                 partial.persist_noclobber(&target).map_err(io::Error::from)
             }
             (Some(partial), Overwrite::Allow) => partial.persist(&target).map_err(io::Error::from),
-        };
+        });
         appeared.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => BackupError::OutputExists,
-            _ => BackupError::io("rename the output")(error),
+            io::ErrorKind::AlreadyExists => OutputError::Exists,
+            _ => OutputError::io("rename the output")(error),
         })?;
-        sync_directory(directory_of(&target))
+        File::open(directory_of(&target))
+            .and_then(|directory| directory.sync_all())
+            .map_err(OutputError::io("sync the directory"))
     }
 }
 
@@ -101,21 +114,30 @@ impl Write for PendingFile {
 }
 
 /// Follows links, so that a file is replaced and not the link, and looks at what is there.
-fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, BackupError> {
+pub(super) fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, OutputError> {
     match target.canonicalize() {
-        Ok(existing) if !existing.is_file() => Err(BackupError::NotRegular),
-        Ok(_) if overwrite == Overwrite::Refuse => Err(BackupError::OutputExists),
+        Ok(existing) if !existing.is_file() => Err(OutputError::NotRegular),
+        Ok(_) if overwrite == Overwrite::Refuse => Err(OutputError::Exists),
         Ok(existing) => Ok(existing),
+        // A link that leads nowhere: replacing it, or making what it names, would both be a guess.
+        Err(_) if target.is_symlink() => Err(OutputError::NotRegular),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(target.to_path_buf()),
-        Err(error) => Err(BackupError::io("create the output")(error)),
+        Err(error) => Err(OutputError::io("create the output")(error)),
     }
 }
 
 /// Creates a file without a name, where that is possible and can be undone.
+#[cfg(target_os = "linux")]
 fn unnamed(directory: &Path) -> Option<File> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(directory, flags, Mode::from_raw_mode(MODE)).ok()?);
     descriptor(&file).exists().then_some(file)
+}
+
+/// Only Linux has files without a name.
+#[cfg(not(target_os = "linux"))]
+fn unnamed(_: &Path) -> Option<File> {
+    None
 }
 
 /// Gives an unnamed file a name; one that is taken is an error.
@@ -128,14 +150,14 @@ fn descriptor(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-fn builder(target: &Path) -> Result<tempfile::Builder<'static, 'static>, BackupError> {
-    target.file_name().ok_or(BackupError::NotRegular)?;
+fn builder(target: &Path) -> Result<tempfile::Builder<'static, 'static>, OutputError> {
+    target.file_name().ok_or(OutputError::NotRegular)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(PARTIAL_SUFFIX);
     Ok(builder)
 }
 
-fn directory_of(target: &Path) -> &Path {
+pub(super) fn directory_of(target: &Path) -> &Path {
     match target.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),
@@ -187,7 +209,7 @@ mod tests {
         assert!(names(directory.path()).is_empty());
         create(Overwrite::Refuse).commit().unwrap();
         assert_eq!(target.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(create(Overwrite::Refuse).commit(), Err(BackupError::OutputExists)));
+        assert!(matches!(create(Overwrite::Refuse).commit(), Err(OutputError::Exists)));
         let mut pending = create(Overwrite::Allow);
         pending.write_all(b"after").unwrap();
         pending.commit().unwrap();
@@ -207,7 +229,7 @@ mod tests {
         let target = directory.path().join("out");
         std::fs::write(&target, "before").unwrap();
         let refused = PendingFile::create(&target, Overwrite::Refuse);
-        assert!(matches!(refused, Err(BackupError::OutputExists)));
+        assert!(matches!(refused, Err(OutputError::Exists)));
         let mut pending = PendingFile::create(&target, Overwrite::Allow).unwrap();
         pending.write_all(b"after").unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"before");
@@ -221,9 +243,21 @@ mod tests {
         let target = directory.path().join("out");
         let pending = PendingFile::create(&target, Overwrite::Refuse).unwrap();
         std::fs::write(&target, "other").unwrap();
-        assert!(matches!(pending.commit(), Err(BackupError::OutputExists)));
+        assert!(matches!(pending.commit(), Err(OutputError::Exists)));
         assert_eq!(names(directory.path()), ["out"]);
         assert_eq!(std::fs::read(&target).unwrap(), b"other");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        for overwrite in [Overwrite::Refuse, Overwrite::Allow] {
+            let refused = PendingFile::create(&link, overwrite);
+            assert!(matches!(refused, Err(OutputError::NotRegular)));
+        }
+        assert_eq!(names(directory.path()), ["link"]);
     }
 
     #[test]
@@ -231,7 +265,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         for target in [directory.path(), Path::new("/dev/null")] {
             let refused = PendingFile::create(target, Overwrite::Allow);
-            assert!(matches!(refused, Err(BackupError::NotRegular)));
+            assert!(matches!(refused, Err(OutputError::NotRegular)));
         }
         let (file, link) = (directory.path().join("file"), directory.path().join("link"));
         std::fs::write(&file, "before").unwrap();

@@ -1,0 +1,259 @@
+//! Golden vectors of what row MACs cover, and for every field an edit that must show.
+//!
+//! HOLDFAST_WRITE_GOLDEN=1 writes the file anew. A changed line is a format change: rows that are stored no longer
+//! verify, so it needs a changelog line.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "test helpers: a failure here is a failed test"
+)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
+use kms_core::clock::Timestamp;
+use kms_core::id::{KeyUid, KeyVersion, Revision, RootGeneration};
+use kms_core::key::{
+    CheckBlob, CkaId, CounterRow, KeyRow, Material, Protection, Purpose, RowMac, Sensitivity,
+    VersionRow, WrappedKey,
+};
+use kms_core::manifest::{Manifest, RowSet};
+use kms_core::name::{KeyName, TenantName};
+use kms_core::root::RootPin;
+use kms_core::state::VersionState;
+
+const GOLDEN_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/row_macs.json");
+
+fn uid(byte: u8) -> KeyUid {
+    KeyUid::from_random([byte; 16])
+}
+
+fn time(unix_ms: i64) -> Timestamp {
+    Timestamp::from_unix_ms(unix_ms)
+}
+
+fn version(number: u32) -> KeyVersion {
+    KeyVersion::new(number).unwrap()
+}
+
+fn tenant(id: &str) -> TenantName {
+    TenantName::from_id(id).unwrap()
+}
+
+fn key_name(tenant_id: &str, key_id: &str) -> KeyName {
+    KeyName::new(tenant(tenant_id), key_id).unwrap()
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn key_row() -> KeyRow {
+    KeyRow {
+        uid: uid(1),
+        name: key_name("acme", "backups"),
+        purpose: Purpose::Wrap,
+        protection: Protection::HsmWrapped,
+        owner: "storage team".into(),
+        sensitivity: Sensitivity::Medium,
+        usage: "nightly backups".into(),
+        cryptoperiod: Duration::from_hours(24 * 90),
+        labels: labels(&[("env", "prod"), ("site", "")]),
+        create_time: time(1_700_000_000_000),
+        update_time: time(1_700_000_000_001),
+        revision: Revision::new(3),
+        primary: version(1),
+        latest: version(2),
+    }
+}
+
+fn version_row() -> VersionRow {
+    VersionRow {
+        key_uid: uid(1),
+        version: KeyVersion::FIRST,
+        state: VersionState::Active,
+        material: Material::Wrapped(WrappedKey(vec![2; 40])),
+        check: CheckBlob { iv: [3; 12], ciphertext_and_tag: vec![4; 32] },
+        create_time: time(5),
+        state_time: time(6),
+        state_reason: "created".into(),
+        state_actor: "spiffe://td/a".into(),
+        deactivate_time: None,
+        revision: Revision::FIRST,
+    }
+}
+
+fn counter_row() -> CounterRow {
+    CounterRow { key_uid: uid(1), version: version(1), leased: 1024, revision: Revision::new(7) }
+}
+
+fn root_pin() -> RootPin {
+    RootPin {
+        generation: RootGeneration::FIRST,
+        token_serial: "0123456789abcdef".into(),
+        wrap_id: CkaId([1; 16]),
+        wrap_check: vec![2; 40],
+        mac_id: CkaId([3; 16]),
+        mac_check: vec![4; 32],
+    }
+}
+
+fn manifest() -> Manifest {
+    let mut rows = RowSet::empty();
+    rows.insert(&RowMac([8; 32]));
+    Manifest { tenant: tenant("acme"), revision: Revision::new(9), rows }
+}
+
+/// Every kind of row, and every form that a row can take.
+fn inputs() -> Vec<(&'static str, Vec<u8>)> {
+    let first = RootGeneration::FIRST;
+    let bare = KeyRow {
+        protection: Protection::HsmResident,
+        labels: BTreeMap::new(),
+        create_time: time(-1),
+        ..key_row()
+    };
+    let resident = VersionRow {
+        material: Material::Resident(CkaId([2; 16])),
+        deactivate_time: Some(time(0)),
+        ..version_row()
+    };
+    vec![
+        ("keys", key_row().mac_input(first)),
+        ("keys, resident, without labels, before 1970", bare.mac_input(first)),
+        ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
+        ("versions, wrapped", version_row().mac_input(first)),
+        ("versions, resident, deactivation planned", resident.mac_input(first)),
+        ("counters", counter_row().mac_input(first)),
+        ("roots", root_pin().mac_input()),
+        ("manifests", manifest().mac_input(first)),
+        ("manifests, no rows", Manifest::empty(tenant("acme")).mac_input(first)),
+    ]
+}
+
+#[test]
+fn mac_inputs_are_byte_for_byte_those_of_the_golden_file() {
+    let made: BTreeMap<_, _> = inputs()
+        .into_iter()
+        .map(|(name, input)| {
+            // The state of a manifest's set hash is 2 KiB: its hash pins it as well.
+            let hash = HEXLOWER.encode(digest(&SHA256, &input).as_ref());
+            let bytes = if input.len() < 2048 { HEXLOWER.encode(&input) } else { String::new() };
+            (name.to_owned(), [hash, bytes])
+        })
+        .collect();
+    if std::env::var_os("HOLDFAST_WRITE_GOLDEN").is_some() {
+        let text = serde_json::to_string_pretty(&made).unwrap() + "\n";
+        std::fs::write(GOLDEN_PATH, text).unwrap();
+    }
+    let text = std::fs::read_to_string(GOLDEN_PATH).unwrap();
+    let golden: BTreeMap<String, [String; 2]> = serde_json::from_str(&text).unwrap();
+    assert_eq!(made, golden);
+}
+
+/// Asserts that each edit, and each pair of edits, gives other bytes.
+fn assert_all_differ<R: Clone>(row: &R, edits: &[fn(&mut R)], mac_input: impl Fn(&R) -> Vec<u8>) {
+    let mut seen = vec![mac_input(row)];
+    for (number, edit) in edits.iter().enumerate() {
+        let mut edited = row.clone();
+        edit(&mut edited);
+        let input = mac_input(&edited);
+        assert!(!seen.contains(&input), "edit {number} does not show");
+        seen.push(input);
+    }
+}
+
+#[test]
+fn every_edit_of_a_key_row_shows() {
+    let edits: [fn(&mut KeyRow); 18] = [
+        |row| row.uid = uid(9),
+        |row| row.name = key_name("other", "backups"),
+        |row| row.name = key_name("acme", "other"),
+        |row| row.protection = Protection::HsmResident,
+        |row| row.owner = "x".into(),
+        |row| row.sensitivity = Sensitivity::High,
+        |row| row.usage = "x".into(),
+        |row| row.cryptoperiod = Duration::from_hours(24 * 91),
+        |row| row.labels = labels(&[("env", "prod")]),
+        |row| row.labels = labels(&[("env", "test"), ("site", "")]),
+        |row| row.labels = labels(&[("env", "prod"), ("site", "a")]),
+        |row| row.labels = labels(&[("envprod", ""), ("site", "")]),
+        |row| row.create_time = time(0),
+        |row| row.update_time = time(0),
+        |row| row.revision = row.revision.next(),
+        |row| row.primary = version(2),
+        |row| row.latest = version(3),
+        // An owner that grows into the next field.
+        |row| row.owner = "storage teamMEDIUM".into(),
+    ];
+    // There is one purpose as yet.
+    assert_all_differ(&key_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
+}
+
+#[test]
+fn every_edit_of_a_version_row_shows() {
+    let edits: [fn(&mut VersionRow); 14] = [
+        |row| row.key_uid = uid(9),
+        |row| row.version = version(2),
+        |row| row.state = VersionState::Deactivated,
+        |row| row.material = Material::Wrapped(WrappedKey(vec![9; 40])),
+        |row| row.material = Material::Resident(CkaId([2; 16])),
+        |row| row.material = Material::Resident(CkaId([9; 16])),
+        |row| row.check.iv = [9; 12],
+        |row| row.check.ciphertext_and_tag = vec![9; 32],
+        |row| row.create_time = time(9),
+        |row| row.state_time = time(9),
+        |row| row.state_reason = "x".into(),
+        |row| row.state_actor = "x".into(),
+        |row| row.deactivate_time = Some(time(0)),
+        |row| row.revision = row.revision.next(),
+    ];
+    assert_all_differ(&version_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
+}
+
+#[test]
+fn every_edit_of_a_counter_row_shows() {
+    let edits: [fn(&mut CounterRow); 4] = [
+        |row| row.key_uid = uid(9),
+        |row| row.version = version(2),
+        |row| row.leased = 1023,
+        |row| row.revision = row.revision.next(),
+    ];
+    assert_all_differ(&counter_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
+}
+
+#[test]
+fn every_edit_of_a_root_pin_shows() {
+    let edits: [fn(&mut RootPin); 6] = [
+        |pin| pin.generation = RootGeneration::new(2).unwrap(),
+        |pin| pin.token_serial = "fedcba9876543210".into(),
+        |pin| pin.wrap_id = CkaId([9; 16]),
+        |pin| pin.wrap_check = vec![9; 40],
+        |pin| pin.mac_id = CkaId([9; 16]),
+        |pin| pin.mac_check = vec![9; 32],
+    ];
+    assert_all_differ(&root_pin(), &edits, RootPin::mac_input);
+}
+
+#[test]
+fn every_edit_of_a_manifest_shows() {
+    let edits: [fn(&mut Manifest); 4] = [
+        |manifest| manifest.tenant = tenant("other"),
+        |manifest| manifest.revision = manifest.revision.next(),
+        |manifest| manifest.rows.insert(&RowMac([9; 32])),
+        |manifest| manifest.rows.remove(&RowMac([8; 32])),
+    ];
+    assert_all_differ(&manifest(), &edits, |row| row.mac_input(RootGeneration::FIRST));
+}
+
+#[test]
+fn the_generation_of_the_root_shows_in_every_row() {
+    let second = RootGeneration::new(2).unwrap();
+    let first = RootGeneration::FIRST;
+    assert_ne!(key_row().mac_input(first), key_row().mac_input(second));
+    assert_ne!(version_row().mac_input(first), version_row().mac_input(second));
+    assert_ne!(counter_row().mac_input(first), counter_row().mac_input(second));
+    assert_ne!(manifest().mac_input(first), manifest().mac_input(second));
+}

@@ -1,0 +1,198 @@
+//! All mutations as one table, and what must hold after each, however it ended.
+
+use std::collections::{HashMap, HashSet};
+
+use kms_core::audit::Phase;
+use kms_core::id::{IntentId, KeyVersion, RequestId, Revision};
+use kms_core::key::Protection;
+use kms_server::service::{ChangeVersionState, CreateKey, RotateKey, ServiceError, UpdateKey};
+use kms_server::store::{KeyRef, VersionChoice};
+
+use crate::support::*;
+
+pub(crate) const KEY: &str = "tenants/t/keys/k";
+
+/// One mutation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Create,
+    Rotate,
+    Update,
+    Suspend,
+    Resume,
+}
+
+/// A mutation of a key with a protection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) kind: Kind,
+    pub(crate) protection: Protection,
+}
+
+/// Every mutation, on every protection.
+pub(crate) fn cases() -> impl Iterator<Item = Case> {
+    let kinds = [Kind::Create, Kind::Rotate, Kind::Update, Kind::Suspend, Kind::Resume];
+    let protections = [Protection::HsmWrapped, Protection::HsmResident];
+    let both = move |kind| protections.map(|protection| Case { kind, protection });
+    kinds.into_iter().flat_map(both)
+}
+
+impl Case {
+    /// Makes what the mutation needs.
+    pub(crate) async fn world(self) -> World {
+        let world = World::new().await;
+        let before = match self.kind {
+            Kind::Create => &[][..],
+            Kind::Rotate | Kind::Update | Kind::Suspend => &[Kind::Create],
+            Kind::Resume => &[Kind::Create, Kind::Suspend],
+        };
+        for kind in before {
+            Self { kind: *kind, ..self }.run(&world, fresh_id()).await.unwrap();
+        }
+        world
+    }
+
+    /// Runs it; the answer is as text, so that answers can be compared.
+    pub(crate) async fn run(
+        self,
+        world: &World,
+        request_id: RequestId,
+    ) -> Result<String, ServiceError> {
+        let kms = &world.kms;
+        let change = || ChangeVersionState {
+            name: format!("{KEY}/versions/1").parse().unwrap(),
+            reason: "test".into(),
+            request_id,
+        };
+        let text = |made: &dyn std::fmt::Debug| format!("{made:?}");
+        match self.kind {
+            Kind::Create => {
+                let create = CreateKey { protection: self.protection, request_id, ..create(KEY) };
+                let request = world.request("kms.v1.KeyService/CreateKey");
+                kms.create_key(&request, create).await.map(|made| text(&made))
+            }
+            Kind::Rotate => {
+                let rotate = RotateKey { name: name(KEY), reason: String::new(), request_id };
+                let request = world.request("kms.v1.KeyService/RotateKey");
+                kms.rotate_key(&request, rotate).await.map(|made| text(&made))
+            }
+            Kind::Update => {
+                let update = UpdateKey {
+                    name: name(KEY),
+                    revision: Revision::FIRST,
+                    owner: Some("other".into()),
+                    sensitivity: None,
+                    usage: None,
+                    cryptoperiod: None,
+                    labels: None,
+                    request_id,
+                };
+                let request = world.request("kms.v1.KeyService/UpdateKey");
+                kms.update_key(&request, update).await.map(|made| text(&made))
+            }
+            Kind::Suspend => {
+                let request = world.request("kms.v1.KeyService/SuspendKeyVersion");
+                kms.suspend_key_version(&request, change()).await.map(|made| text(&made))
+            }
+            Kind::Resume => {
+                let request = world.request("kms.v1.KeyService/ResumeKeyVersion");
+                kms.resume_key_version(&request, change()).await.map(|made| text(&made))
+            }
+        }
+    }
+
+    /// Returns how many external calls it makes.
+    pub(crate) async fn steps(self) -> i64 {
+        let world = self.world().await;
+        let before = world.faults.calls();
+        self.run(&world, fresh_id()).await.unwrap();
+        world.faults.calls() - before
+    }
+}
+
+/// What must hold when nothing is in doubt any more, whatever happened before.
+pub(crate) async fn check(world: &World, point: &str) {
+    assert!(world.store.intents().await.unwrap().rows.is_empty(), "{point}: an intent stays open");
+    let deadline = world.request("").deadline;
+    let mut objects = world.hsm.list_token_keys(deadline).await.unwrap().residents;
+    let mut rows = world.store.resident_ids().await.unwrap().rows;
+    objects.sort();
+    rows.sort();
+    assert_eq!(objects, rows, "{point}: objects and rows differ");
+    let stamp = world.kms.verify_manifest(name(KEY).tenant()).await.expect(point);
+    let mut begun: HashSet<IntentId> = HashSet::new();
+    let mut told: HashMap<_, bool> = HashMap::new();
+    let mut manifests = HashMap::new();
+    for record in world.records() {
+        match (record.phase, record.intent_id) {
+            (Phase::Intent, Some(id)) => assert!(begun.insert(id), "{point}: {id} began twice"),
+            (Phase::Outcome, Some(id)) => {
+                let made = (record.key_uid.unwrap(), record.key_version.unwrap());
+                let ok = record.result == "OK";
+                assert!(!ok || begun.contains(&id), "{point}: {id} has no intent in the log");
+                *told.entry(made).or_default() |= ok;
+                if let Some(manifest) = record.manifest.filter(|_| ok) {
+                    manifests.insert(manifest.revision, manifest.digest);
+                }
+            }
+            _ => {}
+        }
+    }
+    let latest = manifests.into_iter().max();
+    let latest = latest.map(|(revision, digest)| (revision.get(), digest));
+    let now = (stamp.revision.get(), stamp.digest);
+    assert!(latest.is_none_or(|latest| latest == now), "{point}: the log has another manifest");
+    for ((uid, number), ok) in &told {
+        let stored = world.store.key(KeyRef::Uid(*uid), VersionChoice::Number(*number)).await;
+        let there = stored.unwrap().is_some_and(|stored| stored.version.is_some());
+        assert_eq!(*ok, there, "{point}: the log tells another story");
+    }
+    // Every version that is there was told of: rows without an outcome would be somebody's secret.
+    let by_name = KeyRef::Name(name(KEY));
+    if let Some(stored) = world.store.key(by_name, VersionChoice::Primary).await.unwrap() {
+        let row = stored.key.row;
+        for number in (1..=row.latest.get()).filter_map(KeyVersion::new) {
+            assert_eq!(told.get(&(row.uid, number)), Some(&true), "{point}: version {number}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_mutation_survives_a_crash_at_every_step() {
+    for case in cases() {
+        let steps = case.steps().await;
+        assert!(steps > 8, "{steps}");
+        for (point, lost) in (0..steps).flat_map(|point| [(point, false), (point, true)]) {
+            let at = format!("{case:?} step {point}, lost {lost}");
+            let (world, id) = (case.world().await, fresh_id());
+            world.faults.arm(point, lost);
+            let first = case.run(&world, id).await;
+            let world = world.restart();
+            world.kms.recover().await.expect(&at);
+            check(&world, &at).await;
+            let again = case.run(&world, id).await.expect(&at);
+            assert!(first.is_err() || first.unwrap() == again, "{at}");
+            check(&world, &at).await;
+        }
+    }
+}
+
+/// No crash here: the process that saw one call fail, or its reply get lost, must settle it by itself.
+#[tokio::test]
+async fn every_mutation_survives_one_failed_call_at_every_step() {
+    for case in cases() {
+        for (point, lost) in (0..case.steps().await).flat_map(|at| [(at, false), (at, true)]) {
+            let at = format!("{case:?} step {point}, lost {lost}");
+            let (world, id) = (case.world().await, fresh_id());
+            world.faults.fail(point, 1, lost);
+            let first = case.run(&world, id).await;
+            world.clock.advance(kms_server::service::INTENT_GRACE);
+            let done = world.kms.reconcile().await.expect(&at);
+            assert_eq!((done.failed, done.orphans), (0, 0), "{at}");
+            check(&world, &at).await;
+            let again = case.run(&world, id).await.expect(&at);
+            assert!(first.is_err() || first.unwrap() == again, "{at}");
+            check(&world, &at).await;
+        }
+    }
+}
