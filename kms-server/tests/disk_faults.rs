@@ -119,7 +119,7 @@ async fn create_through_faults(root: &Path) -> u32 {
     let (mut number, mut refused) = (1, 0);
     while number <= 10 && refused < 100 {
         let outcome = async {
-            if !store.intents().await?.contains(&intent(1, number)) {
+            if !store.intents().await?.rows.contains(&intent(1, number)) {
                 store.open_intent(intent(1, number)).await?;
             }
             store.create_key(new_key(1, number), closing(1, number)).await
@@ -137,9 +137,9 @@ async fn create_through_faults(root: &Path) -> u32 {
         let found = store.key(name, VersionChoice::Primary).await.unwrap().unwrap();
         assert_eq!(found.version, Some(new_key(1, number).version));
     }
-    let intents = store.intents().await.unwrap();
+    let intents = store.intents().await.unwrap().rows;
     assert_eq!(intents.len(), 10);
-    assert!(intents.iter().all(|intent| intent.applied.is_some()));
+    assert!(intents.iter().all(|intent| intent.row.applied.is_some()));
     refused
 }
 

@@ -21,7 +21,7 @@ use kms_core::id::{KeyVersion, Revision};
 use kms_server::audit::verify::verify;
 use kms_server::audit::{AuditSink as _, FileSink};
 use kms_server::store::sqlite::SqliteStore;
-use kms_server::store::{Intent, KeyRef, Store as _, VersionChoice};
+use kms_server::store::{KeyRef, Store as _, VersionChoice};
 use support::crash::{History, Loss};
 use support::samples::{
     closing, counter, intent, key_name, key_uid, new_key, record, request_id, tenant,
@@ -81,7 +81,7 @@ async fn work_on_store(root: &Path) {
                         .unwrap();
                     tell(&format!("created {tenant} {number}"));
                     if number % 2 == 0 {
-                        store.close_intent(intent(tenant, number).id).await.unwrap();
+                        store.close_intent(intent(tenant, number).row.id).await.unwrap();
                         tell(&format!("closed {tenant} {number}"));
                     }
                     if number % 4 == 0 {
@@ -104,7 +104,7 @@ async fn work_on_store(root: &Path) {
 async fn check_store(image: &Path, told: impl Iterator<Item = &str>) {
     let store = SqliteStore::open(&image.join("kms.db")).unwrap();
     let mut created = [0_u8; TENANTS as usize + 1];
-    let intents = store.intents().await.unwrap();
+    let intents = store.intents().await.unwrap().rows;
     for line in told {
         let words: Vec<&str> = line.split(' ').collect();
         let numbers: Vec<u8> = words[1..].iter().filter_map(|word| word.parse().ok()).collect();
@@ -113,8 +113,8 @@ async fn check_store(image: &Path, told: impl Iterator<Item = &str>) {
                 created[usize::from(tenant)] = created[usize::from(tenant)].max(number);
             }
             ("closed", &[tenant, number]) => {
-                let id = intent(tenant, number).id;
-                assert!(intents.iter().all(|open| open.id != id), "a closed intent is back");
+                let id = intent(tenant, number).row.id;
+                assert!(intents.iter().all(|open| open.row.id != id), "a closed intent is back");
             }
             ("leased", &[tenant, number]) => {
                 let key_uid = key_uid(tenant, number);
@@ -139,9 +139,8 @@ async fn check_store(image: &Path, told: impl Iterator<Item = &str>) {
             let remembered =
                 store.request("officer".into(), request_id(tenant_number, number)).await.unwrap();
             assert_eq!(remembered, closing(tenant_number, number).request);
-            let stamp = closing(tenant_number, number).manifest.manifest.row.stamp();
-            let applied = Intent { applied: Some(stamp), ..intent(tenant_number, number) };
-            let left = intents.iter().find(|open| open.id == applied.id);
+            let applied = closing(tenant_number, number).intent;
+            let left = intents.iter().find(|open| open.row.id == applied.row.id);
             // An odd one is never closed; of an even one, the end may have come or not.
             assert!(left.map_or(number % 2 == 0, |left| *left == applied), "{left:?}");
         }

@@ -111,6 +111,12 @@ fn encode_keyring(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result
         "holdfast_stuck_intents",
         "Abandoned mutations that recovery could neither finish nor undo",
         count(kms.stuck_intents()),
+    )?;
+    gauge(
+        encoder,
+        "holdfast_reconcile_failures",
+        "What the last run of the reconciler could not do",
+        count(kms.reconcile_failures()),
     )
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::chain::append_line;
 use super::files::ROTATE_BYTES;
 use super::log::{AuditStartError, Log};
-use super::{Appended, AuditError, AuditSink};
+use super::{Appended, AuditError, AuditSink, Past};
 
 /// Calls of `append` that may wait; more are refused with `Saturated`.
 pub const QUEUE: usize = 8192;
@@ -42,6 +42,7 @@ pub struct FileSink {
     directory: PathBuf,
     queue: RwLock<Option<Sender<Waiting>>>,
     state: Arc<State>,
+    past: Arc<Mutex<Past>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -63,6 +64,7 @@ impl FileSink {
     /// Like [`FileSink::open`], beginning a new file at another size.
     pub fn open_with(directory: &Path, rotate_bytes: u64) -> Result<Self, AuditStartError> {
         let log = Log::open(directory, rotate_bytes)?;
+        let past = log.past();
         let (sender, receiver) = bounded(QUEUE);
         let state = Arc::new(State {
             healthy: AtomicBool::new(true),
@@ -77,6 +79,7 @@ impl FileSink {
             directory: directory.to_owned(),
             queue: RwLock::new(Some(sender)),
             state,
+            past,
             writer: Mutex::new(Some(thread)),
         })
     }
@@ -108,6 +111,10 @@ impl AuditSink for FileSink {
 
     fn healthy(&self) -> bool {
         self.state.healthy.load(Ordering::Acquire)
+    }
+
+    fn past(&self) -> Past {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Blocks until the last group is durable or refused.

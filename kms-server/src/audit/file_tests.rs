@@ -5,6 +5,9 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use kms_core::audit::{AuditRecord, ManifestStamp, Phase};
+use kms_core::id::{IntentId, Revision};
+
 use super::sample::record;
 use super::verify::verify;
 use super::{
@@ -270,4 +273,62 @@ async fn closed_it_refuses_and_what_was_queued_is_written() {
     }
     assert_eq!(sink.append(vec![record(1)]).await, Err(AuditError::Closed));
     assert_eq!(verify(&path, None).unwrap().entries, 100);
+}
+
+/// Intents 1 to `count`; each but the last has its outcome, at once.
+async fn mutate(sink: &FileSink, count: u8) {
+    for number in 1..=count {
+        let id = Some(IntentId::from_bytes([number; 16]));
+        let intent = AuditRecord { phase: Phase::Intent, intent_id: id, ..record(1) };
+        sink.append(vec![intent.clone()]).await.unwrap();
+        if number < count {
+            let revision = Revision::new(number.into());
+            let manifest = Some(ManifestStamp { revision, digest: format!("digest-{number}") });
+            let outcome = AuditRecord { phase: Phase::Outcome, manifest, ..intent };
+            sink.append(vec![outcome]).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_past_is_known_after_a_restart_with_or_without_its_summary() {
+    let (_root, path) = directory();
+    let sink = FileSink::open_with(&path, 1000).unwrap();
+    mutate(&sink, 9).await;
+    let past = sink.past();
+    sink.close();
+    assert!(past.awaits_outcome(IntentId::from_bytes([9; 16])));
+    assert!(!past.awaits_outcome(IntentId::from_bytes([8; 16])));
+    assert_eq!(past.stamps()["t1"].revision, Revision::new(8));
+    let summaries = || {
+        let names = fs::read_dir(&path).unwrap().map(|item| item.unwrap().path());
+        names.filter(|path| path.extension().is_some_and(|end| end == "past")).collect::<Vec<_>>()
+    };
+    assert_eq!(summaries().len(), 1, "one for the last file");
+    let other = FileSink::open_with(&path, 1000).unwrap();
+    assert_eq!(other.past(), past);
+    other.close();
+    for spoil in [
+        |path: &Path| fs::write(path, b"{}").unwrap(),
+        |path: &Path| fs::remove_file(path).unwrap(),
+    ] {
+        spoil(&summaries()[0]);
+        let sink = FileSink::open_with(&path, 1000).unwrap();
+        assert_eq!(sink.past(), past);
+        sink.close();
+    }
+    verify(&path, None).unwrap();
+}
+
+/// A refused group is not of the past.
+#[tokio::test]
+async fn a_refused_record_is_not_remembered() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    fs::rename(first_file(&path), path.join("elsewhere")).unwrap();
+    let id = IntentId::from_bytes([1; 16]);
+    let intent = AuditRecord { phase: Phase::Intent, intent_id: Some(id), ..record(1) };
+    sink.append(vec![intent]).await.unwrap_err();
+    assert!(!sink.past().awaits_outcome(id));
+    sink.close();
 }

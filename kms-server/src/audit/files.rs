@@ -39,6 +39,11 @@ impl LogFile {
         format!("{PREFIX}{:08}{ENDING}", self.number)
     }
 
+    /// Names the summary of all files before this one.
+    pub(super) fn summary(&self) -> PathBuf {
+        self.path.with_extension("past")
+    }
+
     /// Creates the file, empty, 0600, and makes its name durable.
     pub(super) fn create(&self) -> io::Result<File> {
         let file = OpenOptions::new()
@@ -85,7 +90,7 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_directory(directory: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 

@@ -8,9 +8,11 @@ use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::chain::{Head, LineFault};
-use super::files::{LogFile, list, make_directory};
+use super::files::{LogFile, list, make_directory, sync_directory};
+use super::past::{Past, read_summary, write_summary};
 use super::scan::{End, head_at, scan};
 
 const LOCK_FILE: &str = "audit.lock";
@@ -59,6 +61,8 @@ pub(super) struct Log {
     durable_bytes: u64,
     rotate_bytes: u64,
     suspect: bool,
+    /// What the durable lines say.
+    past: Arc<Mutex<Past>>,
     /// Held as long as the log is open; the kernel releases it when the process dies.
     _lock: File,
 }
@@ -90,7 +94,9 @@ impl Log {
                 (last.clone(), last.open().map_err(failed("open the last file"))?, Some(start))
             }
         };
-        let found = scan(&handle, start).map_err(failed("read the last file"))?;
+        let mut past = past_before(&files, &file, start).map_err(failed("read the older files"))?;
+        let found = scan(&handle, start, |line| past.note_line(line))
+            .map_err(failed("read the last file"))?;
         match found.end {
             End::Clean => {}
             End::Broken(fault) => {
@@ -100,9 +106,12 @@ impl Log {
             End::Torn(bytes) => {
                 tracing::warn!(file = file.name(), bytes, "cutting off an unfinished write");
                 handle.set_len(found.good_bytes).map_err(failed("cut the last file"))?;
-                handle.sync_all().map_err(failed("sync the last file"))?;
             }
         }
+        // A process that was killed may have left its last group, and the name of the file, unsynced. They must be
+        // durable before a group is begun behind them: a later one proves that what stands before it was synced.
+        handle.sync_all().map_err(failed("sync the last file"))?;
+        sync_directory(directory).map_err(failed("sync the directory"))?;
         let head = found.head.ok_or_else(|| AuditStartError::Gap { file: file.name() })?;
         let identity = identity(&handle.metadata().map_err(failed("look at the last file"))?);
         Ok(Self {
@@ -113,6 +122,7 @@ impl Log {
             durable_bytes: found.good_bytes,
             rotate_bytes,
             suspect: false,
+            past: Arc::new(Mutex::new(past)),
             _lock: lock,
         })
     }
@@ -120,6 +130,11 @@ impl Log {
     /// Returns what the next line is chained to.
     pub(super) const fn head(&self) -> Head {
         self.head
+    }
+
+    /// Returns what the log says of the past; it is kept current.
+    pub(super) fn past(&self) -> Arc<Mutex<Past>> {
+        Arc::clone(&self.past)
     }
 
     /// Writes the lines of a group and returns when they are durable. `head` is the head after them.
@@ -137,6 +152,8 @@ impl Log {
         self.suspect = false;
         self.durable_bytes += lines.len() as u64;
         self.head = head;
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| past.note_line(line));
         Ok(())
     }
 
@@ -178,12 +195,17 @@ impl Log {
         let Some(next) = self.file.next() else {
             return Err(io::Error::other("the numbers of audit files are used up"));
         };
+        // A copy: nobody who asks for the past must wait for the disk.
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        write_summary(&next.summary(), self.head, &past)?;
         let handle = match next.create() {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => adopt_empty(&next)?,
             created => created?,
         };
         self.identity = identity(&handle.metadata()?);
         self.handle = handle;
+        // The next one stands for it; one that stays does no harm.
+        let _ = std::fs::remove_file(self.file.summary());
         self.file = next;
         self.durable_bytes = 0;
         Ok(())
@@ -197,7 +219,31 @@ fn adopt_empty(file: &LogFile) -> io::Result<File> {
         return Err(io::Error::other("the next audit file is there already and not empty"));
     }
     cut(&handle, 0)?;
+    // Its name may not be durable: the rotation that made it failed, or was killed.
+    file.path.parent().map_or(Ok(()), sync_directory)?;
     Ok(handle)
+}
+
+/// Returns what the files before `last` say, from their summary or, when it is lost, from themselves.
+fn past_before(files: &[LogFile], last: &LogFile, start: Option<Head>) -> io::Result<Past> {
+    if last.number == 1 {
+        return Ok(Past::default());
+    }
+    if let Some(past) = read_summary(&last.summary(), start) {
+        return Ok(past);
+    }
+    tracing::warn!(
+        file = last.name(),
+        "the summary of the older audit files is lost; reading them"
+    );
+    let mut past = Past::default();
+    for file in files.iter().filter(|file| file.number < last.number) {
+        let found = scan(&file.open()?, None, |line| past.note_line(line))?;
+        if found.end != End::Clean {
+            tracing::error!(file = file.name(), "an older audit file is damaged: verify the log");
+        }
+    }
+    Ok(past)
 }
 
 fn cut(handle: &File, bytes: u64) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kms_core::audit::AuditRecord;
 
-use super::{Appended, AuditError, AuditSink};
+use super::{Appended, AuditError, AuditSink, Past};
 
 /// A bounded list of records.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct MemorySink {
 struct Kept {
     records: VecDeque<AuditRecord>,
     total: u64,
+    past: Past,
     closed: bool,
 }
 
@@ -63,6 +64,7 @@ impl AuditSink for MemorySink {
         }
         for record in records {
             kept.total = kept.total.saturating_add(1);
+            kept.past.note(&record);
             if kept.records.len() >= self.capacity {
                 kept.records.pop_front();
             }
@@ -75,6 +77,10 @@ impl AuditSink for MemorySink {
 
     fn healthy(&self) -> bool {
         !self.refusing.load(Ordering::Acquire)
+    }
+
+    fn past(&self) -> Past {
+        self.kept().past.clone()
     }
 
     fn close(&self) {

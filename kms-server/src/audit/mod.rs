@@ -9,6 +9,7 @@ mod file;
 mod files;
 mod log;
 mod memory;
+mod past;
 pub mod refusals;
 mod scan;
 pub mod verify;
@@ -28,6 +29,7 @@ pub use self::file::{FileSink, MAX_WAITING_RECORDS, QUEUE};
 pub use self::files::{MAX_FILE_NUMBER, ROTATE_BYTES};
 pub use self::log::AuditStartError;
 pub use self::memory::MemorySink;
+pub use self::past::{MAX_PENDING, Past};
 
 /// Why a record could not be made durable. The operation it belongs to is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +70,9 @@ pub trait AuditSink: Send + Sync + fmt::Debug + 'static {
 
     /// Returns whether the sink could write when it last tried.
     fn healthy(&self) -> bool;
+
+    /// Returns what the log says of the past: of every record that was acknowledged, in this process or before.
+    fn past(&self) -> Past;
 
     /// Writes what is queued, then stops.
     fn close(&self);

@@ -40,8 +40,13 @@ pub(super) enum End {
     Broken(LineFault),
 }
 
-/// Reads a file from its start. `start` is what its first line must follow; `None` takes the line's own word.
-pub(super) fn scan(file: &File, start: Option<Head>) -> io::Result<Scan> {
+/// Reads a file from its start and hands every good line to `each`. `start` is what its first line must follow; `None`
+/// takes the line's own word.
+pub(super) fn scan(
+    file: &File,
+    start: Option<Head>,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<Scan> {
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, file);
     let mut scan = Scan { first: None, head: start, lines: 0, good_bytes: 0, end: End::Clean };
     let mut line = Vec::with_capacity(1024);
@@ -50,6 +55,7 @@ pub(super) fn scan(file: &File, start: Option<Head>) -> io::Result<Scan> {
             Ok(head) => {
                 scan.first.get_or_insert(head.seq);
                 scan.head = Some(head);
+                each(&line);
                 scan.lines += 1;
                 scan.good_bytes += line.len() as u64;
             }

@@ -85,7 +85,7 @@ pub fn verify(directory: &Path, expected: Option<Head>) -> Result<Report, Verify
             return Err(VerifyError::Missing { file: missing });
         }
         expected_file = file.next();
-        let found = scan(&File::open(&file.path)?, head)?;
+        let found = scan(&File::open(&file.path)?, head, |_| {})?;
         match found.end {
             End::Clean => {}
             End::Torn(bytes) => {

@@ -9,7 +9,7 @@ use kms_core::name::TenantName;
 
 use super::load::Check;
 use super::{Keyring, KeyringError};
-use crate::store::StoreError;
+use crate::store::{Intent, RequestRecord, StoreError};
 
 /// A row that can be sealed.
 pub trait MacInput {
@@ -41,6 +41,18 @@ impl MacInput for Manifest {
     }
 }
 
+impl MacInput for Intent {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for RequestRecord {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
 impl Keyring {
     /// Seals a row under the root of `generation`. A version row must keep the generation that wraps its material.
     ///
@@ -66,8 +78,41 @@ impl Keyring {
         generation: RootGeneration,
         deadline: Instant,
     ) -> Result<RowMac, KeyringError> {
-        let macs = self.shared.hsm.mac(generation, vec![input], deadline).await?;
+        let macs = self.macs(vec![input], generation, deadline).await?;
         macs.first().copied().ok_or(KeyringError::Bug { reason: "the hsm gave no MAC" })
+    }
+
+    /// Returns the HMAC of each input, in one call of the HSM.
+    ///
+    /// # Errors
+    /// [`KeyringError::Hsm`] when the HSM cannot MAC.
+    pub async fn macs(
+        &self,
+        inputs: Vec<Vec<u8>>,
+        generation: RootGeneration,
+        deadline: Instant,
+    ) -> Result<Vec<RowMac>, KeyringError> {
+        let count = inputs.len();
+        let macs = self.shared.hsm.mac(generation, inputs, deadline).await?;
+        if macs.len() != count {
+            return Err(KeyringError::Bug { reason: "the hsm gave another number of MACs" });
+        }
+        Ok(macs)
+    }
+
+    /// Verifies one row; `what` names it in the alert.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`], with the alert, when it was edited.
+    pub async fn verify_row<R: MacInput>(
+        &self,
+        sealed: &Sealed<R>,
+        what: String,
+    ) -> Result<(), KeyringError> {
+        let Sealed { row, mac, generation } = sealed;
+        let input = row.mac_input(*generation);
+        let check = Check { input, mac: *mac, generation: *generation, what };
+        self.shared.verify(vec![check]).await
     }
 
     /// Reads the manifest of a tenant and verifies it; a tenant without keys has an empty one.

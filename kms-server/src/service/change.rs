@@ -12,7 +12,7 @@ use super::kms::Inner;
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::keyring::MacInput;
-use crate::store::{Closing, Intent, ManifestChange, StoreError};
+use crate::store::{Closing, Intent, ManifestChange, RequestRecord, StoreError};
 
 /// A mutation whose intent is open.
 pub(super) struct Change<'c> {
@@ -77,11 +77,24 @@ impl Change<'_> {
         rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
         rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
         self.trail.manifest = Some(manifest.stamp());
-        let manifest = self.seal(manifest).await?;
+        let applied = Some(manifest.stamp());
+        let intent = Intent { applied, ..self.intent.clone() };
+        let remembered = self.claim.map(|claim| claim.remember(result)).transpose()?;
+        // One call of the HSM for all.
+        let keyring = &self.inner.keyring;
+        let generation = keyring.config().generation;
+        let mut inputs = vec![manifest.mac_input(generation), intent.mac_input(generation)];
+        inputs.extend(remembered.as_ref().map(|request| request.mac_input(generation)));
+        let macs = keyring.macs(inputs, generation, self.request.deadline).await?;
+        let [manifest_mac, intent_mac, request_mac @ ..] = macs.as_slice() else {
+            return Err(ServiceError::Bug { reason: "a MAC is missing" });
+        };
+        let manifest = Sealed { row: manifest, mac: *manifest_mac, generation };
+        let seal = |(row, mac): (RequestRecord, &RowMac)| Sealed { row, mac: *mac, generation };
         Ok(Closing {
-            intent: self.intent.id,
+            intent: Sealed { row: intent, mac: *intent_mac, generation },
             manifest: ManifestChange { expected, manifest },
-            request: self.claim.map(|claim| claim.remember(result)).transpose()?,
+            request: remembered.zip(request_mac.first()).map(seal),
         })
     }
 
@@ -108,11 +121,17 @@ impl Change<'_> {
             return unknown(error);
         }
         let Ok(intents) = store.intents().await else { return unknown(error) };
-        match intents.into_iter().find(|intent| intent.id == self.intent.id) {
-            Some(Intent { applied: Some(_), .. }) => Ok(()),
-            Some(Intent { applied: None, .. }) => Err(Failure::Undo(error.into())),
+        let Some(found) = intents.rows.iter().find(|found| found.row.id == self.intent.id) else {
             // Only another process could have closed it, and it alone knows why.
-            None => unknown(error),
+            return unknown(error);
+        };
+        let what = format!("intent {}", self.intent.id);
+        if self.inner.keyring.verify_row(found, what).await.is_err() {
+            return unknown(error);
+        }
+        match found.row.applied {
+            Some(_) => Ok(()),
+            None => Err(Failure::Undo(error.into())),
         }
     }
 }

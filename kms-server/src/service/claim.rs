@@ -88,10 +88,17 @@ impl Inner {
         claim: &Claim,
     ) -> Result<Option<T>, ServiceError> {
         let (principal, request_id) = (String::from(&*claim.key.0), claim.key.1);
-        let first = self.store.request(principal, request_id).await;
-        let Some(first) = self.keyring.stored(first)? else {
+        let sealed = self.store.request(principal, request_id).await;
+        let Some(sealed) = self.keyring.stored(sealed)? else {
             return Ok(None);
         };
+        let what = format!("remembered result of request {request_id}");
+        self.keyring.verify_row(&sealed, what).await?;
+        let first = sealed.row;
+        if (first.principal.as_str(), first.request_id) != (&*claim.key.0, request_id) {
+            let detail = format!("request {request_id} reads as another");
+            return Err(self.keyring.integrity(detail).into());
+        }
         let forgotten = first.time.after(crate::store::REQUEST_MEMORY) <= self.clock.now();
         if forgotten {
             return Ok(None);

@@ -93,6 +93,8 @@ pub(super) struct Inner {
     pub(super) orphans: Mutex<HashSet<String>>,
     /// Abandoned intents that the last run of the reconciler could not close.
     pub(super) stuck_intents: AtomicUsize,
+    /// What the last run of the reconciler could not do.
+    pub(super) reconcile_failures: AtomicUsize,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
     tenant_locks: Vec<Arc<tokio::sync::Mutex<()>>>,
     /// Places for mutations.
@@ -122,6 +124,7 @@ impl Kms {
             intents: Mutex::default(),
             orphans: Mutex::default(),
             stuck_intents: AtomicUsize::new(0),
+            reconcile_failures: AtomicUsize::new(0),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
             mutations: Places::new(),
         };

@@ -19,6 +19,7 @@ mod list_keys;
 mod mutation;
 mod places;
 mod reconcile;
+mod recover;
 mod rewrap;
 mod rotate_key;
 mod trail;

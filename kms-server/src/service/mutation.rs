@@ -226,7 +226,9 @@ impl Inner {
         // Invariant: known as active before the row can be seen, until nothing more is done to it.
         self.intents.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         let open = OpenIntent { inner: Arc::clone(self), intent };
-        self.store.open_intent(open.intent.clone()).await?;
+        let generation = self.keyring.config().generation;
+        let sealed = self.keyring.seal(open.intent.clone(), generation, request.deadline).await?;
+        self.store.open_intent(sealed).await?;
         trail.intent = Some(id);
         if let Err(error) = self.record_phase(request, trail, Phase::Intent, PENDING).await {
             self.close_intent(id).await;

@@ -1,23 +1,25 @@
 //! The reconciler: finishes or undoes what a crash left, finds orphans, writes down what is due.
 //!
-//! It runs at start, before requests are taken, and then periodically. It must never destroy an HSM object that is not
-//! named by an intent known to be abandoned, and never touch an intent of a mutation that is being worked on.
+//! It runs at start, before requests are taken, and then periodically. It must never touch an intent of a mutation that
+//! is being worked on. What may be destroyed in the HSM, `recover` decides.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use kms_core::audit::{ManifestStamp, Phase};
-use kms_core::key::{CkaId, Protection};
+use kms_core::audit::Phase;
+use kms_core::key::{CkaId, Sealed};
 use kms_core::name::VersionName;
 use kms_hsm::TokenKeys;
 use tokio::sync::watch;
 
+use super::ServiceError;
 use super::kms::{Inner, Kms};
-use super::trail::{OK, Trail};
-use super::{RequestContext, ServiceError};
-use crate::store::{Intent, KeyRef, REQUEST_MEMORY, VersionChoice};
+use super::recover::Ended;
+use super::trail::Trail;
+use crate::audit::Past;
+use crate::store::{Intent, KeyRef, Listed, REQUEST_MEMORY, VersionChoice};
 
 /// How old an intent must be before the periodic run takes it for abandoned: longer than any mutation may take.
 pub const INTENT_GRACE: Duration = Duration::from_mins(5);
@@ -27,7 +29,7 @@ pub const MAX_DUE: u32 = 100;
 pub const ABANDONED: &str = "ABANDONED";
 /// `result` of the record of an HSM object that nobody knows.
 pub const ORPHAN_OBJECT: &str = "ORPHAN_OBJECT";
-const OPERATION: &str = "internal/Reconcile";
+pub(super) const OPERATION: &str = "internal/Reconcile";
 
 /// What one run did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Kms {
     /// Runs once at start, before any request is taken: every intent there is was left by an earlier process.
     ///
     /// # Errors
-    /// When the store cannot be read. What fails one by one is counted instead.
+    /// When there is no randomness for ids. What fails one by one is counted instead.
     pub async fn recover(&self) -> Result<Reconciled, ServiceError> {
         self.inner.reconcile(None).await
     }
@@ -58,7 +60,7 @@ impl Kms {
     /// Runs once while requests are served: takes only intents older than [`INTENT_GRACE`].
     ///
     /// # Errors
-    /// When the store cannot be read. What fails one by one is counted instead.
+    /// When there is no randomness for ids. What fails one by one is counted instead.
     pub async fn reconcile(&self) -> Result<Reconciled, ServiceError> {
         self.inner.reconcile(Some(INTENT_GRACE)).await
     }
@@ -71,6 +73,11 @@ impl Kms {
     /// Returns how many abandoned intents the last run could not close.
     pub fn stuck_intents(&self) -> usize {
         self.inner.stuck_intents.load(Ordering::Relaxed)
+    }
+
+    /// Returns how much the last run could not do; see the log.
+    pub fn reconcile_failures(&self) -> usize {
+        self.inner.reconcile_failures.load(Ordering::Relaxed)
     }
 
     /// Reconciles every `interval`, and rolls over what is due, until `stop` says true or its sender is gone.
@@ -102,112 +109,115 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 impl Inner {
+    /// Each step by itself: one that fails must not keep the others from running.
     async fn reconcile(
         self: &Arc<Self>,
         grace: Option<Duration>,
     ) -> Result<Reconciled, ServiceError> {
         let mut done = Reconciled::default();
-        let request = self.internal_request(OPERATION)?;
+        let deadline = self.internal_request(OPERATION)?.deadline;
         // The order matters: an object listed here has its intent, or its row, in what is read after.
-        let token_keys = self.hsm.list_token_keys(request.deadline).await;
-        let intents = self.store.intents().await?;
-        let abandoned = self.abandoned(&intents, grace).await?;
-        let known: HashSet<CkaId> = self.store.resident_ids().await?.into_iter().collect();
-        let now = self.clock.now();
-        for intent in &abandoned {
-            let result = match &intent.applied {
-                Some(stamp) => self.finish(intent, stamp).await.map(|()| done.finished += 1),
-                None => self.undo(intent, &known).await.map(|()| done.undone += 1),
-            };
-            if let Err(error) = result {
-                tracing::warn!(%error, intent = %intent.id, "an intent stays open");
-                done.failed += 1;
-            }
+        let token_keys = self.hsm.list_token_keys(deadline).await;
+        let named = self.end_abandoned(grace, &mut done).await;
+        let named = note("intents", named, &mut done);
+        if let (Some(token_keys), Some(named)) = (note("token", token_keys, &mut done), named) {
+            let orphans = self.report_orphans(&token_keys, named, &mut done).await;
+            done.orphans = note("orphans", orphans, &mut done).unwrap_or_default();
         }
-        self.stuck_intents.store(done.failed, Ordering::Relaxed);
-        match token_keys {
-            Ok(token_keys) => {
-                let named = intents.iter().map(|intent| intent.resident_id);
-                let known = known.into_iter().chain(named).collect();
-                done.orphans = self.report_orphans(&token_keys, &known).await?;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "orphans could not be looked for");
-                done.failed += 1;
-            }
-        }
-        self.deactivate_due(&mut done).await?;
+        let deactivated = self.deactivate_due(&mut done).await;
+        note("deactivations", deactivated, &mut done);
         let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
-        let before = now.as_unix_ms().saturating_sub(memory_ms);
+        let before = self.clock.now().as_unix_ms().saturating_sub(memory_ms);
         let before = kms_core::clock::Timestamp::from_unix_ms(before);
-        done.forgotten = self.store.forget_requests(before).await?;
+        let forgotten = self.store.forget_requests(before).await;
+        done.forgotten = note("requests", forgotten, &mut done).unwrap_or_default();
+        self.reconcile_failures.store(done.failed, Ordering::Relaxed);
         Ok(done)
+    }
+
+    /// Ends the intents that nobody works on; returns the objects that the listed ones name and that may stay.
+    async fn end_abandoned(
+        &self,
+        grace: Option<Duration>,
+        done: &mut Reconciled,
+    ) -> Result<HashSet<CkaId>, ServiceError> {
+        let listed = self.store.intents().await?;
+        let listed = self.readable("intents", listed, done);
+        let mut named: HashSet<CkaId> =
+            listed.iter().map(|intent| intent.row.resident_id).collect();
+        let abandoned = self.abandoned(&listed, grace).await?;
+        let past = if abandoned.is_empty() { Past::default() } else { self.audit.past() };
+        let mut stuck = 0;
+        for intent in &abandoned {
+            match self.end(intent, &past).await {
+                Ok(Ended::Finished) => done.finished += 1,
+                Ok(Ended::Undone) => done.undone += 1,
+                Ok(Ended::ObjectLeft) => {
+                    done.undone += 1;
+                    named.remove(&intent.row.resident_id);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, intent = %intent.row.id, "an intent stays open");
+                    stuck += 1;
+                }
+            }
+        }
+        done.failed += stuck;
+        self.stuck_intents.store(stuck, Ordering::Relaxed);
+        Ok(named)
+    }
+
+    /// Returns the rows that could be read, and raises the alert for those that could not.
+    fn readable<R>(&self, what: &str, listed: Listed<R>, done: &mut Reconciled) -> Vec<R> {
+        if listed.damaged > 0 {
+            // Only the alert is wanted, not the error: the other rows are served.
+            let _ = self.keyring.integrity(format!("{} {what} cannot be read", listed.damaged));
+            done.failed += listed.damaged;
+        }
+        listed.rows
     }
 
     /// Returns those of the listed intents that nobody works on, as they are now.
     ///
     /// Invariant: read again after each was seen inactive, as its own task may have applied or closed it since the
-    /// listing (`an_intent_that_its_own_task_ends_meanwhile_is_left_alone`).
+    /// listing (`an_intent_that_its_own_task_ends_meanwhile_is_left_alone`); and read after the store could write, as a
+    /// commit in doubt may still come back before that (`no_intent_is_ended_while_the_store_cannot_write`).
     async fn abandoned(
         &self,
-        listed: &[Intent],
+        listed: &[Sealed<Intent>],
         grace: Option<Duration>,
-    ) -> Result<Vec<Intent>, ServiceError> {
+    ) -> Result<Vec<Sealed<Intent>>, ServiceError> {
         let now = self.clock.now();
+        let listed = listed.iter().map(|intent| &intent.row);
         let old = |intent: &&Intent| grace.is_none_or(|grace| intent.time.after(grace) <= now);
-        let inactive = listed.iter().filter(old).filter(|intent| !self.is_active(intent.id));
+        let inactive = listed.filter(old).filter(|intent| !self.is_active(intent.id));
         let inactive: HashSet<_> = inactive.map(|intent| intent.id).collect();
         if inactive.is_empty() {
             return Ok(Vec::new());
         }
-        let again = self.store.intents().await?;
-        Ok(again.into_iter().filter(|intent| inactive.contains(&intent.id)).collect())
-    }
-
-    /// Writes the outcome of a mutation that was committed.
-    async fn finish(&self, intent: &Intent, stamp: &ManifestStamp) -> Result<(), ServiceError> {
-        let (request, mut trail) = self.trail_of(intent)?;
-        // Intents carry no MAC: what this one says may at least not contradict the manifest, which does.
-        let manifest = self.keyring.manifest(intent.key_name.tenant()).await?.stamp();
-        let later = stamp.revision < manifest.revision;
-        if !later && *stamp != manifest {
-            let detail = format!("intent {} names a manifest that never was", intent.id);
-            return Err(self.keyring.integrity(detail).into());
-        }
-        trail.manifest = Some(stamp.clone());
-        self.record_phase(&request, &trail, Phase::Outcome, OK).await?;
-        Ok(self.store.close_intent(intent.id).await?)
-    }
-
-    /// Undoes a mutation that was not committed: its object goes, the outcome says so, the intent is closed.
-    async fn undo(&self, intent: &Intent, known: &HashSet<CkaId>) -> Result<(), ServiceError> {
-        let (request, trail) = self.trail_of(intent)?;
-        if intent.protection == Protection::HsmResident {
-            if known.contains(&intent.resident_id) {
-                return Err(ServiceError::Bug { reason: "an open intent names a key in use" });
-            }
-            let destroyed = self.hsm.destroy_resident(intent.resident_id, request.deadline).await;
-            destroyed.map_err(|error| self.device(error))?;
-        }
-        self.record_phase(&request, &trail, Phase::Outcome, ABANDONED).await?;
-        Ok(self.store.close_intent(intent.id).await?)
-    }
-
-    fn trail_of(&self, intent: &Intent) -> Result<(RequestContext, Trail), ServiceError> {
-        let mut trail = Trail::key(&intent.key_name);
-        trail.intent = Some(intent.id);
-        trail.key_uid = Some(intent.key_uid);
-        trail.version = Some(intent.version);
-        Ok((self.internal_request(OPERATION)?, trail))
+        self.store.probe(now).await?;
+        let again = self.store.intents().await?.rows;
+        Ok(again.into_iter().filter(|intent| inactive.contains(&intent.row.id)).collect())
     }
 
     /// Reports objects that nobody knows, each once; destroys none: they may be another system's.
     async fn report_orphans(
         &self,
         token_keys: &TokenKeys,
-        known: &HashSet<CkaId>,
+        named: HashSet<CkaId>,
+        done: &mut Reconciled,
     ) -> Result<usize, ServiceError> {
-        let found = orphans(token_keys, known);
+        let rows = self.store.resident_ids().await?;
+        let mut known = named;
+        known.extend(self.readable("versions", rows, done));
+        let mut found = orphans(token_keys, &known);
+        if !found.is_empty() {
+            // A mutation that failed meanwhile took its object along with its intent.
+            let deadline = self.internal_request(OPERATION)?.deadline;
+            let again = self.hsm.list_token_keys(deadline).await;
+            let again = orphans(&again.map_err(|error| self.device(error))?, &known);
+            found.retain(|object| again.contains(object));
+        }
         let reported = self.orphans.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for object in found.difference(&reported) {
             tracing::error!(
@@ -226,7 +236,8 @@ impl Inner {
     }
 
     async fn deactivate_due(self: &Arc<Self>, done: &mut Reconciled) -> Result<(), ServiceError> {
-        for due in self.store.due_deactivations(self.clock.now(), MAX_DUE).await? {
+        let due = self.store.due_deactivations(self.clock.now(), MAX_DUE).await?;
+        for due in self.readable("deactivations", due, done) {
             let (uid, number) = (due.row.key_uid, due.row.version);
             let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await?;
             let Some(stored) = stored else { continue };
@@ -244,6 +255,20 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Notes a step that failed; the next run tries it again.
+fn note<T, E: std::fmt::Display>(
+    step: &'static str,
+    result: Result<T, E>,
+    done: &mut Reconciled,
+) -> Option<T> {
+    result
+        .inspect_err(|error| {
+            tracing::warn!(%error, step, "a step of reconciling failed, tried again later");
+            done.failed += 1;
+        })
+        .ok()
 }
 
 /// Names the objects that nobody knows: `cka-id:HEX`, `no-cka-id:NUMBER` for one without, and `#NUMBER` after an id that

@@ -3,7 +3,10 @@
 //! A row with a good MAC may still be an old one. Walks all rows of the tenant, so it is for operators and offline
 //! checks, not for requests.
 
+use std::collections::HashSet;
+
 use kms_core::audit::ManifestStamp;
+use kms_core::key::{CkaId, Material};
 use kms_core::manifest::RowSet;
 use kms_core::name::TenantName;
 
@@ -20,27 +23,41 @@ impl Kms {
         &self,
         tenant: &TenantName,
     ) -> Result<ManifestStamp, ServiceError> {
-        let inner = &*self.inner;
-        // Nothing may change while the rows are walked.
-        let _turn = inner.lock_tenant(tenant).await?;
-        let manifest = inner.keyring.manifest(tenant).await?;
-        let rows = inner.walk(tenant).await?;
-        let digest = data_encoding::HEXLOWER.encode(&rows.digest());
-        if rows != manifest.rows {
-            let revision = manifest.revision;
-            let detail = format!("the rows of `{tenant}` are not those of manifest {revision}");
-            return Err(inner.keyring.integrity(detail).into());
-        }
-        Ok(ManifestStamp { revision: manifest.revision, digest })
+        Ok(self.inner.walk_verified(tenant).await?.stamp)
     }
 }
 
+/// The rows of a tenant, all verified, and together what its manifest says.
+pub(super) struct Walked {
+    /// The manifest.
+    pub(super) stamp: ManifestStamp,
+    /// The CKA_IDs that the rows name, of versions in whatever state.
+    pub(super) residents: HashSet<CkaId>,
+}
+
 impl Inner {
-    async fn walk(&self, tenant: &TenantName) -> Result<RowSet, ServiceError> {
-        let (mut rows, mut after) = (RowSet::empty(), None);
+    /// Walks the rows of a tenant.
+    ///
+    /// # Errors
+    /// As [`Kms::verify_manifest`].
+    pub(super) async fn walk_verified(&self, tenant: &TenantName) -> Result<Walked, ServiceError> {
+        // Nothing may change while the rows are walked.
+        let _turn = self.lock_tenant(tenant).await?;
+        let manifest = self.keyring.manifest(tenant).await?;
+        let (rows, residents) = self.walk(tenant).await?;
+        if rows != manifest.rows {
+            let revision = manifest.revision;
+            let detail = format!("the rows of `{tenant}` are not those of manifest {revision}");
+            return Err(self.keyring.integrity(detail).into());
+        }
+        Ok(Walked { stamp: manifest.stamp(), residents })
+    }
+
+    async fn walk(&self, tenant: &TenantName) -> Result<(RowSet, HashSet<CkaId>), ServiceError> {
+        let (mut rows, mut residents, mut after) = (RowSet::empty(), HashSet::new(), None);
         loop {
             let keys = self.store.list_keys(tenant.clone(), after, MAX_PAGE_SIZE).await?;
-            let Some(end) = keys.last() else { return Ok(rows) };
+            let Some(end) = keys.last() else { return Ok((rows, residents)) };
             after = Some(ListPosition { create_time: end.row.create_time, uid: end.row.uid });
             self.keyring.verify_rows(&keys, &[], &[]).await?;
             for key in keys {
@@ -54,6 +71,9 @@ impl Inner {
                     self.keyring.verify_rows(&[], &versions, &[]).await?;
                     for version in versions {
                         rows.insert(&version.mac);
+                        if let Material::Resident(id) = version.row.material {
+                            residents.insert(id);
+                        }
                     }
                 }
             }

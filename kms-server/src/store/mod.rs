@@ -4,6 +4,7 @@
 //! transaction with its precondition (the revision it expects): either all of it happened, durably, when it answers, or
 //! nothing. The store moves sealed rows and never judges a MAC: the keyring does, on load.
 
+mod seal;
 pub mod sqlite;
 #[cfg(test)]
 pub(crate) mod suite;
@@ -154,6 +155,15 @@ pub struct RequestRecord {
     pub time: Timestamp,
 }
 
+/// Rows that were read in bulk, and how many could not be: one that is damaged must not hide the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed<R> {
+    /// Those that could be read.
+    pub rows: Vec<R>,
+    /// How many have a value outside its type. Any is an alert.
+    pub damaged: usize,
+}
+
 /// A mutation that was begun, and what became of it. It stays until its outcome is in the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intent {
@@ -252,12 +262,13 @@ pub struct Rollover {
 /// What ends with a mutation, in the same transaction as its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closing {
-    /// The intent that becomes applied. [`StoreError::NotFound`] when it is not there, or applied already.
-    pub intent: IntentId,
+    /// The intent as it becomes: applied, with the stamp of this manifest. [`StoreError::NotFound`] when it is not
+    /// there, or applied already.
+    pub intent: Sealed<Intent>,
     /// The manifest of the tenant.
     pub manifest: ManifestChange,
     /// The caller's request id and the result; `None` for the reconciler's own changes.
-    pub request: Option<RequestRecord>,
+    pub request: Option<Sealed<RequestRecord>>,
 }
 
 /// A place in the list of keys: after this one.
@@ -322,16 +333,16 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         &self,
         principal: String,
         request_id: RequestId,
-    ) -> Result<Option<RequestRecord>, StoreError>;
+    ) -> Result<Option<Sealed<RequestRecord>>, StoreError>;
 
     /// Forgets requests recorded before `before`; returns how many.
     async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError>;
 
     /// Records an intent, durably, before its effect. It is not applied yet, whatever `applied` says.
-    async fn open_intent(&self, intent: Intent) -> Result<(), StoreError>;
+    async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError>;
 
     /// Lists the intents that are not closed, oldest first.
-    async fn intents(&self) -> Result<Vec<Intent>, StoreError>;
+    async fn intents(&self) -> Result<Listed<Sealed<Intent>>, StoreError>;
 
     /// Forgets an intent: it was undone, or its outcome is in the log. Closing what is not there succeeds.
     async fn close_intent(&self, intent: IntentId) -> Result<(), StoreError>;
@@ -358,15 +369,16 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         closing: Closing,
     ) -> Result<(), StoreError>;
 
-    /// Lists the CKA_IDs of all resident versions that are not DESTROYED, for the reconciler.
-    async fn resident_ids(&self) -> Result<Vec<CkaId>, StoreError>;
+    /// Lists the CKA_IDs of all resident versions that are not DESTROYED. Their MACs are not checked: good enough to
+    /// tell what is not an orphan, never to decide what may be destroyed.
+    async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError>;
 
     /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`.
     async fn due_deactivations(
         &self,
         now: Timestamp,
         limit: u32,
-    ) -> Result<Vec<Sealed<VersionRow>>, StoreError>;
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError>;
 
     /// Writes and reads a row of its own, to prove that the database can be written. For readiness.
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError>;

@@ -23,8 +23,8 @@ use kms_core::root::RootPin;
 use kms_core::state::VersionState;
 
 use super::{
-    Closing, Intent, IntentKind, KeyRef, ListPosition, MAX_LIST_ROWS, ManifestChange, NewKey,
-    REQUEST_MEMORY, RequestRecord, Rollover, Store, StoreError, VersionChoice,
+    Closing, Intent, IntentKind, KeyRef, ListPosition, Listed, MAX_LIST_ROWS, ManifestChange,
+    NewKey, REQUEST_MEMORY, RequestRecord, Rollover, Store, StoreError, VersionChoice,
 };
 
 /// Makes a test of each case for one engine.
@@ -97,7 +97,7 @@ fn uid(number: u8) -> KeyUid {
     KeyUid::from_random([number; 16])
 }
 
-fn sealed<R>(row: R) -> Sealed<R> {
+pub(crate) fn sealed<R>(row: R) -> Sealed<R> {
     Sealed { row, mac: RowMac([7; 32]), generation: GENERATION }
 }
 
@@ -177,29 +177,45 @@ pub(crate) fn intent(number: u8) -> Intent {
 
 /// The same, when its mutation is committed.
 pub(crate) fn applied(number: u8, manifest_revision: u64) -> Intent {
-    let applied = Some(closing(number, manifest_revision).manifest.manifest.row.stamp());
-    Intent { applied, ..intent(number) }
+    closing(number, manifest_revision).intent.row
 }
 
+/// What a store without damage lists.
+fn listed<R>(rows: Vec<R>) -> Listed<R> {
+    Listed { rows, damaged: 0 }
+}
+
+/// What a store lists that holds just these intents, as [`intent`] and [`closing`] seal them.
+pub(crate) fn listed_intents(intents: Vec<Intent>) -> Listed<Sealed<Intent>> {
+    let seal = |intent: Intent| Sealed {
+        mac: if intent.applied.is_some() { APPLIED_MAC } else { RowMac([7; 32]) },
+        row: intent,
+        generation: GENERATION,
+    };
+    listed(intents.into_iter().map(seal).collect())
+}
+
+/// The MAC of applied intents here: another one than before.
+const APPLIED_MAC: RowMac = RowMac([8; 32]);
+
 /// Applies an intent, taking the manifest from one revision to the next.
-pub(crate) fn closing(intent: u8, manifest_revision: u64) -> Closing {
+pub(crate) fn closing(number: u8, manifest_revision: u64) -> Closing {
     let mut rows = RowSet::empty();
-    rows.insert(&RowMac([intent; 32]));
+    rows.insert(&RowMac([number; 32]));
+    let revision = Revision::new(manifest_revision + 1);
+    let manifest = Manifest { tenant: tenant(), revision, rows };
+    let row = Intent { applied: Some(manifest.stamp()), ..intent(number) };
     Closing {
-        intent: intent_id(intent),
+        intent: Sealed { row, mac: APPLIED_MAC, generation: GENERATION },
         manifest: ManifestChange {
             expected: Revision::new(manifest_revision),
-            manifest: sealed(Manifest {
-                tenant: tenant(),
-                revision: Revision::new(manifest_revision + 1),
-                rows,
-            }),
+            manifest: sealed(manifest),
         },
         request: None,
     }
 }
 
-fn request(number: u8, ms: i64) -> RequestRecord {
+pub(crate) fn request(number: u8, ms: i64) -> RequestRecord {
     RequestRecord {
         principal: "spiffe://holdfast.test/officer".into(),
         request_id: RequestId::from_bytes([number; 16]),
@@ -212,7 +228,7 @@ fn request(number: u8, ms: i64) -> RequestRecord {
 
 /// Creates the key `number` when the manifest is at `manifest_revision`, and closes the intent.
 async fn create(store: &Arc<impl Store>, number: u8, manifest_revision: u64) {
-    store.open_intent(intent(number)).await.unwrap();
+    store.open_intent(sealed(intent(number))).await.unwrap();
     store.create_key(new_key(number), closing(number, manifest_revision)).await.unwrap();
     store.close_intent(intent_id(number)).await.unwrap();
 }

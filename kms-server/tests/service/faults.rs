@@ -19,10 +19,10 @@ use kms_hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec,
     Pending, TokenKeys,
 };
-use kms_server::audit::{Appended, AuditError, AuditSink, SharedAuditSink};
+use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
-    Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
-    StoredKey, VersionChoice,
+    Closing, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord, Rollover, Store,
+    StoreError, StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -40,10 +40,11 @@ pub(crate) struct Faults {
     left: AtomicI64,
     armed: AtomicBool,
     reply_lost: AtomicBool,
+    unwritable: AtomicBool,
     /// How many calls fail once it has begun.
     failing: AtomicI64,
     calls: AtomicI64,
-    stale: Mutex<Option<Vec<Intent>>>,
+    stale: Mutex<Option<Vec<Sealed<Intent>>>>,
     slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
     gate: Mutex<Option<Arc<Gate>>>,
 }
@@ -77,7 +78,7 @@ impl Gate {
 
 impl Faults {
     /// Answers the next listing of intents with an old one.
-    pub(crate) fn list_once(&self, stale: Vec<Intent>) {
+    pub(crate) fn list_once(&self, stale: Vec<Sealed<Intent>>) {
         *self.stale.lock().unwrap() = Some(stale);
     }
 
@@ -86,6 +87,11 @@ impl Faults {
         let gate = Arc::new(Gate { arrived: Semaphore::new(0), open: Semaphore::new(0) });
         *self.gate.lock().unwrap() = Some(Arc::clone(&gate));
         gate
+    }
+
+    /// Refuses probes of the store, and nothing else: reads work, writes are in doubt.
+    pub(crate) fn refuse_probes(&self, refuse: bool) {
+        self.unwritable.store(refuse, Ordering::SeqCst);
     }
 
     /// Lets the next generation of a key take this long.
@@ -223,6 +229,9 @@ impl AuditSink for FaultySink {
     fn healthy(&self) -> bool {
         self.0.healthy()
     }
+    fn past(&self) -> Past {
+        self.0.past()
+    }
     fn close(&self) {
         self.0.close();
     }
@@ -292,22 +301,22 @@ impl Store for FaultyStore {
         &self,
         principal: String,
         id: RequestId,
-    ) -> Result<Option<RequestRecord>, StoreError> {
+    ) -> Result<Option<Sealed<RequestRecord>>, StoreError> {
         through!(self.request(principal, id))
     }
     async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
         through!(self.forget_requests(before))
     }
-    async fn open_intent(&self, intent: Intent) -> Result<(), StoreError> {
+    async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError> {
         let gate = self.1.gate.lock().unwrap().clone();
         if let Some(gate) = gate {
             gate.pass().await;
         }
         through!(self.open_intent(intent))
     }
-    async fn intents(&self) -> Result<Vec<Intent>, StoreError> {
+    async fn intents(&self) -> Result<Listed<Sealed<Intent>>, StoreError> {
         if let Some(stale) = self.1.stale.lock().unwrap().take() {
-            return Ok(stale);
+            return Ok(Listed { rows: stale, damaged: 0 });
         }
         through!(self.intents())
     }
@@ -336,17 +345,20 @@ impl Store for FaultyStore {
     ) -> Result<(), StoreError> {
         through!(self.update_version(expected, version, closing))
     }
-    async fn resident_ids(&self) -> Result<Vec<CkaId>, StoreError> {
+    async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {
         through!(self.resident_ids())
     }
     async fn due_deactivations(
         &self,
         now: Timestamp,
         limit: u32,
-    ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
         through!(self.due_deactivations(now, limit))
     }
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        if self.1.unwritable.load(Ordering::SeqCst) {
+            return Err(StoreError::Unwritable { detail: "injected".into() });
+        }
         through!(self.probe(now))
     }
     async fn close(&self) {

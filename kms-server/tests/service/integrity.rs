@@ -89,7 +89,25 @@ async fn an_edited_manifest_stops_mutations() {
     let request = world.request("kms.v1.KeyService/CreateKey");
     let refused = world.kms.create_key(&request, create("tenants/t/keys/new")).await.unwrap_err();
     assert_eq!(refused.reason(), "KEY_INTEGRITY");
-    assert!(world.store.intents().await.unwrap().is_empty(), "nothing stays half done");
+    assert!(world.store.intents().await.unwrap().rows.is_empty(), "nothing stays half done");
+}
+
+#[tokio::test]
+async fn an_edited_result_of_a_request_is_not_answered() {
+    let edits = [
+        "result = CAST(replace(CAST(result AS TEXT), 'team', 'mallory') AS BLOB)",
+        "time = time + 1",
+    ];
+    for edit in edits {
+        let world = World::new().await;
+        let request = world.request("kms.v1.KeyService/CreateKey");
+        let wanted = create(KEY);
+        let first = world.kms.create_key(&request, wanted.clone()).await.unwrap();
+        assert_eq!(world.kms.create_key(&request, wanted.clone()).await.unwrap(), first);
+        sql(&world, &format!("UPDATE requests SET {edit}"));
+        let refused = world.kms.create_key(&request, wanted).await.unwrap_err();
+        assert_eq!(refused.reason(), "KEY_INTEGRITY", "{edit}");
+    }
 }
 
 #[tokio::test]
@@ -140,5 +158,5 @@ async fn an_edited_counter_stops_a_change_of_state_and_is_not_told() {
     };
     let refused = world.kms.suspend_key_version(&world.request(WRAP), change).await.unwrap_err();
     assert_eq!(refused.reason(), "KEY_INTEGRITY");
-    assert!(world.store.intents().await.unwrap().is_empty());
+    assert!(world.store.intents().await.unwrap().rows.is_empty());
 }

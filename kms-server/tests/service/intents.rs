@@ -2,7 +2,7 @@
 
 use kms_core::audit::{AuditRecord, Phase};
 use kms_core::id::Revision;
-use kms_core::key::Protection;
+use kms_core::key::{Protection, Sealed};
 use kms_server::service::{CreateKey, INTENT_GRACE, Reconciled, RotateKey};
 use kms_server::store::Intent;
 
@@ -15,7 +15,10 @@ const ROTATE: &str = "kms.v1.KeyService/RotateKey";
 const END: i64 = 2;
 
 /// Creates a key in a process that dies before the outcome is in the log; returns the intent it leaves.
-pub(crate) async fn create_without_outcome(world: &World, protection: Protection) -> Intent {
+pub(crate) async fn create_without_outcome(
+    world: &World,
+    protection: Protection,
+) -> Sealed<Intent> {
     let wanted = CreateKey { protection, ..create(KEY) };
     let probe = World::new().await;
     let before = probe.faults.calls();
@@ -23,7 +26,7 @@ pub(crate) async fn create_without_outcome(world: &World, protection: Protection
     world.faults.arm(probe.faults.calls() - before - END, false);
     let died = world.kms.create_key(&world.request(CREATE), wanted).await.unwrap_err();
     assert_eq!(died.reason(), "OUTCOME_UNKNOWN");
-    let mut intents = world.store.intents().await.unwrap();
+    let mut intents = world.store.intents().await.unwrap().rows;
     assert_eq!(intents.len(), 1);
     intents.remove(0)
 }
@@ -36,7 +39,7 @@ fn outcomes(world: &World) -> Vec<AuditRecord> {
 async fn a_missing_outcome_tells_the_manifest_of_its_own_mutation() {
     let world = World::new().await;
     let intent = create_without_outcome(&world, Protection::HsmWrapped).await;
-    let stamp = intent.applied.clone().expect("it was committed");
+    let stamp = intent.row.applied.clone().expect("it was committed");
     assert_eq!(stamp.revision, Revision::FIRST);
     let world = world.restart();
     let rotate = RotateKey { name: name(KEY), reason: String::new(), request_id: fresh_id() };
@@ -45,11 +48,11 @@ async fn a_missing_outcome_tells_the_manifest_of_its_own_mutation() {
     assert_eq!(done, Reconciled { finished: 1, ..Reconciled::default() });
     let told = outcomes(&world);
     assert_eq!(told.len(), 2, "the rollover's, and the late one");
-    let late = told.iter().find(|record| record.intent_id == Some(intent.id)).unwrap();
+    let late = told.iter().find(|record| record.intent_id == Some(intent.row.id)).unwrap();
     assert_eq!((late.result.as_str(), &late.manifest), ("OK", &Some(stamp)));
-    let rolled = told.iter().find(|record| record.intent_id != Some(intent.id)).unwrap();
+    let rolled = told.iter().find(|record| record.intent_id != Some(intent.row.id)).unwrap();
     assert_eq!(rolled.manifest.as_ref().unwrap().revision, Revision::new(2));
-    assert_eq!(world.store.intents().await, Ok(vec![]));
+    assert_eq!(world.store.intents().await.unwrap().rows, []);
 }
 
 #[tokio::test]
@@ -58,7 +61,8 @@ async fn an_intent_that_its_own_task_ends_meanwhile_is_left_alone() {
         let world = World::new().await;
         let applied = create_without_outcome(&world, protection).await;
         let world = world.restart();
-        let listed = Intent { applied: None, ..applied.clone() };
+        let row = Intent { applied: None, ..applied.row.clone() };
+        let listed = Sealed { row, ..applied.clone() };
         // Applied since it was listed: it is finished, not undone.
         world.faults.list_once(vec![listed.clone()]);
         let done = world.kms.recover().await.unwrap();
@@ -85,7 +89,7 @@ async fn a_periodic_run_takes_intents_that_are_old_enough_and_no_younger_ones() 
     assert_eq!(world.kms.reconcile().await.unwrap().finished, 1);
 }
 
-/// Intents carry no MAC; what the log says of the manifest must not come from an edited one.
+/// What the log says of the manifest must not come from an edited one.
 #[tokio::test]
 async fn an_intent_that_contradicts_the_manifest_is_not_believed() {
     for edit in ["applied_digest = printf('%064d', 0)", "applied_revision = 2"] {
@@ -98,6 +102,6 @@ async fn an_intent_that_contradicts_the_manifest_is_not_believed() {
         assert_eq!(done, Reconciled { failed: 1, ..Reconciled::default() }, "{edit}");
         assert_eq!(world.kms.counters().integrity_failures.read(), 1, "{edit}");
         assert!(outcomes(&world).is_empty(), "{edit}");
-        assert_eq!(world.store.intents().await.unwrap().len(), 1, "{edit}");
+        assert_eq!(world.store.intents().await.unwrap().rows.len(), 1, "{edit}");
     }
 }

@@ -35,7 +35,7 @@ async fn creation_leaves_intent_and_outcome_in_the_log_and_no_open_intent() {
     assert_eq!(phases, [Phase::Intent, Phase::Outcome]);
     assert_eq!(records[0].intent_id, records[1].intent_id);
     assert!(records[0].manifest.is_none() && records[1].manifest.is_some());
-    assert!(world.store.intents().await.unwrap().is_empty());
+    assert!(world.store.intents().await.unwrap().rows.is_empty());
     let described = world.kms.describe_key(&world.request(CREATE), &name(KEY)).await.unwrap();
     assert_eq!(described, made);
 }

@@ -20,5 +20,6 @@ mod places;
 mod refusals;
 mod states;
 mod support;
+mod tampering;
 mod told;
 mod undo;

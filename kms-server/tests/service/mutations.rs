@@ -112,10 +112,10 @@ impl Case {
 
 /// What must hold when nothing is in doubt any more, whatever happened before.
 pub(crate) async fn check(world: &World, point: &str) {
-    assert!(world.store.intents().await.unwrap().is_empty(), "{point}: an intent stays open");
+    assert!(world.store.intents().await.unwrap().rows.is_empty(), "{point}: an intent stays open");
     let deadline = world.request("").deadline;
     let mut objects = world.hsm.list_token_keys(deadline).await.unwrap().residents;
-    let mut rows = world.store.resident_ids().await.unwrap();
+    let mut rows = world.store.resident_ids().await.unwrap().rows;
     objects.sort();
     rows.sort();
     assert_eq!(objects, rows, "{point}: objects and rows differ");

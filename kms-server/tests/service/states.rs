@@ -31,22 +31,30 @@ async fn seed(world: &World, state: VersionState) {
         time: old.create_time,
         applied: None,
     };
-    world.store.open_intent(intent.clone()).await.unwrap();
     let row = VersionRow { state, revision: old.revision.next(), ..old.clone() };
     let mut manifest = world.store.manifest(key.tenant().clone()).await.unwrap().unwrap().row;
     let expected = manifest.revision;
     manifest.revision = Revision::new(expected.get() + 1);
-    let inputs = vec![row.mac_input(generation), manifest.mac_input(generation)];
+    let applied = Intent { applied: Some(manifest.stamp()), ..intent.clone() };
+    let inputs = vec![
+        row.mac_input(generation),
+        manifest.mac_input(generation),
+        intent.mac_input(generation),
+        applied.mac_input(generation),
+    ];
     let macs = world.hsm.mac(generation, inputs, world.request(WRAP).deadline).await.unwrap();
     let manifest = Sealed { row: manifest, mac: macs[1], generation };
+    let id = intent.id;
+    let intent = Sealed { row: intent, mac: macs[2], generation };
+    world.store.open_intent(intent).await.unwrap();
     let closing = Closing {
-        intent: intent.id,
+        intent: Sealed { row: applied, mac: macs[3], generation },
         manifest: ManifestChange { expected, manifest },
         request: None,
     };
     let row = Sealed { row, mac: macs[0], generation };
     world.store.update_version(old.revision, row, closing).await.unwrap();
-    world.store.close_intent(intent.id).await.unwrap();
+    world.store.close_intent(id).await.unwrap();
 }
 
 fn allowed(verdict: Verdict, permitted: bool) -> bool {

@@ -37,7 +37,7 @@ async fn a_creation_that_has_begun_goes_on_when_its_caller_has_stopped_waiting()
     let request = world.request(CREATE);
     assert!(request.deadline < world.request(CREATE).received + Duration::from_secs(20));
     world.kms.create_key(&request, resident()).await.unwrap();
-    assert!(world.store.intents().await.unwrap().is_empty());
+    assert!(world.store.intents().await.unwrap().rows.is_empty());
     assert_eq!(objects(&world).await, 1);
 }
 
@@ -48,7 +48,7 @@ async fn a_creation_that_takes_too_long_is_undone_at_once() {
     let late = world.kms.create_key(&world.request(CREATE), resident()).await.unwrap_err();
     assert_eq!(late, ServiceError::QueueDeadline);
     assert_eq!(objects(&world).await, 0);
-    assert!(world.store.intents().await.unwrap().is_empty());
+    assert!(world.store.intents().await.unwrap().rows.is_empty());
     let outcome = world.last();
     assert_eq!((outcome.phase, outcome.result.as_str()), (Phase::Outcome, "QUEUE_DEADLINE"));
 }
@@ -73,7 +73,7 @@ async fn a_commit_in_doubt_is_not_undone_before_the_store_writes_again() {
         let wanted = resident();
         let refused = world.kms.create_key(&world.request(CREATE), wanted.clone()).await;
         let refused = refused.unwrap_err();
-        let open = world.store.intents().await.unwrap().len();
+        let open = world.store.intents().await.unwrap().rows.len();
         if undone {
             assert_eq!(refused.reason(), "STORE_UNAVAILABLE");
             assert_eq!((objects(&world).await, open), (0, 0));

@@ -11,8 +11,8 @@ use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_server::store::{
-    Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
-    StoredKey, VersionChoice,
+    Closing, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord, Rollover, Store,
+    StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -88,16 +88,16 @@ forward! {
     counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;
     update_counters(changes: Vec<(Revision, Sealed<CounterRow>)>) -> Vec<Result<(), StoreError>>;
     manifest(tenant: TenantName) -> Option<Sealed<Manifest>>;
-    request(principal: String, request_id: RequestId) -> Option<RequestRecord>;
+    request(principal: String, request_id: RequestId) -> Option<Sealed<RequestRecord>>;
     forget_requests(before: Timestamp) -> u64;
-    open_intent(intent: Intent) -> ();
-    intents() -> Vec<Intent>;
+    open_intent(intent: Sealed<Intent>) -> ();
+    intents() -> Listed<Sealed<Intent>>;
     close_intent(intent: IntentId) -> ();
     create_key(new: NewKey, closing: Closing) -> ();
     update_key(expected: Revision, key: Sealed<KeyRow>, closing: Closing) -> ();
     roll_over(rollover: Rollover, closing: Closing) -> ();
     update_version(expected: Revision, version: Sealed<VersionRow>, closing: Closing) -> ();
-    resident_ids() -> Vec<CkaId>;
-    due_deactivations(now: Timestamp, limit: u32) -> Vec<Sealed<VersionRow>>;
+    resident_ids() -> Listed<CkaId>;
+    due_deactivations(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
     probe(now: Timestamp) -> ();
 }

@@ -83,8 +83,8 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
     }
 }
 
-pub fn intent(tenant_number: u8, number: u8) -> Intent {
-    Intent {
+pub fn intent(tenant_number: u8, number: u8) -> Sealed<Intent> {
+    sealed(Intent {
         id: IntentId::from_bytes(bytes(tenant_number, number)),
         kind: IntentKind::CreateKey,
         principal: "officer".into(),
@@ -95,7 +95,7 @@ pub fn intent(tenant_number: u8, number: u8) -> Intent {
         resident_id: CkaId(bytes(tenant_number, number)),
         time: Timestamp::from_unix_ms(i64::from(number)),
         applied: None,
-    }
+    })
 }
 
 pub fn request_id(tenant_number: u8, number: u8) -> RequestId {
@@ -104,24 +104,26 @@ pub fn request_id(tenant_number: u8, number: u8) -> RequestId {
 
 /// Applies the intent of the key, whose number is also the tenant's new manifest revision.
 pub fn closing(tenant_number: u8, number: u8) -> Closing {
+    let manifest = Manifest {
+        tenant: tenant(tenant_number),
+        revision: Revision::new(u64::from(number)),
+        rows: RowSet::empty(),
+    };
+    let applied = Some(manifest.stamp());
     Closing {
-        intent: intent(tenant_number, number).id,
+        intent: sealed(Intent { applied, ..intent(tenant_number, number).row }),
         manifest: ManifestChange {
             expected: Revision::new(u64::from(number) - 1),
-            manifest: sealed(Manifest {
-                tenant: tenant(tenant_number),
-                revision: Revision::new(u64::from(number)),
-                rows: RowSet::empty(),
-            }),
+            manifest: sealed(manifest),
         },
-        request: Some(RequestRecord {
+        request: Some(sealed(RequestRecord {
             principal: "officer".into(),
             request_id: request_id(tenant_number, number),
             method: "kms.v1.KeyService/CreateKey".into(),
             request_hash: [1; 32],
             result: vec![1, 2, 3],
             time: Timestamp::from_unix_ms(i64::from(number)),
-        }),
+        })),
     }
 }
 

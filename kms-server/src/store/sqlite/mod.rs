@@ -34,8 +34,8 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, Intent, KeyRef, ListPosition, NewKey, RequestRecord, Rollover, Store, StoreError,
-    StoredKey, VersionChoice,
+    Closing, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord, Rollover, Store,
+    StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -260,7 +260,7 @@ impl Store for SqliteStore {
         &self,
         principal: String,
         request_id: RequestId,
-    ) -> Result<Option<RequestRecord>, StoreError> {
+    ) -> Result<Option<Sealed<RequestRecord>>, StoreError> {
         self.read(move |db| read::request(db, &principal, request_id)).await
     }
 
@@ -268,11 +268,11 @@ impl Store for SqliteStore {
         self.write(move |db| write::forget_requests(db, before)).await
     }
 
-    async fn open_intent(&self, intent: Intent) -> Result<(), StoreError> {
+    async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError> {
         self.write(move |db| write::open_intent(db, &intent)).await
     }
 
-    async fn intents(&self) -> Result<Vec<Intent>, StoreError> {
+    async fn intents(&self) -> Result<Listed<Sealed<Intent>>, StoreError> {
         self.read(read::intents).await
     }
 
@@ -306,7 +306,7 @@ impl Store for SqliteStore {
         self.write(move |db| write::update_version(db, expected, &version, &closing)).await
     }
 
-    async fn resident_ids(&self) -> Result<Vec<CkaId>, StoreError> {
+    async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {
         self.read(read::resident_ids).await
     }
 
@@ -314,7 +314,7 @@ impl Store for SqliteStore {
         &self,
         now: Timestamp,
         limit: u32,
-    ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
         self.read(move |db| read::due_deactivations(db, now, limit)).await
     }
 

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Params, Row};
 
 use super::rows;
 use crate::store::{
-    Intent, KeyRef, ListPosition, MAX_LIST_ROWS, RequestRecord, StoreError, StoredKey,
+    Intent, KeyRef, ListPosition, Listed, MAX_LIST_ROWS, RequestRecord, StoreError, StoredKey,
     VersionChoice,
 };
 
@@ -110,7 +110,7 @@ pub(super) fn request(
     connection: &Connection,
     principal: &str,
     request_id: RequestId,
-) -> Result<Option<RequestRecord>, StoreError> {
+) -> Result<Option<Sealed<RequestRecord>>, StoreError> {
     one(
         connection,
         "SELECT * FROM requests WHERE principal = ?1 AND request_id = ?2",
@@ -119,12 +119,12 @@ pub(super) fn request(
     )
 }
 
-pub(super) fn intents(connection: &Connection) -> Result<Vec<Intent>, StoreError> {
-    many(connection, "SELECT * FROM intents ORDER BY time, sequence", [], rows::intent)
+pub(super) fn intents(connection: &Connection) -> Result<Listed<Sealed<Intent>>, StoreError> {
+    listed(connection, "SELECT * FROM intents ORDER BY time, sequence", [], rows::intent)
 }
 
-pub(super) fn resident_ids(connection: &Connection) -> Result<Vec<CkaId>, StoreError> {
-    many(
+pub(super) fn resident_ids(connection: &Connection) -> Result<Listed<CkaId>, StoreError> {
+    listed(
         connection,
         "SELECT material FROM versions WHERE material_kind = 'resident' AND state <> 'DESTROYED'",
         [],
@@ -136,8 +136,8 @@ pub(super) fn due_deactivations(
     connection: &Connection,
     now: Timestamp,
     limit: u32,
-) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
-    many(
+) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+    listed(
         connection,
         "SELECT * FROM versions
          WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL AND deactivate_time <= ?1
@@ -171,4 +171,25 @@ fn many<T>(
         out.push(decode(row)?);
     }
     Ok(out)
+}
+
+/// Like [`many`], but a row with a value outside its type is counted and does not hide the others.
+fn listed<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+    decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+) -> Result<Listed<T>, StoreError> {
+    let mut damaged = 0;
+    let rows = many(connection, sql, parameters, |row| match decode(row) {
+        Ok(row) => Ok(Some(row)),
+        Err(StoreError::Damaged { detail }) => {
+            tracing::error!(detail, "a stored row cannot be read");
+            Ok(None)
+        }
+        Err(other) => Err(other),
+    })?;
+    let rows = rows.into_iter().inspect(|row| damaged += usize::from(row.is_none()));
+    let rows = rows.flatten().collect();
+    Ok(Listed { rows, damaged })
 }

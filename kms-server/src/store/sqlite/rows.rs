@@ -175,9 +175,9 @@ pub(super) fn root(row: &Row<'_>) -> Result<(RootPin, RowMac), StoreError> {
 }
 
 /// Reads a row of `requests`.
-pub(super) fn request(row: &Row<'_>) -> Result<RequestRecord, StoreError> {
+pub(super) fn request(row: &Row<'_>) -> Result<Sealed<RequestRecord>, StoreError> {
     let columns = Columns { table: "requests", row };
-    Ok(RequestRecord {
+    columns.sealed(RequestRecord {
         principal: columns.read("principal")?,
         request_id: RequestId::from_bytes(columns.array("request_id")?),
         method: columns.read("method")?,
@@ -188,7 +188,7 @@ pub(super) fn request(row: &Row<'_>) -> Result<RequestRecord, StoreError> {
 }
 
 /// Reads a row of `intents`.
-pub(super) fn intent(row: &Row<'_>) -> Result<Intent, StoreError> {
+pub(super) fn intent(row: &Row<'_>) -> Result<Sealed<Intent>, StoreError> {
     let columns = Columns { table: "intents", row };
     let revision: Option<i64> = columns.read("applied_revision")?;
     let applied = match revision {
@@ -198,7 +198,7 @@ pub(super) fn intent(row: &Row<'_>) -> Result<Intent, StoreError> {
             digest: columns.read("applied_digest")?,
         }),
     };
-    Ok(Intent {
+    columns.sealed(Intent {
         id: IntentId::from_bytes(columns.array("id")?),
         kind: columns.parsed("kind", IntentKind::parse)?,
         principal: columns.read("principal")?,

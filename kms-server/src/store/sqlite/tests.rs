@@ -9,7 +9,7 @@ use kms_core::clock::Timestamp;
 use rusqlite::Connection;
 
 use super::SqliteStore;
-use crate::store::suite::{closing, intent, new_key, store_suite};
+use crate::store::suite::{applied, closing, intent, listed_intents, new_key, sealed, store_suite};
 use crate::store::{KeyRef, Store, StoreError, VersionChoice};
 
 fn fresh() -> (SqliteStore, tempfile::TempDir) {
@@ -67,7 +67,7 @@ async fn a_second_opening_is_refused_until_the_first_closes() {
 #[tokio::test]
 async fn what_was_written_is_there_after_reopening() {
     let (store, root) = fresh();
-    store.open_intent(intent(1)).await.unwrap();
+    store.open_intent(sealed(intent(1))).await.unwrap();
     store.create_key(new_key(1), closing(1, 0)).await.unwrap();
     store.close().await;
     let store = SqliteStore::open(&file(&root)).unwrap();
@@ -79,7 +79,7 @@ async fn what_was_written_is_there_after_reopening() {
 /// Makes a store with a key and damages all its pages but the first.
 async fn damaged() -> tempfile::TempDir {
     let (store, root) = fresh();
-    store.open_intent(intent(1)).await.unwrap();
+    store.open_intent(sealed(intent(1))).await.unwrap();
     store.create_key(new_key(1), closing(1, 0)).await.unwrap();
     store.close().await;
     let mut bytes = fs::read(file(&root)).unwrap();
@@ -127,7 +127,7 @@ async fn a_file_that_is_no_database_is_refused() {
 #[tokio::test]
 async fn an_edited_value_outside_its_type_is_damage() {
     let (store, root) = fresh();
-    store.open_intent(intent(1)).await.unwrap();
+    store.open_intent(sealed(intent(1))).await.unwrap();
     store.create_key(new_key(1), closing(1, 0)).await.unwrap();
     store.close().await;
     let edit = Connection::open(file(&root)).unwrap();
@@ -178,7 +178,7 @@ async fn a_full_database_refuses_with_nothing_half_done_and_still_reads() {
     let mut stored = 0;
     let refused = loop {
         let number = stored + 1;
-        if let Err(error) = store.open_intent(intent(number)).await {
+        if let Err(error) = store.open_intent(sealed(intent(number))).await {
             break error;
         }
         match store.create_key(new_key(number), closing(number, u64::from(stored))).await {
@@ -195,7 +195,7 @@ async fn a_full_database_refuses_with_nothing_half_done_and_still_reads() {
     store.close().await;
     let store = SqliteStore::open(&file(&root)).unwrap();
     store.close_intent(intent(stored + 1).id).await.unwrap();
-    store.open_intent(intent(stored + 1)).await.unwrap();
+    store.open_intent(sealed(intent(stored + 1))).await.unwrap();
     let end = closing(stored + 1, u64::from(stored));
     store.create_key(new_key(stored + 1), end).await.unwrap();
 }
@@ -209,7 +209,7 @@ async fn a_read_only_database_refuses_writes_and_still_reads() {
     })
     .unwrap();
     is_unwritable(&store.probe(now()).await);
-    assert_eq!(store.intents().await, Ok(vec![]));
+    assert_eq!(store.intents().await, Ok(listed_intents(vec![])));
 }
 
 /// Keeps the writer busy until the sender is used or dropped.
@@ -233,10 +233,10 @@ async fn hold_writer(store: &Arc<SqliteStore>) -> crossbeam_channel::Sender<()> 
 async fn a_failed_commit_fails_the_whole_group() {
     let (store, _root) = fresh();
     let store = Arc::new(store);
-    store.open_intent(intent(1)).await.unwrap();
+    store.open_intent(sealed(intent(1))).await.unwrap();
     store.create_key(new_key(1), closing(1, 0)).await.unwrap();
     let release = hold_writer(&store).await;
-    let good = store.open_intent(intent(2));
+    let good = store.open_intent(sealed(intent(2)));
     let poison = store.write(|db| {
         // The primary does not exist: the deferred reference is found broken at the commit.
         let sql = "UPDATE keys SET primary_version = 5, latest_version = 5, revision = 9";
@@ -249,8 +249,8 @@ async fn a_failed_commit_fails_the_whole_group() {
     for outcome in [good, poison.map(|_| ()), refused] {
         assert!(matches!(outcome, Err(StoreError::Damaged { .. })), "{outcome:?}");
     }
-    assert_eq!(store.intents().await, Ok(vec![crate::store::suite::applied(1, 0)]));
-    store.open_intent(intent(2)).await.unwrap();
+    assert_eq!(store.intents().await, Ok(listed_intents(vec![applied(1, 0)])));
+    store.open_intent(sealed(intent(2))).await.unwrap();
 }
 
 #[tokio::test]
@@ -259,7 +259,7 @@ async fn a_refused_method_does_not_disturb_the_others_of_its_group() {
     let store = Arc::new(store);
     let release = hold_writer(&store).await;
     let (first, refused, last, ()) = tokio::join!(
-        store.open_intent(intent(1)),
+        store.open_intent(sealed(intent(1))),
         store.create_key(new_key(9), closing(9, 0)),
         store.create_key(new_key(1), closing(1, 0)),
         async { drop(release) }

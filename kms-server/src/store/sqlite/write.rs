@@ -109,7 +109,11 @@ pub(super) fn forget_requests(
     execute(connection, "DELETE FROM requests WHERE time < ?1", [before.as_unix_ms()])
 }
 
-pub(super) fn open_intent(connection: &Connection, intent: &Intent) -> Result<(), StoreError> {
+pub(super) fn open_intent(
+    connection: &Connection,
+    intent: &Sealed<Intent>,
+) -> Result<(), StoreError> {
+    let Sealed { row, mac, generation } = intent;
     let Intent {
         id,
         kind,
@@ -121,12 +125,12 @@ pub(super) fn open_intent(connection: &Connection, intent: &Intent) -> Result<()
         resident_id,
         time,
         applied: _,
-    } = intent;
+    } = row;
     insert(
         connection,
         "INSERT INTO intents (id, kind, principal, tenant, key_id, key_uid, version, protection,
-                              resident_id, time)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                              resident_id, time, generation, mac)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         (
             id.as_bytes(),
             kind.as_str(),
@@ -138,6 +142,8 @@ pub(super) fn open_intent(connection: &Connection, intent: &Intent) -> Result<()
             protection.as_str(),
             resident_id.0,
             time.as_unix_ms(),
+            generation.get(),
+            mac.0,
         ),
         StoreError::RevisionMismatch,
     )
@@ -169,11 +175,22 @@ fn apply(connection: &Connection, closing: &Closing) -> Result<(), StoreError> {
         remember(connection, request)?;
     }
     let stamp = manifest.manifest.row.stamp();
+    let Sealed { row: intent, mac, generation } = intent;
+    if intent.applied.as_ref() != Some(&stamp) {
+        let detail = "an intent is sealed with another manifest than it leaves".into();
+        return Err(StoreError::Damaged { detail });
+    }
     let applied = execute(
         connection,
-        "UPDATE intents SET applied_revision = ?2, applied_digest = ?3
+        "UPDATE intents SET applied_revision = ?2, applied_digest = ?3, generation = ?4, mac = ?5
          WHERE id = ?1 AND applied_revision IS NULL",
-        (intent.as_bytes(), integer(stamp.revision.get())?, stamp.digest),
+        (
+            intent.id.as_bytes(),
+            integer(stamp.revision.get())?,
+            stamp.digest,
+            generation.get(),
+            mac.0,
+        ),
     )?;
     if applied == 0 {
         // The reconciler undid it meanwhile, or it happened before: it must not happen now.
@@ -182,8 +199,9 @@ fn apply(connection: &Connection, closing: &Closing) -> Result<(), StoreError> {
     change_manifest(connection, manifest)
 }
 
-fn remember(connection: &Connection, request: &RequestRecord) -> Result<(), StoreError> {
-    let RequestRecord { principal, request_id, method, request_hash, result, time } = request;
+fn remember(connection: &Connection, request: &Sealed<RequestRecord>) -> Result<(), StoreError> {
+    let Sealed { row, mac, generation } = request;
+    let RequestRecord { principal, request_id, method, request_hash, result, time } = row;
     let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
     let forgotten = time.as_unix_ms().saturating_sub(memory_ms);
     execute(
@@ -193,9 +211,19 @@ fn remember(connection: &Connection, request: &RequestRecord) -> Result<(), Stor
     )?;
     insert(
         connection,
-        "INSERT INTO requests (principal, request_id, method, request_hash, result, time)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        (principal, request_id.as_bytes(), method, request_hash, result, time.as_unix_ms()),
+        "INSERT INTO requests (principal, request_id, method, request_hash, result, time,
+                               generation, mac)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        (
+            principal,
+            request_id.as_bytes(),
+            method,
+            request_hash,
+            result,
+            time.as_unix_ms(),
+            generation.get(),
+            mac.0,
+        ),
         StoreError::RequestIdTaken,
     )
 }

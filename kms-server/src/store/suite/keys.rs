@@ -18,19 +18,19 @@ pub(crate) async fn a_key_reads_back_by_name_and_by_uid(store: Arc<impl Store>) 
     }
     assert_eq!(store.counter(uid(1), KeyVersion::FIRST).await, Ok(Some(counter)));
     assert_eq!(store.manifest(tenant()).await, Ok(Some(closing(1, 0).manifest.manifest)));
-    assert_eq!(store.intents().await, Ok(vec![]));
+    assert_eq!(store.intents().await, Ok(listed_intents(vec![])));
 }
 
 pub(crate) async fn a_taken_name_is_refused_and_changes_nothing(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
-    store.open_intent(intent(2)).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
     let mut second = new_key(2);
     second.key.row.name = key_row(1).name;
     let mut with_request = closing(2, 1);
-    with_request.request = Some(request(2, 0));
+    with_request.request = Some(sealed(request(2, 0)));
     let refused = store.create_key(second, with_request).await;
     assert_eq!(refused, Err(StoreError::NameTaken));
-    assert_eq!(store.intents().await, Ok(vec![intent(2)]));
+    assert_eq!(store.intents().await, Ok(listed_intents(vec![intent(2)])));
     assert_eq!(store.manifest(tenant()).await, Ok(Some(closing(1, 0).manifest.manifest)));
     let RequestRecord { principal, request_id, .. } = request(2, 0);
     assert_eq!(store.request(principal, request_id).await, Ok(None));
@@ -38,7 +38,7 @@ pub(crate) async fn a_taken_name_is_refused_and_changes_nothing(store: Arc<impl 
 }
 
 pub(crate) async fn a_key_without_its_primary_version_is_refused(store: Arc<impl Store>) {
-    store.open_intent(intent(1)).await.unwrap();
+    store.open_intent(sealed(intent(1))).await.unwrap();
     let mut new = new_key(1);
     new.key.row.latest = version_number(2);
     new.key.row.primary = version_number(2);
@@ -49,13 +49,13 @@ pub(crate) async fn a_key_without_its_primary_version_is_refused(store: Arc<impl
 pub(crate) async fn a_key_is_updated_only_at_its_revision(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
     let next = updated(stored_key(&store, 1).await, "other");
-    store.open_intent(intent(2)).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
     let stale = store.update_key(Revision::new(2), next.clone(), closing(2, 1)).await;
     assert_eq!(stale, Err(StoreError::RevisionMismatch));
     assert_eq!(stored_key(&store, 1).await, sealed(key_row(1)));
     store.update_key(Revision::FIRST, next.clone(), closing(2, 1)).await.unwrap();
     assert_eq!(stored_key(&store, 1).await, next);
-    store.open_intent(intent(3)).await.unwrap();
+    store.open_intent(sealed(intent(3))).await.unwrap();
     let absent = updated(sealed(key_row(9)), "other");
     let refused = store.update_key(Revision::FIRST, absent, closing(3, 2)).await;
     assert_eq!(refused, Err(StoreError::NotFound));
@@ -63,7 +63,7 @@ pub(crate) async fn a_key_is_updated_only_at_its_revision(store: Arc<impl Store>
 
 pub(crate) async fn a_revision_that_does_not_grow_is_refused(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
-    store.open_intent(intent(2)).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
     let mut same = stored_key(&store, 1).await;
     same.row.owner = "other".into();
     let refused = store.update_key(Revision::FIRST, same, closing(2, 1)).await;
@@ -79,7 +79,7 @@ pub(crate) async fn of_parallel_updates_exactly_one_wins(store: Arc<impl Store>)
     create(&store, 1, 0).await;
     let key = stored_key(&store, 1).await;
     for number in 10..26 {
-        store.open_intent(intent(number)).await.unwrap();
+        store.open_intent(sealed(intent(number))).await.unwrap();
     }
     let racing: Vec<_> = (10..26)
         .map(|number| {
@@ -98,9 +98,9 @@ pub(crate) async fn of_parallel_updates_exactly_one_wins(store: Arc<impl Store>)
     }
     assert_eq!(winners.len(), 1);
     assert_eq!(stored_key(&store, 1).await.row.owner, format!("o{}", winners[0]));
-    let open = store.intents().await.unwrap();
-    let marked: Vec<_> = open.iter().filter(|intent| intent.applied.is_some()).collect();
-    assert_eq!((open.len(), marked), (16, vec![&applied(winners[0], 1)]));
+    let open = store.intents().await.unwrap().rows;
+    let marked: Vec<_> = open.iter().filter(|intent| intent.row.applied.is_some()).collect();
+    assert_eq!((open.len(), marked), (16, vec![&closing(winners[0], 1).intent]));
 }
 
 pub(crate) fn rollover(key: Sealed<KeyRow>) -> Rollover {
@@ -123,7 +123,7 @@ pub(crate) fn rollover(key: Sealed<KeyRow>) -> Rollover {
 
 pub(crate) async fn a_rollover_moves_the_primary(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
-    store.open_intent(intent(2)).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
     let change = rollover(stored_key(&store, 1).await);
     store.roll_over(change.clone(), closing(2, 1)).await.unwrap();
     let found = store.key(KeyRef::Uid(uid(1)), VersionChoice::Primary).await.unwrap().unwrap();
@@ -136,7 +136,7 @@ pub(crate) async fn a_rollover_moves_the_primary(store: Arc<impl Store>) {
 
 pub(crate) async fn a_stale_rollover_changes_nothing(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
-    store.open_intent(intent(2)).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
     let good = rollover(stored_key(&store, 1).await);
     let stale_key = Rollover { expected_key: Revision::new(2), ..good.clone() };
     let stale_previous = Rollover { expected_previous: Revision::new(2), ..good.clone() };
@@ -153,7 +153,7 @@ pub(crate) async fn a_stale_rollover_changes_nothing(store: Arc<impl Store>) {
         let versions = store.list_versions(uid(1), None, 10).await;
         assert_eq!(versions, Ok(vec![sealed(version_row(1, 1))]));
         assert_eq!(store.counter(uid(1), version_number(2)).await, Ok(None));
-        assert_eq!(store.intents().await, Ok(vec![intent(2)]));
+        assert_eq!(store.intents().await, Ok(listed_intents(vec![intent(2)])));
     }
     store.roll_over(good, closing(2, 1)).await.unwrap();
 }
@@ -163,12 +163,12 @@ pub(crate) async fn a_version_is_updated_only_at_its_revision(store: Arc<impl St
     let mut next = sealed(version_row(1, 1));
     next.row.state = VersionState::Suspended;
     next.row.revision = Revision::new(2);
-    store.open_intent(intent(2)).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
     let stale = store.update_version(Revision::new(2), next.clone(), closing(2, 1)).await;
     assert_eq!(stale, Err(StoreError::RevisionMismatch));
     store.update_version(Revision::FIRST, next.clone(), closing(2, 1)).await.unwrap();
     assert_eq!(store.list_versions(uid(1), None, 10).await, Ok(vec![next.clone()]));
-    store.open_intent(intent(3)).await.unwrap();
+    store.open_intent(sealed(intent(3))).await.unwrap();
     next.row.version = version_number(2);
     let absent = store.update_version(Revision::FIRST, next, closing(3, 2)).await;
     assert_eq!(absent, Err(StoreError::NotFound));
@@ -179,7 +179,7 @@ pub(crate) async fn a_destroyed_version_stays_destroyed(store: Arc<impl Store>) 
     let mut row = version_row(1, 1);
     let path = [VersionState::Compromised, VersionState::DestroyScheduled, VersionState::Destroyed];
     for (step, state) in (1..).zip(path) {
-        store.open_intent(intent(10 + step)).await.unwrap();
+        store.open_intent(sealed(intent(10 + step))).await.unwrap();
         row.state = state;
         if state == VersionState::Destroyed {
             row.material = Material::Wrapped(WrappedKey(vec![]));
@@ -189,7 +189,7 @@ pub(crate) async fn a_destroyed_version_stays_destroyed(store: Arc<impl Store>) 
         let end = closing(10 + step, u64::from(step));
         store.update_version(expected, sealed(row.clone()), end).await.unwrap();
     }
-    store.open_intent(intent(20)).await.unwrap();
+    store.open_intent(sealed(intent(20))).await.unwrap();
     let mut revived = row.clone();
     revived.state = VersionState::Active;
     revived.revision = row.revision.next();
@@ -211,7 +211,7 @@ pub(crate) async fn texts_at_their_bounds_are_stored_and_longer_ones_refused(
         |new| new.key.row.usage.push('u'),
         |new| new.version.row.state_reason.push('r'),
     ];
-    store.open_intent(intent(1)).await.unwrap();
+    store.open_intent(sealed(intent(1))).await.unwrap();
     for edit in edits {
         let mut longer = new.clone();
         edit(&mut longer);

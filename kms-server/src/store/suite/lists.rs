@@ -7,15 +7,15 @@ use super::*;
 
 pub(crate) async fn a_new_store_is_empty(store: Arc<impl Store>) {
     assert_eq!(store.root_pins().await, Ok(vec![]));
-    assert_eq!(store.intents().await, Ok(vec![]));
-    assert_eq!(store.resident_ids().await, Ok(vec![]));
+    assert_eq!(store.intents().await, Ok(listed_intents(vec![])));
+    assert_eq!(store.resident_ids().await, Ok(listed(vec![])));
     assert_eq!(store.manifest(tenant()).await, Ok(None));
     assert_eq!(store.list_keys(tenant(), None, 10).await, Ok(vec![]));
     assert_eq!(store.list_versions(uid(1), None, 10).await, Ok(vec![]));
     assert_eq!(store.counter(uid(1), KeyVersion::FIRST).await, Ok(None));
     assert_eq!(store.request("p".into(), RequestId::from_bytes([1; 16])).await, Ok(None));
     assert_eq!(store.key(KeyRef::Uid(uid(1)), VersionChoice::Primary).await, Ok(None));
-    assert_eq!(store.due_deactivations(time(i64::MAX), 10).await, Ok(vec![]));
+    assert_eq!(store.due_deactivations(time(i64::MAX), 10).await, Ok(listed(vec![])));
 }
 
 pub(crate) async fn a_root_is_pinned_once(store: Arc<impl Store>) {
@@ -42,7 +42,7 @@ pub(crate) async fn keys_are_paged_by_create_time_and_uid(store: Arc<impl Store>
         // Four keys share each create time, and older keys are made later.
         new.key.row.create_time = time(i64::from(12 - number) / 4);
         expected.push(new.key.clone());
-        store.open_intent(intent(number)).await.unwrap();
+        store.open_intent(sealed(intent(number))).await.unwrap();
         store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
     }
     expected.sort_by_key(|key| (key.row.create_time, key.row.uid));
@@ -69,7 +69,7 @@ pub(crate) async fn lists_are_bounded(store: Arc<impl Store>) {
     let mut key = stored_key(&store, 1).await;
     let mut previous = version_row(1, 1);
     for number in 2..=MAX_LIST_ROWS + 1 {
-        store.open_intent(intent(2)).await.unwrap();
+        store.open_intent(sealed(intent(2))).await.unwrap();
         let expected_key = key.row.revision;
         key = updated(key, "team");
         key.row.primary = version_number(number);
@@ -94,7 +94,7 @@ pub(crate) async fn lists_are_bounded(store: Arc<impl Store>) {
 
 pub(crate) async fn versions_are_listed_by_number(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
-    store.open_intent(intent(2)).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
     let change = keys::rollover(stored_key(&store, 1).await);
     store.roll_over(change.clone(), closing(2, 1)).await.unwrap();
     let page = store.list_versions(uid(1), None, 1).await;
@@ -115,17 +115,17 @@ pub(crate) async fn due_deactivations_are_those_of_active_versions(store: Arc<im
         let mut new = new_key(number);
         new.version.row.state = state;
         new.version.row.deactivate_time = due.map(time);
-        store.open_intent(intent(number)).await.unwrap();
+        store.open_intent(sealed(intent(number))).await.unwrap();
         store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
     }
     let due = |found: Vec<Sealed<VersionRow>>| -> Vec<KeyUid> {
         found.into_iter().map(|version| version.row.key_uid).collect()
     };
-    let all = store.due_deactivations(time(300), 10).await.unwrap();
+    let all = store.due_deactivations(time(300), 10).await.unwrap().rows;
     assert_eq!(due(all), [uid(2), uid(1)]);
-    let one = store.due_deactivations(time(300), 1).await.unwrap();
+    let one = store.due_deactivations(time(300), 1).await.unwrap().rows;
     assert_eq!(due(one), [uid(2)]);
-    assert_eq!(store.due_deactivations(time(99), 10).await, Ok(vec![]));
+    assert_eq!(store.due_deactivations(time(99), 10).await, Ok(listed(vec![])));
 }
 
 pub(crate) async fn resident_ids_leave_out_destroyed_ones(store: Arc<impl Store>) {
@@ -133,11 +133,11 @@ pub(crate) async fn resident_ids_leave_out_destroyed_ones(store: Arc<impl Store>
         let mut new = new_key(number);
         new.version.row.state = state;
         new.version.row.material = Material::Resident(CkaId([number; 16]));
-        store.open_intent(intent(number)).await.unwrap();
+        store.open_intent(sealed(intent(number))).await.unwrap();
         store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
     }
     create(&store, 3, 2).await;
-    let ids: BTreeSet<_> = store.resident_ids().await.unwrap().into_iter().collect();
+    let ids: BTreeSet<_> = store.resident_ids().await.unwrap().rows.into_iter().collect();
     assert_eq!(ids, [CkaId([1; 16])].into());
 }
 

@@ -90,6 +90,8 @@ CREATE TABLE requests (
     request_hash BLOB    NOT NULL CHECK (length(request_hash) = 32),
     result       BLOB    NOT NULL CHECK (length(result) <= 65536),
     time         INTEGER NOT NULL,
+    generation   INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac          BLOB    NOT NULL CHECK (length(mac) = 32),
     PRIMARY KEY (principal, request_id)
 ) STRICT, WITHOUT ROWID;
 
@@ -109,6 +111,8 @@ CREATE TABLE intents (
     -- The manifest as the mutation left it, once it is committed.
     applied_revision INTEGER CHECK (applied_revision >= 1),
     applied_digest   TEXT    CHECK (octet_length(applied_digest) = 64),
+    generation  INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac         BLOB    NOT NULL CHECK (length(mac) = 32),
     sequence    INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     CHECK ((applied_revision IS NULL) = (applied_digest IS NULL))
 ) STRICT;

@@ -1,0 +1,214 @@
+//! What the log says of the past, kept small: each tenant's last manifest, and the mutations without an outcome.
+//!
+//! The database can be put back to what it once was, by an attacker or by a backup; the log only grows. So the log is
+//! asked before anything is done that a later state of the database would regret.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use kms_core::audit::{AuditRecord, ManifestStamp, Phase};
+use kms_core::id::IntentId;
+use serde::{Deserialize, Serialize};
+
+use super::chain::Head;
+
+/// Mutations without an outcome that are remembered: far more than can be under way. Of one that is not remembered
+/// nothing is undone in the HSM, so forgetting is safe.
+pub const MAX_PENDING: usize = 65_536;
+/// A summary is never longer than this: a million tenants.
+const MAX_SUMMARY_BYTES: u64 = 256 << 20;
+
+/// What the log says of the past.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    stamps: BTreeMap<String, ManifestStamp>,
+    pending: HashSet<IntentId>,
+}
+
+impl Past {
+    /// Takes note of a record that is durable.
+    pub fn note(&mut self, record: &AuditRecord) {
+        match (record.phase, record.intent_id) {
+            (Phase::Intent, Some(id)) if self.pending.len() < MAX_PENDING => {
+                self.pending.insert(id);
+            }
+            (Phase::Outcome, Some(id)) => {
+                self.pending.remove(&id);
+            }
+            _ => {}
+        }
+        if let (Phase::Outcome, Some(stamp)) = (record.phase, &record.manifest) {
+            // An outcome may be written late: it tells the manifest of its own mutation.
+            let newer =
+                self.stamps.get(record.tenant.as_str()).is_none_or(|s| s.revision < stamp.revision);
+            if newer {
+                self.stamps.insert(record.tenant.to_string(), stamp.clone());
+            }
+        }
+    }
+
+    /// Returns whether the log has the intent's record, and no outcome of it.
+    pub fn awaits_outcome(&self, intent: IntentId) -> bool {
+        self.pending.contains(&intent)
+    }
+
+    /// Returns the last manifest of each tenant, by tenant id.
+    pub const fn stamps(&self) -> &BTreeMap<String, ManifestStamp> {
+        &self.stamps
+    }
+
+    /// Takes note of a line of the log that is durable.
+    pub(super) fn note_line(&mut self, line: &[u8]) {
+        if !concerns(line) {
+            return;
+        }
+        // Every line was made by, or verified as, `chain`; one that is not a record says nothing.
+        if let Ok(Outer { entry: Inner { record } }) = serde_json::from_slice(line) {
+            self.note(&record);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Outer {
+    entry: Inner,
+}
+
+#[derive(Deserialize)]
+struct Inner {
+    record: AuditRecord,
+}
+
+/// Returns whether a line may say something of the past, without reading it as JSON: most lines do not.
+///
+/// Nothing that a caller chooses stands before the phase, so its first occurrence is the field.
+fn concerns(line: &[u8]) -> bool {
+    const PHASE: &[u8] = b"\"phase\":\"";
+    const DULL: &[u8] = b"complete\",\"operation\":\"kms.";
+    let found = line.windows(PHASE.len()).position(|window| window == PHASE);
+    found
+        .and_then(|start| line.get(start + PHASE.len()..))
+        .is_some_and(|rest| !rest.starts_with(DULL))
+}
+
+/// A summary of all files before one: so that a start reads one file, not the whole log.
+#[derive(Serialize, Deserialize)]
+struct Summary {
+    seq: u64,
+    hash: String,
+    past: Past,
+}
+
+/// Writes what the files up to `head` say to `path`. Not needed to be whole: it can be made again from the log.
+pub(super) fn write_summary(path: &Path, head: Head, past: &Past) -> io::Result<()> {
+    let hash = data_encoding::HEXLOWER.encode(&head.hash);
+    let summary = Summary { seq: head.seq, hash, past: past.clone() };
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(&serde_json::to_vec(&summary)?)?;
+    file.sync_all()
+}
+
+/// Reads a summary; `None` when it is not there, is damaged, or does not end at `head`.
+pub(super) fn read_summary(path: &Path, head: Option<Head>) -> Option<Past> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_SUMMARY_BYTES).read_to_end(&mut bytes).ok()?;
+    let summary: Summary = serde_json::from_slice(&bytes).ok()?;
+    let fits = head.is_none_or(|head| {
+        summary.seq == head.seq && summary.hash == data_encoding::HEXLOWER.encode(&head.hash)
+    });
+    fits.then_some(summary.past)
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_core::id::Revision;
+
+    use super::*;
+    use crate::audit::chain::append_line;
+    use crate::audit::sample::record;
+
+    fn id(number: u8) -> IntentId {
+        IntentId::from_bytes([number; 16])
+    }
+
+    fn mutation(phase: Phase, number: u8, revision: Option<u64>) -> AuditRecord {
+        let manifest = revision.map(|revision| ManifestStamp {
+            revision: Revision::new(revision),
+            digest: format!("digest-{revision}"),
+        });
+        AuditRecord { phase, intent_id: Some(id(number)), manifest, ..record(1) }
+    }
+
+    fn read(records: &[AuditRecord]) -> Past {
+        let (mut past, mut from_lines) = (Past::default(), Past::default());
+        for record in records {
+            past.note(record);
+            let mut line = Vec::new();
+            append_line(&mut line, Head::GENESIS, 1, record).unwrap();
+            from_lines.note_line(&line);
+        }
+        assert_eq!(past, from_lines, "a line tells what its record tells");
+        past
+    }
+
+    #[test]
+    fn an_intent_awaits_its_outcome_and_no_longer() {
+        let begun = read(&[mutation(Phase::Intent, 1, None)]);
+        assert!(begun.awaits_outcome(id(1)) && !begun.awaits_outcome(id(2)));
+        let ended = read(&[mutation(Phase::Intent, 1, None), mutation(Phase::Outcome, 1, Some(1))]);
+        assert!(!ended.awaits_outcome(id(1)));
+    }
+
+    #[test]
+    fn the_highest_manifest_counts_in_whatever_order_outcomes_come() {
+        for revisions in [[1, 2], [2, 1]] {
+            let outcomes = revisions.map(|number| mutation(Phase::Outcome, 1, Some(number)));
+            let stamp = read(&outcomes).stamps().get("t1").cloned().unwrap();
+            assert_eq!((stamp.revision, &*stamp.digest), (Revision::new(2), "digest-2"));
+        }
+    }
+
+    #[test]
+    fn what_a_caller_writes_into_a_record_is_not_taken_for_a_phase() {
+        let sly = "\"phase\":\"intent\",\"intent_id\":\"01010101-0101-0101-0101-010101010101\"";
+        let record = AuditRecord { resource: Some(sly.into()), ..record(1) };
+        assert_eq!(read(&[record]), Past::default());
+    }
+
+    #[test]
+    fn pending_mutations_are_remembered_up_to_the_bound() {
+        let mut past = Past::default();
+        let numbered = |number: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+            IntentId::from_bytes(bytes)
+        };
+        for number in 0..=MAX_PENDING {
+            let intent_id = Some(numbered(number));
+            past.note(&AuditRecord { intent_id, ..mutation(Phase::Intent, 1, None) });
+        }
+        assert!(past.awaits_outcome(numbered(MAX_PENDING - 1)));
+        assert!(!past.awaits_outcome(numbered(MAX_PENDING)));
+    }
+
+    #[test]
+    fn a_summary_reads_back_and_only_at_its_head() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("summary");
+        let past = read(&[mutation(Phase::Intent, 1, None), mutation(Phase::Outcome, 2, Some(5))]);
+        let head = Head { seq: 7, group: 7, hash: [9; 32] };
+        assert_eq!(read_summary(&path, None), None);
+        write_summary(&path, head, &past).unwrap();
+        assert_eq!(read_summary(&path, Some(head)), Some(past.clone()));
+        assert_eq!(read_summary(&path, None), Some(past));
+        assert_eq!(read_summary(&path, Some(Head { seq: 8, ..head })), None);
+        assert_eq!(read_summary(&path, Some(Head { hash: [8; 32], ..head })), None);
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        assert_eq!(read_summary(&path, Some(head)), None, "cut");
+    }
+}
