@@ -136,7 +136,8 @@ mod tests {
         let (own, shared) = (Text::from("mtls"), Text::from(String::from("mtls")));
         assert_eq!(own, shared);
         assert_eq!(HashSet::from([own.clone(), shared]).len(), 1);
-        assert!(own < Text::from("none") && own == "mtls");
+        let later = Text::from("none");
+        assert!(own < later && own == "mtls");
     }
 
     #[test]
