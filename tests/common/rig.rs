@@ -118,6 +118,23 @@ impl Rig {
         rig
     }
 
+    /// Returns all audit records so far, oldest first. A half-written last line is left out.
+    pub fn records(&self) -> Vec<Value> {
+        let directory = std::fs::read_dir(self.path("audit")).unwrap();
+        let mut files: Vec<_> = directory.map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+        files.sort();
+        let mut records = vec![];
+        for file in files {
+            let text = std::fs::read_to_string(file).unwrap();
+            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+                let mut line: Value = serde_json::from_str(line).unwrap();
+                records.push(line["entry"]["record"].take());
+            }
+        }
+        records
+    }
+
     /// Returns a path in the directory that dev mode made.
     pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join("dev").join(name)
@@ -320,21 +337,9 @@ impl Server {
         Ok(Client { channel })
     }
 
-    /// Returns all audit records so far, oldest first. A half-written last line is left out.
+    /// Reads the records of the audit log that are there now.
     pub fn records(&self) -> Vec<Value> {
-        let directory = std::fs::read_dir(self.rig.path("audit")).unwrap();
-        let mut files: Vec<_> = directory.map(|entry| entry.unwrap().path()).collect();
-        files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
-        files.sort();
-        let mut records = vec![];
-        for file in files {
-            let text = std::fs::read_to_string(file).unwrap();
-            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-                let mut line: Value = serde_json::from_str(line).unwrap();
-                records.push(line["entry"]["record"].take());
-            }
-        }
-        records
+        self.rig.records()
     }
 
     /// Asks the admin listener over TLS, as the operator; returns the status code and the body.
