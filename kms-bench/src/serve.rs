@@ -31,7 +31,9 @@ pub fn run(directory: &Path) -> Result<(), Error> {
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(io("listen"))?;
         let address = listener.local_addr().map_err(io("listen"))?;
         writeln!(std::io::stdout(), "{LISTENING}{address}").map_err(io("write to stdout"))?;
-        let options = ServeOptions::new(ConnectionLimits::default(), Arc::new(SystemClock));
+        let mut options = ServeOptions::new(ConnectionLimits::default(), Arc::new(SystemClock));
+        // The floor is what tonic does by itself.
+        options.write_together = false;
         let (_keep, shutdown) = Shutdown::channel();
         let security = Security::Tls(Arc::new(store));
         let routes = tonic::service::Routes::new(EchoService).prepare();

@@ -75,6 +75,8 @@ pub struct ServeOptions {
     pub http1: bool,
     /// How long requests in flight may take after the signal to stop.
     pub drain: Duration,
+    /// Whether a connection lets its requests go first and then writes their answers together.
+    pub write_together: bool,
     /// Counters.
     pub stats: Arc<ConnectionStats>,
     /// Time, for certificates.
@@ -85,7 +87,15 @@ impl ServeOptions {
     /// Makes the options of a gRPC listener that everyone may reach.
     pub fn new(limits: ConnectionLimits, clock: Arc<dyn Clock>) -> Self {
         let drain = limits.age_grace;
-        Self { limits, networks: None, http1: false, drain, stats: Arc::default(), clock }
+        Self {
+            limits,
+            networks: None,
+            http1: false,
+            drain,
+            write_together: true,
+            stats: Arc::default(),
+            clock,
+        }
     }
 
     fn admits(&self, address: IpAddr) -> bool {

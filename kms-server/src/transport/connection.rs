@@ -145,7 +145,7 @@ async fn drive<S: HttpService, I: AsyncRead + AsyncWrite + Unpin + Send + 'stati
     let builder = builder(limits, options.http1);
     let connection = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
-    let mut turns = Turns::default();
+    let mut turns = Turns { passes: options.write_together, passed: false };
     let served = poll_fn(|context| turns.poll(connection.as_mut(), context));
     let grace = tokio::select! {
         biased;
@@ -184,8 +184,9 @@ async fn drive<S: HttpService, I: AsyncRead + AsyncWrite + Unpin + Send + 'stati
 /// A connection is woken by the first of its requests that is done, and would write that one answer at once. It passes
 /// instead, once: the runtime puts it behind everything that is ready, and the answers of a whole commit group go out
 /// together. With nothing else ready it is polled again right away.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Turns {
+    passes: bool,
     passed: bool,
 }
 
@@ -195,7 +196,7 @@ impl Turns {
         served: Pin<&mut F>,
         context: &mut Context<'_>,
     ) -> Poll<F::Output> {
-        self.passed = !self.passed;
+        self.passed = self.passes && !self.passed;
         if self.passed {
             context.waker().wake_by_ref();
             return Poll::Pending;
@@ -289,5 +290,40 @@ impl<S: HttpService> hyper::service::Service<http::Request<Incoming>> for PeerSe
         }
         request.extensions_mut().insert(Arc::clone(&self.peer));
         self.requests.begin(self.service.clone().call(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::pin::pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Wake, Waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn polls_until_ready(passes: bool) -> (usize, usize) {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut context = Context::from_waker(&waker);
+        let mut turns = Turns { passes, passed: false };
+        let mut served = pin!(ready(()));
+        let polls = (1..9).find(|_| turns.poll(served.as_mut(), &mut context).is_ready());
+        (polls.unwrap(), woken.0.load(Ordering::SeqCst))
+    }
+
+    #[test]
+    fn a_connection_passes_once_and_is_sure_to_come_back() {
+        assert_eq!(polls_until_ready(true), (2, 1));
+        assert_eq!(polls_until_ready(false), (1, 0));
     }
 }
