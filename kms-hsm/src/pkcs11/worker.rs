@@ -57,10 +57,8 @@ impl Worker<'_> {
     /// Gives what is kept back, unless more is to come at once.
     fn give_held(&mut self) {
         let Some((since, count)) = self.held else { return };
-        let waits = count < MAX_HELD
-            && !self.shared.queue_out.is_empty()
-            && self.shared.now().saturating_duration_since(since) < HOLD;
-        if !waits {
+        let more = !self.shared.queue_out.is_empty();
+        if !may_wait(count, more, || self.shared.now().saturating_duration_since(since)) {
             self.held = None;
             self.seat.release();
         }
@@ -195,5 +193,25 @@ impl Worker<'_> {
         if let Ok(inside) = self.shared.gate.enter(deadline, &*self.shared.clock) {
             self.discard_session(&inside.live);
         }
+    }
+}
+
+/// Returns whether so many answers may wait for those of the jobs that are queued.
+fn may_wait(count: usize, more: bool, waited: impl FnOnce() -> Duration) -> bool {
+    count < MAX_HELD && more && waited() < HOLD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_wait_only_for_a_queued_job_and_within_their_bounds() {
+        let (just, over) = (HOLD.saturating_sub(Duration::from_nanos(1)), HOLD);
+        assert!(may_wait(1, true, || Duration::ZERO));
+        assert!(!may_wait(1, false, || Duration::ZERO), "nothing is queued");
+        assert!(may_wait(MAX_HELD - 1, true, || just));
+        assert!(!may_wait(MAX_HELD, true, || just));
+        assert!(!may_wait(MAX_HELD - 1, true, || over));
     }
 }
