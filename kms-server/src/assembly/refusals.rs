@@ -3,50 +3,47 @@
 //! They are refused in any case, so their records are not waited for; what cannot be written shows in the sink's health.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kms_core::audit::{AuditRecord, Decision, Phase};
 use kms_core::clock::Clock;
 use kms_core::text::Text;
 
-use crate::audit::SharedAuditSink;
-use crate::audit::aggregate::{Aggregator, Fold};
+use crate::audit::aggregate::Bounds;
+use crate::audit::refusals::Refusals;
+use crate::audit::{AuditError, SharedAuditSink};
 use crate::transport::event_id::new_event_id;
 use crate::transport::grpc::RefusalLog;
 
 /// The log of refusals.
 #[derive(Debug)]
 pub(super) struct FoldedRefusals {
-    aggregator: Mutex<Aggregator>,
+    refusals: Refusals,
     sink: SharedAuditSink,
     clock: Arc<dyn Clock>,
 }
 
 impl FoldedRefusals {
     pub(super) fn new(sink: SharedAuditSink, clock: Arc<dyn Clock>) -> Self {
-        Self { aggregator: Mutex::default(), sink, clock }
+        let bounds = Bounds::UNAUTHENTICATED;
+        let refusals = Refusals::new(Arc::clone(&sink), Arc::clone(&clock), bounds);
+        Self { refusals, sink, clock }
     }
 
     /// Writes the records of windows that have ended.
-    pub(super) fn tick(&self) {
-        let records = self.with(|aggregator| aggregator.tick(self.clock.monotonic()));
-        self.write(records);
+    ///
+    /// # Errors
+    /// When they could not be written; they are counted on then.
+    pub(super) async fn tick(&self) -> Result<(), AuditError> {
+        self.refusals.tick().await
     }
 
     /// Writes what is left, at the end.
-    pub(super) fn finish(&self) {
-        let records = self.with(Aggregator::drain);
-        self.write(records);
-    }
-
-    fn with<T>(&self, work: impl FnOnce(&mut Aggregator) -> T) -> T {
-        work(&mut self.aggregator.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn write(&self, records: Vec<AuditRecord>) {
-        if !records.is_empty() {
-            drop(self.sink.append(records));
-        }
+    ///
+    /// # Errors
+    /// As for [`FoldedRefusals::tick`].
+    pub(super) async fn finish(&self) -> Result<(), AuditError> {
+        self.refusals.finish().await
     }
 }
 
@@ -78,9 +75,9 @@ impl RefusalLog for FoldedRefusals {
             manifest: None,
             count: None,
         };
-        let now = self.clock.monotonic();
-        if let Fold::Record(record) = self.with(|aggregator| aggregator.fold(record, now)) {
-            self.write(vec![*record]);
+        if let Some(record) = self.refusals.fold(record) {
+            // Nobody waits for it: the call is refused in any case.
+            drop(self.sink.append(vec![record]));
         }
     }
 }
@@ -92,18 +89,18 @@ mod tests {
     use super::*;
     use crate::audit::MemorySink;
 
-    #[test]
-    fn a_flood_of_refusals_becomes_two_records() {
+    #[tokio::test]
+    async fn a_flood_of_refusals_becomes_two_records() {
         let sink = Arc::new(MemorySink::new(16));
         let clock = Arc::new(ManualClock::new(Timestamp::from_unix_ms(0)));
         let refusals = FoldedRefusals::new(Arc::clone(&sink) as _, Arc::clone(&clock) as _);
         for port in 1..=100 {
             refusals.refused(([192, 0, 2, 1], port).into(), "unknown", "CERT_EXPIRED");
         }
-        refusals.tick();
+        refusals.tick().await.unwrap();
         assert_eq!(sink.records().len(), 1);
         clock.advance(crate::audit::aggregate::WINDOW);
-        refusals.tick();
+        refusals.tick().await.unwrap();
         let records = sink.records();
         assert_eq!(records.len(), 2);
         assert_eq!(records.last().unwrap().count, Some(99));

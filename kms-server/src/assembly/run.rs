@@ -388,7 +388,11 @@ impl Core {
             }
             None => tracing::warn!("leases or refused calls could not be written in time"),
         }
-        running.refusals.finish();
+        match closed.ends(running.refusals.finish()).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::warn!(%error, "refused calls could not be written"),
+            None => tracing::warn!("refused calls could not be written in time"),
+        }
         running.admin_trigger.trigger();
         // The listener's own drain is bounded; its outcome changes nothing any more.
         let _ = closed.ends(running.admin).await;
@@ -430,9 +434,13 @@ async fn write_refusals(refusals: Arc<FoldedRefusals>, kms: Kms, mut shutdown: S
         tokio::select! {
             () = shutdown.triggered() => return,
             _ = ticks.tick() => {
-                refusals.tick();
-                if let Err(error) = kms.write_refusals().await {
-                    tracing::warn!(%error, "refused calls are counted on");
+                for written in [
+                    refusals.tick().await.map_err(Into::into),
+                    kms.write_refusals().await,
+                ] {
+                    if let Err(error) = written {
+                        tracing::warn!(%error, "refused calls are counted on");
+                    }
                 }
             }
         }
