@@ -21,7 +21,8 @@ use super::{Appended, AuditError, AuditSink, Past};
 
 /// Calls of `append` that may wait; more are refused with `Saturated`.
 pub const QUEUE: usize = 8192;
-/// Records that may wait, over all calls: about 64 MiB of memory.
+/// Records that may wait, over all calls: about 64 MiB of memory as a rule, several times that when all of them have
+/// contexts of the greatest size.
 pub const MAX_WAITING_RECORDS: usize = 65_536;
 /// A group is closed when its lines have grown to this: bounds the latency of one write.
 const MAX_GROUP_BYTES: usize = 1 << 20;
@@ -182,10 +183,11 @@ impl Writer {
             let has_room = self.lines.len() < MAX_GROUP_BYTES;
             next = has_room.then(|| queue.try_recv().ok()).flatten();
         }
-        let written = match self.lines.as_slice() {
-            [] => Ok(()),
-            lines => self.log.append(lines, head),
-        };
+        // Records that are too long were refused one by one: nothing to write tells nothing of the log.
+        if self.lines.is_empty() {
+            return;
+        }
+        let written = self.log.append(&self.lines, head);
         self.note(written.as_ref().err());
         let outcome = written.map_err(|error| AuditError::Unwritable { detail: error.to_string() });
         for answer in answers {

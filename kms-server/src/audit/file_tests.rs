@@ -332,3 +332,17 @@ async fn a_refused_record_is_not_remembered() {
     assert!(!sink.past().awaits_outcome(id));
     sink.close();
 }
+
+#[tokio::test]
+async fn a_record_that_is_too_long_does_not_make_a_log_that_failed_healthy() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    fs::rename(first_file(&path), path.join("away")).unwrap();
+    assert!(sink.append(vec![record(1)]).await.is_err());
+    // Nothing waits behind it, so its group writes nothing.
+    let long = AuditRecord { operation: "x".repeat(MAX_ENTRY_BYTES).into(), ..record(2) };
+    assert!(sink.append(vec![long]).await.is_err());
+    // Its answer may come before its group is over; the writer's end does not.
+    sink.close();
+    assert!(!sink.healthy(), "nothing was written since");
+}
