@@ -4,7 +4,7 @@
 //! many, never too few. The first lease is 2^10, each later one twice as large, up to 2^20; the unused rest goes back
 //! on eviction and drain. One task writes all waiting leases in one commit.
 //!
-//! Invariant: no invocation without a lease. Tests: `kms-server/tests/leases.rs`.
+//! Invariant: no invocation without a lease. Tests: `kms-server/tests/service/leases.rs`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
