@@ -25,7 +25,7 @@ use kms_core::fault::{Fault, Retry};
 use tokio::sync::oneshot;
 
 pub use self::chain::{EntryTooLong, Head, LineFault, MAX_ENTRY_BYTES, MAX_LINE_BYTES};
-pub use self::file::{FileSink, MAX_WAITING_RECORDS, QUEUE};
+pub use self::file::{FileSink, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, QUEUE};
 pub use self::files::{MAX_FILE_NUMBER, ROTATE_BYTES};
 pub use self::log::AuditStartError;
 pub use self::memory::MemorySink;
@@ -147,6 +147,7 @@ pub(crate) mod sample {
             queue_us: 10,
             hsm_us: 20,
             manifest: None,
+            counter: None,
             count: None,
         }
     }
