@@ -9,13 +9,17 @@
 
 mod common;
 
+use common::rig::serving;
 use common::{LIMIT, Rig, Server, refusal};
 use kms_testkit::client::{AlertDescription, handshake_alert};
 use kms_testkit::deadline::within;
-use kms_testkit::pki::Identity;
+use kms_testkit::pki::{Identity, Kind};
 use rustix::process::Signal;
 use serde_json::Value;
 use tonic::Code;
+
+/// Exit status for a wrong configuration.
+const EXIT_CONFIG: i32 = 78;
 
 /// Returns the alert with which the listener at `address` refuses `identity`.
 async fn alert(
@@ -33,6 +37,24 @@ fn check_config_finds_it_good_and_says_so() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "the configuration is good\n");
     assert!(output.stderr.is_empty());
+}
+
+#[tokio::test]
+async fn an_expired_ca_is_told_by_the_check_and_warned_of_at_the_start() {
+    let rig = Rig::production();
+    let old = std::fs::read(rig.pki.issue("old", &Kind::Expired).certificate).unwrap();
+    let bundle = [std::fs::read(rig.pki.ca()).unwrap(), old].concat();
+    std::fs::write(rig.pki.ca(), bundle).unwrap();
+    let output = rig.check_config();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(EXIT_CONFIG), "{told}");
+    assert!(
+        told.starts_with("tls.client_ca: ") && told.contains("expired at 2021-01-01"),
+        "{told}"
+    );
+    let mut process = rig.spawn();
+    process.await_line("\"alert\":\"certificate_dates\"", LIMIT);
+    serving(process, rig).stop().await;
 }
 
 #[tokio::test]

@@ -104,7 +104,7 @@ fn check_config(serve: &Serve) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(EXIT_CONFIG, &error),
     };
-    let problems = check(&config);
+    let problems = check(&config, SystemClock.now());
     if problems.is_empty() {
         say("the configuration is good\n");
         return ExitCode::SUCCESS;

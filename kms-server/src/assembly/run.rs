@@ -24,7 +24,7 @@ use super::sockets::{address, bind, listen};
 use super::steps::{Until, on_a_thread};
 use crate::admin::{self, Gauges, Probes, Readiness};
 use crate::audit::{AuditSink, FileSink};
-use crate::config::{Config, check};
+use crate::config::{Config, Problem, check};
 use crate::service::{Kms, Parts, SystemRandomness};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
@@ -63,9 +63,13 @@ impl fmt::Debug for Mode {
 
 /// Runs the server until SIGTERM or SIGINT. Blocks.
 pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartError> {
-    let problems = check(config);
-    if !problems.is_empty() {
-        return Err(StartError::Config(problems));
+    let (tolerable, wrong): (Vec<_>, Vec<_>) =
+        check(config, SystemClock.now()).into_iter().partition(Problem::is_tolerable);
+    if !wrong.is_empty() {
+        return Err(StartError::Config(wrong));
+    }
+    for problem in tolerable {
+        tracing::warn!(alert = "certificate_dates", "{problem}");
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.limits.worker_threads > 0 {
