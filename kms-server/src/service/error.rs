@@ -14,6 +14,20 @@ use crate::store::StoreError;
 /// When trying again may help, where the layer below does not say.
 pub const RETRY_AFTER: Duration = Duration::from_millis(500);
 
+/// What is full when more is asked than may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// The queue of the HSM.
+    #[error("the hsm queue is full")]
+    Queue,
+    /// The places for changes of keys, of all tenants together.
+    #[error("too many changes of keys at a time")]
+    Changes,
+    /// The places for changes of one tenant.
+    #[error("too many changes of keys of this tenant at a time")]
+    ChangesOfTenant,
+}
+
 /// An error of the service layer. `Display` is the operator's text; callers get [`ServiceError::public_text`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceError {
@@ -83,9 +97,11 @@ pub enum ServiceError {
         /// The name.
         name: KeyName,
     },
-    /// The HSM's queue is full.
-    #[error("the hsm queue is full")]
+    /// More work than may wait.
+    #[error("{full}")]
     HsmSaturated {
+        /// What is full.
+        full: Full,
         /// When trying again may help.
         retry_after: Duration,
     },
@@ -232,7 +248,7 @@ impl ServiceError {
     /// Returns when the same request may succeed by itself; `None` when trying again does not help.
     pub const fn retry(&self) -> Option<Duration> {
         match self {
-            Self::HsmSaturated { retry_after } | Self::HsmUnavailable { retry_after, .. } => {
+            Self::HsmSaturated { retry_after, .. } | Self::HsmUnavailable { retry_after, .. } => {
                 Some(*retry_after)
             }
             Self::OperationInProgress
@@ -306,7 +322,9 @@ impl From<HsmError> for ServiceError {
     fn from(error: HsmError) -> Self {
         match error {
             HsmError::CiphertextInvalid => Self::CiphertextInvalid,
-            HsmError::Saturated { retry_after } => Self::HsmSaturated { retry_after },
+            HsmError::Saturated { retry_after } => {
+                Self::HsmSaturated { full: Full::Queue, retry_after }
+            }
             HsmError::QueueDeadline => Self::QueueDeadline,
             HsmError::CallDeadline => Self::HsmDeadline,
             HsmError::Unavailable { detail, retry_after } => {

@@ -171,7 +171,7 @@ impl Inner {
         } else {
             self.mutations.enter_internal().await
         };
-        place.ok_or(ServiceError::HsmSaturated { retry_after: MUTATION_RETRY })
+        place.map_err(|full| ServiceError::HsmSaturated { full, retry_after: MUTATION_RETRY })
     }
 
     /// Reads what a change builds on, and waits for the turn where it takes one, until the request's deadline: nothing is
