@@ -9,10 +9,13 @@ use kms_hsm::HsmError;
 
 use crate::audit::AuditError;
 use crate::keyring::KeyringError;
-use crate::store::StoreError;
+use crate::store::{MAX_REMEMBERED_REQUESTS, StoreError};
 
 /// When trying again may help, where the layer below does not say.
 pub const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// When old requests may have been forgotten: the reconciler looks every minute.
+pub const REQUESTS_RETRY_AFTER: Duration = Duration::from_mins(1);
 
 /// What is full when more is asked than may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +108,9 @@ pub enum ServiceError {
         /// When trying again may help.
         retry_after: Duration,
     },
+    /// The tenant has made as many changes as are remembered for repeats. Nothing was done.
+    #[error("the tenant has made {MAX_REMEMBERED_REQUESTS} changes within 24 hours")]
+    RequestsFull,
     /// The HSM is gone for now.
     #[error("the hsm is unavailable: {detail}")]
     HsmUnavailable {
@@ -189,6 +195,7 @@ impl ServiceError {
             Self::RevisionMismatch => "REVISION_MISMATCH",
             Self::ResourceExists { .. } => "RESOURCE_EXISTS",
             Self::HsmSaturated { .. } => "HSM_SATURATED",
+            Self::RequestsFull => "TENANT_QUOTA",
             Self::HsmUnavailable { .. } => "HSM_UNAVAILABLE",
             Self::HsmLatched { .. } => "HSM_LATCHED",
             Self::HsmFull { .. } => "HSM_FULL",
@@ -218,6 +225,7 @@ impl ServiceError {
             | Self::RequestIdReused
             | Self::OperationInProgress
             | Self::RevisionMismatch
+            | Self::RequestsFull
             | Self::ResourceExists { .. } => Fault::Caller,
             Self::AccessDenied => Fault::Policy,
             Self::HsmSaturated { .. }
@@ -251,6 +259,7 @@ impl ServiceError {
             Self::HsmSaturated { retry_after, .. } | Self::HsmUnavailable { retry_after, .. } => {
                 Some(*retry_after)
             }
+            Self::RequestsFull => Some(REQUESTS_RETRY_AFTER),
             Self::OperationInProgress
             | Self::QueueDeadline
             | Self::HsmDeadline
@@ -306,6 +315,7 @@ impl ServiceError {
             | Self::RevisionMismatch
             | Self::ResourceExists { .. }
             | Self::HsmSaturated { .. }
+            | Self::RequestsFull
             | Self::QueueDeadline
             | Self::HsmDeadline
             | Self::MechanismUnsupported { .. } => self.to_string(),
@@ -350,6 +360,7 @@ impl From<StoreError> for ServiceError {
             StoreError::RevisionMismatch => Self::RevisionMismatch,
             StoreError::NameTaken => Self::Bug { reason: "name taken outside of creation" },
             StoreError::RequestIdTaken => Self::OperationInProgress,
+            StoreError::RequestsFull => Self::RequestsFull,
             StoreError::NotFound => Self::KeyIntegrity { detail: "a row has vanished".into() },
             StoreError::Damaged { detail } => Self::KeyIntegrity { detail },
             StoreError::Unwritable { detail }

@@ -149,6 +149,11 @@ impl Inner {
             },
         };
         let (subject, basis) = self.basis(request, &mutation, trail).await?;
+        if claim.is_some() {
+            // Seen early, so that nothing is made in vain; the store decides in the end.
+            let room = self.store.room_for_request(subject.key_name.tenant().clone()).await;
+            self.keyring.stored(room)?;
+        }
         if self.clock.monotonic() >= request.deadline {
             return Err(ServiceError::QueueDeadline);
         }

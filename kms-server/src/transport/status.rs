@@ -72,7 +72,9 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
         ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
         ServiceError::ResourceExists { .. } => Code::AlreadyExists,
-        ServiceError::HsmSaturated { .. } | ServiceError::HsmFull { .. } => Code::ResourceExhausted,
+        ServiceError::HsmSaturated { .. }
+        | ServiceError::HsmFull { .. }
+        | ServiceError::RequestsFull => Code::ResourceExhausted,
         ServiceError::HsmUnavailable { .. }
         | ServiceError::HsmLatched { .. }
         | ServiceError::StoreUnavailable { .. }
@@ -114,7 +116,8 @@ pub fn from_service(error: &ServiceError, request_id: &str) -> Status {
 /// Returns whose share is used up.
 const fn quota(error: &ServiceError) -> &'static str {
     match error {
-        ServiceError::HsmSaturated { full: Full::ChangesOfTenant, .. } => "tenant",
+        ServiceError::RequestsFull
+        | ServiceError::HsmSaturated { full: Full::ChangesOfTenant, .. } => "tenant",
         _ => "hsm",
     }
 }
@@ -224,6 +227,7 @@ mod tests {
             ServiceError::RevisionMismatch,
             ServiceError::ResourceExists { name: key() },
             ServiceError::HsmSaturated { full: Full::Queue, retry_after },
+            ServiceError::RequestsFull,
             ServiceError::HsmUnavailable { detail: detail(), retry_after },
             ServiceError::HsmLatched { detail: detail() },
             ServiceError::HsmFull { detail: detail() },
