@@ -68,6 +68,21 @@ async fn readiness_is_told_to_who_shows_a_certificate() {
 }
 
 #[tokio::test]
+async fn no_core_is_dumped_and_the_memory_is_hidden() {
+    use std::os::unix::fs::MetadataExt as _;
+    let server = Rig::production().start();
+    let proc = std::path::PathBuf::from(format!("/proc/{}", server.process.id()));
+    let limits = std::fs::read_to_string(proc.join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let limits: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
+    assert_eq!(limits, ["0", "0"], "{core}");
+    // The kernel gives the files of what is not dumpable to root. When the tests run as root this says nothing, and
+    // kms-server/tests/hardening.rs says it.
+    assert_eq!(std::fs::metadata(proc.join("environ")).unwrap().uid(), 0);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_certificate_that_a_reloaded_list_revokes_is_refused_everywhere() {
     let mut server = Rig::production().start();
     let key = server.operator().await.create("revoked").await.name;
