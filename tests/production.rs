@@ -39,12 +39,30 @@ fn check_config_finds_it_good_and_says_so() {
     assert!(output.stderr.is_empty());
 }
 
-#[tokio::test]
-async fn an_expired_ca_is_told_by_the_check_and_warned_of_at_the_start() {
-    let rig = Rig::production();
+/// Adds a certificate to the trusted ones that has run out.
+fn trust_an_expired_one(rig: &Rig) {
     let old = std::fs::read(rig.pki.issue("old", &Kind::Expired).certificate).unwrap();
     let bundle = [std::fs::read(rig.pki.ca()).unwrap(), old].concat();
     std::fs::write(rig.pki.ca(), bundle).unwrap();
+}
+
+#[tokio::test]
+async fn a_reload_warns_of_what_has_expired() {
+    let mut server = Rig::production().start();
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates reloaded", LIMIT);
+    assert!(!server.process.stderr().contains("certificate_dates"));
+    trust_an_expired_one(&server.rig);
+    server.process.signal(Signal::HUP);
+    let told = server.process.await_line("\"alert\":\"certificate_dates\"", LIMIT);
+    assert!(told.contains("tls.client_ca") && told.contains("expired at 2021-01-01"), "{told}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_expired_ca_is_told_by_the_check_and_warned_of_at_the_start() {
+    let rig = Rig::production();
+    trust_an_expired_one(&rig);
     let output = rig.check_config();
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(EXIT_CONFIG), "{told}");

@@ -34,12 +34,13 @@ pub fn check(files: &TlsFiles, now: Timestamp) -> Vec<(&'static str, TlsError)> 
     {
         problems.push(("tls", error));
     }
-    check_dates(files, now, &mut problems);
+    problems.extend(dates(files, now));
     problems
 }
 
-/// A file that cannot be read was told already.
-fn check_dates(files: &TlsFiles, now: Timestamp, problems: &mut Vec<(&'static str, TlsError)>) {
+/// Returns what has run out at `now`, or is for later. A file that cannot be read is told by [`check`].
+pub fn dates(files: &TlsFiles, now: Timestamp) -> Vec<(&'static str, TlsError)> {
+    let mut problems = Vec::new();
     let certificates =
         [("tls.certificate", &files.certificate), ("tls.client_ca", &files.client_ca)];
     for (key, path) in certificates {
@@ -68,6 +69,7 @@ fn check_dates(files: &TlsFiles, now: Timestamp, problems: &mut Vec<(&'static st
             }
         }
     }
+    problems
 }
 
 const fn second(unix: i64) -> Timestamp {
