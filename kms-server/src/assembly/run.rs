@@ -24,7 +24,7 @@ use super::sockets::{address, bind, listen};
 use super::steps::{Until, on_a_thread};
 use crate::admin::{self, Gauges, Probes, Readiness};
 use crate::audit::{AuditSink, FileSink};
-use crate::config::{Config, check};
+use crate::config::{Config, Problem, check};
 use crate::service::{Kms, Parts, SystemRandomness};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
@@ -32,7 +32,7 @@ use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::grpc::{Gateway, GatewayParts, GrpcService};
 use crate::transport::health::HealthService;
 use crate::transport::shutdown::{Shutdown, ShutdownTrigger};
-use crate::transport::{Protocols, Security, ServeOptions, TlsStore, serve};
+use crate::transport::{Protocols, Security, ServeOptions, TlsFiles, TlsStore, serve, tls_check};
 
 /// Stack of a thread that serves requests: handlers are shallow, buffers are on the heap.
 const WORKER_STACK_BYTES: usize = 2 * 1024 * 1024;
@@ -63,9 +63,13 @@ impl fmt::Debug for Mode {
 
 /// Runs the server until SIGTERM or SIGINT. Blocks.
 pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartError> {
-    let problems = check(config);
-    if !problems.is_empty() {
-        return Err(StartError::Config(problems));
+    let (tolerable, wrong): (Vec<_>, Vec<_>) =
+        check(config, SystemClock.now()).into_iter().partition(Problem::is_tolerable);
+    if !wrong.is_empty() {
+        return Err(StartError::Config(wrong));
+    }
+    for problem in tolerable {
+        warn_of_dates(problem.key, &problem.cause);
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.limits.worker_threads > 0 {
@@ -197,7 +201,7 @@ impl Core {
                 running = &mut starting => break running?,
                 wish = signals.next() => match wish {
                     Wish::Stop => return Ok(()),
-                    Wish::Reload => reload(&reloads),
+                    Wish::Reload => reload(&reloads, &config.tls.files()),
                 },
             }
         };
@@ -206,7 +210,7 @@ impl Core {
             tokio::select! {
                 wish = signals.next() => match wish {
                     Wish::Stop => break,
-                    Wish::Reload => reload(&reloads),
+                    Wish::Reload => reload(&reloads, &config.tls.files()),
                 },
                 Ok(()) = running.rounds.changed(), if !told => {
                     told = *running.rounds.borrow_and_update() == Some(true);
@@ -419,13 +423,20 @@ impl Core {
 /// How long scrapes in flight may take at the end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
-fn reload(stores: &[Arc<TlsStore>]) {
+fn reload(stores: &[Arc<TlsStore>], files: &TlsFiles) {
     for store in stores {
         match store.reload() {
             Ok(()) => tracing::info!(epoch = store.epoch(), "certificates reloaded"),
             Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
         }
     }
+    for (key, error) in tls_check::dates(files, SystemClock.now()) {
+        warn_of_dates(key, &error);
+    }
+}
+
+fn warn_of_dates(key: &'static str, problem: &dyn fmt::Display) {
+    tracing::warn!(alert = "certificate_dates", "{key}: {problem}");
 }
 
 async fn write_refusals(refusals: Arc<FoldedRefusals>, kms: Kms, mut shutdown: Shutdown) {

@@ -89,6 +89,7 @@ forward! {
     update_counters(changes: Vec<(Revision, Sealed<CounterRow>)>) -> Vec<Result<(), StoreError>>;
     manifest(tenant: TenantName) -> Option<Sealed<Manifest>>;
     request(principal: String, request_id: RequestId) -> Option<Sealed<RequestRecord>>;
+    room_for_request(tenant: TenantName) -> ();
     forget_requests(before: Timestamp) -> u64;
     open_intent(intent: Sealed<Intent>) -> ();
     intents() -> Listed<Sealed<Intent>>;
