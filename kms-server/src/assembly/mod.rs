@@ -13,9 +13,11 @@ mod run;
 mod signals;
 mod sockets;
 mod steps;
+mod threads;
 
 pub use error::{
     EXIT_CONFIG, EXIT_HELD, EXIT_HSM, EXIT_INTERNAL, EXIT_SOCKET, EXIT_STATE, StartError,
 };
 pub use ready::ReadyFile;
 pub use run::{Mode, run};
+pub use threads::serving_threads;

@@ -22,6 +22,7 @@ use super::roots;
 use super::signals::{Signals, Wish};
 use super::sockets::{address, bind, listen};
 use super::steps::{Until, on_a_thread};
+use super::threads::serving_threads;
 use crate::admin::{self, Gauges, Probes, Readiness};
 use crate::audit::{AuditSink, FileSink};
 use crate::config::{Config, Problem, check};
@@ -71,11 +72,8 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
     for problem in tolerable {
         warn_of_dates(problem.key, &problem.cause);
     }
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if config.limits.worker_threads > 0 {
-        builder.worker_threads(config.limits.worker_threads);
-    }
-    let runtime = builder
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(serving_threads(config.limits.worker_threads))
         .thread_name("serve")
         .thread_stack_size(WORKER_STACK_BYTES)
         .max_blocking_threads(1)

@@ -220,7 +220,7 @@ pub struct Authz {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Threads that serve requests; 0 takes one a core.
+    /// Threads that serve requests; 0 takes one a core but one, at least one.
     pub worker_threads: usize,
     /// Connections at a time.
     pub max_connections: usize,
