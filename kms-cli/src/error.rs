@@ -105,6 +105,7 @@ impl CliError {
                 | ContextError::Missing { .. }
                 | ContextError::Server { .. } => Exit::Usage,
                 ContextError::File { .. }
+                | ContextError::NoFile(_)
                 | ContextError::Parse { .. }
                 | ContextError::TooLong(_)
                 | ContextError::NoHome => Exit::Local,
@@ -137,7 +138,7 @@ impl CliError {
             Self::Client(error) => match error {
                 ClientError::Credentials(_) => "CREDENTIALS",
                 ClientError::Connect { failure, .. } => match failure {
-                    ConnectFailure::Network(_) | ConnectFailure::Timeout => "UNREACHABLE",
+                    ConnectFailure::Network(_) | ConnectFailure::Timeout(_) => "UNREACHABLE",
                     ConnectFailure::ServerCertificate(_) => "SERVER_CERTIFICATE",
                     ConnectFailure::ClientCertificate(_) => "CLIENT_CERTIFICATE",
                     ConnectFailure::Tls(_) | ConnectFailure::NotHttp2 => "TLS",
@@ -170,7 +171,7 @@ impl CliError {
         Some(match self {
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => "see `kms context list`",
-                ContextError::Missing { .. } => {
+                ContextError::Missing { .. } | ContextError::NoFile(_) => {
                     "add a context: `kms context add NAME --server URL --ca FILE --cert FILE \
                      --key-file FILE --tenant T`"
                 }
@@ -204,7 +205,8 @@ impl CliError {
             }});
             return format!("{error}\n");
         }
-        let mut text = format!("error: {}: {self}\n", self.reason());
+        let message = crate::terminal::one_line(&self.to_string());
+        let mut text = format!("error: {}: {message}\n", self.reason());
         for (field, description) in refusal.iter().flat_map(|refusal| &refusal.violations) {
             let _ = writeln!(text, "  field `{field}`: {description}");
         }
@@ -229,8 +231,8 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
             "make it yours alone: chmod 600 FILE; if others could read it, replace the key"
         }
         ClientError::Connect { failure, .. } => match failure {
-            ConnectFailure::Network(_) | ConnectFailure::Timeout => {
-                "is the server running, and the address right? see `kms context show`"
+            ConnectFailure::Network(_) | ConnectFailure::Timeout(_) => {
+                "is the server running and not full, and the address right? see `kms context show`"
             }
             ConnectFailure::ServerCertificate(_) => {
                 "this is another server, or `ca` of the context is another CA"
