@@ -412,3 +412,25 @@ fn backups_that_are_none_or_changed_have_their_own_ends_and_leave_no_file() {
     assert_eq!(run.code, 5, "{}", run.stderr);
     assert_eq!(run.json()["files"][1]["status"], "failed");
 }
+
+#[test]
+fn what_is_wrong_with_a_backup_names_the_file() {
+    let world = World::new();
+    fs::write(world.path("odd"), "odd").unwrap();
+    let told = |words: &[&str]| {
+        let run = world.kms(words, b"");
+        assert_ne!(run.code, 0);
+        run.stderr
+    };
+    let gone = told(&["seal", "--key", "k", "--in", "gone", "--out", "new"]);
+    assert!(gone.contains("cannot open the input `gone`: "), "{gone}");
+    let none = told(&["open", "--in", "odd", "--out", "new"]);
+    assert!(none.contains("NOT_AGE: `odd`: not an age file"), "{none}");
+    let there = told(&["seal", "--key", "k", "--in", "odd", "--out", "odd"]);
+    assert!(there.contains("FILE_EXISTS: `odd` exists already\n  use --force"), "{there}");
+    let full = told(&["seal", "--key", "k", "--in", "odd", "--out", "/dev/full"]);
+    assert!(full.contains("cannot write the header `/dev/full`: No space left"), "{full}");
+    let all = told(&["reseal", "gone", "odd"]);
+    assert!(all.contains("2 of 2 files, the first `gone`: "), "{all}");
+    assert!(!all.contains("the others are done"), "{all}");
+}
