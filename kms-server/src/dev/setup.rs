@@ -22,6 +22,9 @@ pub const DEV_TENANT: &str = "dev";
 const CLIENT_ID: &str = "spiffe://holdfast.dev/dev/client";
 /// Who the dev server is.
 const SERVER_ID: &str = "spiffe://holdfast.dev/dev/server";
+/// The context of `kms` that leads to the dev server, and the file that has it.
+const DEV_CONTEXT: &str = "dev";
+const CLI_FILE: &str = "cli.toml";
 const TOKEN_LABEL: &str = "holdfast-dev";
 const PIN_FILE: &str = "user-pin";
 const SO_PIN_FILE: &str = "so-pin";
@@ -124,19 +127,32 @@ fn certificates(directory: &DevDirectory, clock: &dyn Clock) -> Result<(), DevEr
 /// Writes the context for `kms`, with the address that is listened on now.
 pub fn write_cli_context(directory: &DevDirectory, listen: SocketAddr) -> Result<(), DevError> {
     let path = |name: &str| toml::Value::String(directory.join(name).display().to_string());
-    let text = format!(
-        "# Written by `kms-server dev` at every start.\ncurrent = \"dev\"\n\n[contexts.dev]\n\
-         server = \"https://{listen}\"\nca = {}\ncert = {}\nkey = {}\ntenant = \"{DEV_TENANT}\"\n",
-        path("pki/ca.pem"),
-        path("pki/client.pem"),
-        path("pki/client.key"),
-    );
-    directory.put("cli.toml", text.as_bytes())
+    let text = |text: String| toml::Value::String(text);
+    let ours = [
+        ("server", text(format!("https://{listen}"))),
+        ("ca", path("pki/ca.pem")),
+        ("cert", path("pki/client.pem")),
+        ("key", path("pki/client.key")),
+        ("tenant", text(DEV_TENANT.to_owned())),
+    ];
+    let ours: toml::Table =
+        ours.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
+    // Contexts that somebody added stay. What is no context file is written anew.
+    let old = fs::read_to_string(directory.join(CLI_FILE)).unwrap_or_default();
+    let mut file: toml::Table = old.parse().unwrap_or_default();
+    let contexts = file.entry("contexts").or_insert_with(|| toml::Table::new().into());
+    if let Some(contexts) = contexts.as_table_mut() {
+        contexts.insert(DEV_CONTEXT.to_owned(), ours.into());
+    }
+    file.entry("current").or_insert_with(|| DEV_CONTEXT.into());
+    let text =
+        format!("# `kms-server dev` writes the context `{DEV_CONTEXT}` at every start.\n{file}");
+    directory.put(CLI_FILE, text.as_bytes())
 }
 
 /// Returns what dev mode says on standard output when it is ready.
 pub fn banner(directory: &DevDirectory, listen: SocketAddr, admin: SocketAddr) -> String {
-    let context = directory.join("cli.toml");
+    let context = directory.join(CLI_FILE);
     format!(
         "\n*** DEV MODE *** keys, PIN and CA lie side by side in {}. Never for production.\n\n\
          gRPC (mTLS)  https://{listen}\nadmin        http://{admin}/readyz  /metrics\n\n\
@@ -146,4 +162,29 @@ pub fn banner(directory: &DevDirectory, listen: SocketAddr, admin: SocketAddr) -
         directory.path().display(),
         context.display(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_keeps_the_contexts_that_somebody_added() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = DevDirectory::open(&parent.path().join("dev")).unwrap();
+        let read = || fs::read_to_string(directory.join(CLI_FILE)).unwrap();
+        let parsed = || read().parse::<toml::Table>().unwrap();
+        write_cli_context(&directory, "127.0.0.1:1".parse().unwrap()).unwrap();
+        assert_eq!(parsed()["current"].as_str(), Some("dev"));
+        let added = read().replace("current = \"dev\"", "current = \"other\"")
+            + "\n[contexts.other]\nserver = \"https://other:1\"\n";
+        fs::write(directory.join(CLI_FILE), added).unwrap();
+        write_cli_context(&directory, "127.0.0.1:2".parse().unwrap()).unwrap();
+        assert_eq!(parsed()["current"].as_str(), Some("other"));
+        assert_eq!(parsed()["contexts"]["other"]["server"].as_str(), Some("https://other:1"));
+        assert_eq!(parsed()["contexts"]["dev"]["server"].as_str(), Some("https://127.0.0.1:2"));
+        fs::write(directory.join(CLI_FILE), "no TOML [").unwrap();
+        write_cli_context(&directory, "127.0.0.1:3".parse().unwrap()).unwrap();
+        assert_eq!(parsed()["contexts"]["dev"]["server"].as_str(), Some("https://127.0.0.1:3"));
+    }
 }
