@@ -32,7 +32,7 @@ pub enum CliError {
     #[error("{0}")]
     Envelope(#[from] InvalidEnvelope),
     /// The input has a length that no server takes.
-    #[error("the {what} has {length} bytes; it must have 1 to {max}")]
+    #[error("the {what} is {}; it must have 1 to {max} bytes", if *length == 0 { "empty" } else { "longer" })]
     Length {
         /// What it is.
         what: &'static str,
@@ -246,6 +246,9 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
         },
         ClientError::Timeout(_) => "try again, or give it longer with --timeout",
         ClientError::Refused(refusal) => match Exit::of_refusal(&refusal.reason, refusal.code) {
+            Exit::Denied if refusal.reason == "CERT_NAMES_NOBODY" => {
+                "ask for a client certificate with one SPIFFE URI SAN, or one DNS SAN"
+            }
             Exit::Denied => "ask who administers the tenant for this permission",
             Exit::NotFound => "see `kms key list` and `kms key versions KEY`",
             Exit::BadInput if refusal.reason == "CIPHERTEXT_INVALID" => {

@@ -88,10 +88,7 @@ pub fn seal_stream(
         writer.write_all(read).map_err(BackupError::io("write the output"))?;
         sealed.plaintext_bytes += length as u64;
     }
-    writer
-        .finish()
-        .and_then(|output| output.flush())
-        .map_err(BackupError::io("write the output"))?;
+    writer.finish().and_then(Write::flush).map_err(BackupError::io("write the output"))?;
     Ok(sealed)
 }
 

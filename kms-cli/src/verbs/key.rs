@@ -119,9 +119,14 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
 fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {
     let context = session.context()?;
     let id = request_id(&args.request_id);
-    let number = KeyVersion::new(args.number)
-        .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
-    let name = VersionName::new(context.key_name(&args.key)?, number);
+    let name = match args.number {
+        Some(number) => {
+            let number = KeyVersion::new(number)
+                .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
+            VersionName::new(context.key_name(&args.key)?, number)
+        }
+        None => context.version_name(&args.key)?,
+    };
     let version = session.with_client(&context, async |client: Client| {
         Ok(client.change_state(&name, change, args.reason, id).await?)
     })?;

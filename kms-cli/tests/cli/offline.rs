@@ -299,6 +299,8 @@ fn a_wrong_command_line_is_told_as_json_when_json_is_asked_for() {
         assert!(!message.is_empty() && !message.contains("Usage:"), "{words:?}: {message}");
         assert_eq!(told["error"]["exit_code"], 2);
     }
+    let no_verb = kms(home.path(), &["--output", "json", "key"]);
+    assert!(no_verb.stderr.contains("a command is missing"), "{}", no_verb.stderr);
     let missing = kms(home.path(), &["wrap", "--output", "json"]);
     let told: serde_json::Value = serde_json::from_str(&missing.stderr).unwrap();
     assert_eq!(told["error"]["reason"], "USAGE");

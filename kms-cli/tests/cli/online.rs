@@ -213,8 +213,13 @@ fn keys_are_created_described_rotated_and_suspended() {
         world.kms(&["key", "suspend", "k", "3", "--reason", "r", "--output", "json"], b"");
     assert_eq!(suspended.json()["state"], "SUSPENDED");
     assert_eq!(suspended.json()["name"], "tenants/t1/keys/k/versions/3");
-    let resumed = world.kms(&["key", "resume", "k", "3", "--reason", "r", "--output", "json"], b"");
-    assert_eq!(resumed.json()["state"], "ACTIVE");
+    // Either way of naming a version.
+    let resume = ["key", "resume", "k/versions/3", "--reason", "r", "--output", "json"];
+    assert_eq!(world.kms(&resume, b"").json()["state"], "ACTIVE");
+    for wrong in [&["k"][..], &["k/versions/3", "3"]] {
+        let words = [&["key", "resume", "--reason", "r"], wrong].concat();
+        assert_eq!(world.kms(&words, b"").code, 2, "{words:?}");
+    }
 }
 
 #[test]
