@@ -1,8 +1,8 @@
 //! The first start, and every later one: token, certificates, configuration, context of the CLI.
 
 use std::fs;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use data_encoding::BASE32_NOPAD;
 use kms_core::clock::Clock;
@@ -65,7 +65,7 @@ pub fn prepare(
     Ok(config)
 }
 
-fn token(directory: &DevDirectory, module: &std::path::Path) -> Result<String, DevError> {
+fn token(directory: &DevDirectory, module: &Path) -> Result<String, DevError> {
     let path = directory.join(SERIAL_FILE);
     if let Ok(serial) = fs::read_to_string(&path) {
         return Ok(serial.trim().to_owned());
@@ -108,7 +108,7 @@ fn certificates(directory: &DevDirectory, clock: &dyn Clock) -> Result<(), DevEr
     let authority = Authority::create("holdfast dev CA", clock.now())?;
     let server = authority.issue(&LeafName::Server {
         spiffe_id: SERVER_ID.to_owned(),
-        addresses: vec![[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()],
+        addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
     })?;
     let client = authority.issue(&LeafName::Client { spiffe_id: CLIENT_ID.to_owned() })?;
     for (name, credential) in
@@ -129,7 +129,7 @@ pub fn write_cli_context(directory: &DevDirectory, listen: SocketAddr) -> Result
     let path = |name: &str| toml::Value::String(directory.join(name).display().to_string());
     let text = |text: String| toml::Value::String(text);
     let ours = [
-        ("server", text(format!("https://{listen}"))),
+        ("server", text(format!("https://{}", reachable(listen)))),
         ("ca", path("pki/ca.pem")),
         ("cert", path("pki/client.pem")),
         ("key", path("pki/client.key")),
@@ -150,6 +150,24 @@ pub fn write_cli_context(directory: &DevDirectory, listen: SocketAddr) -> Result
     directory.put(CLI_FILE, text.as_bytes())
 }
 
+/// Returns where a client on this machine reaches a listener: nobody connects to "any address", and no certificate has
+/// that name.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let loopback = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(loopback, listen.port())
+}
+
+/// Quotes a path for a shell, where it needs that.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// Returns what dev mode says on standard output when it is ready.
 pub fn banner(directory: &DevDirectory, listen: SocketAddr, admin: SocketAddr) -> String {
     let context = directory.join(CLI_FILE);
@@ -160,13 +178,28 @@ pub fn banner(directory: &DevDirectory, listen: SocketAddr, admin: SocketAddr) -
          kms key create demo --owner me --sensitivity low --usage demo --cryptoperiod 365d\n  \
          echo secret | kms wrap --key demo --in - --out -\n",
         directory.path().display(),
-        context.display(),
+        quoted(&context),
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_context_leads_to_an_address_that_the_certificate_names() {
+        let reached = |listen: &str| reachable(listen.parse().unwrap()).to_string();
+        assert_eq!(reached("0.0.0.0:1"), "127.0.0.1:1");
+        assert_eq!(reached("[::]:1"), "[::1]:1");
+        assert_eq!(reached("192.0.2.7:1"), "192.0.2.7:1");
+    }
+
+    #[test]
+    fn a_path_is_printed_as_a_shell_reads_it() {
+        assert_eq!(quoted(Path::new("/tmp/a_b-1.2")), "/tmp/a_b-1.2");
+        assert_eq!(quoted(Path::new("/tmp/a b")), "'/tmp/a b'");
+        assert_eq!(quoted(Path::new("/tmp/it's $HOME")), r"'/tmp/it'\''s $HOME'");
+    }
 
     #[test]
     fn a_start_keeps_the_contexts_that_somebody_added() {
