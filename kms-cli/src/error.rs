@@ -214,7 +214,8 @@ impl CliError {
             let _ = writeln!(text, "  {advice}");
         }
         if let Some(event_id) = event_id {
-            let _ = writeln!(text, "  audit record: {event_id}");
+            // Not always in the audit log: it may be what cannot be written.
+            let _ = writeln!(text, "  event id: {event_id}");
         }
         text
     }

@@ -243,6 +243,27 @@ fn lists_turn_pages_up_to_the_limit() {
     let token = some["next_page_token"].as_str().unwrap();
     let rest = world.kms(&["key", "list", "--page-token", token, "--output", "json"], b"").json();
     assert_eq!(rest["keys"].as_array().unwrap().len(), 2);
+    // A table that is cut off says so.
+    let cut = world.kms(&["key", "list", "--limit", "1"], b"");
+    assert_eq!(cut.code, 0);
+    assert!(cut.stderr.contains(&format!("--page-token {token}")), "{}", cut.stderr);
+    assert_eq!(world.kms(&["key", "list"], b"").stderr, "");
+}
+
+#[test]
+fn a_label_that_is_given_twice_is_refused() {
+    let world = World::new();
+    let create = ["key", "create", "k", "--owner", "o", "--sensitivity", "low", "--usage", "u"];
+    let twice = ["--cryptoperiod", "90d", "--label", "a=b", "--label", "a=c"];
+    for words in [
+        &[&create[..], &twice[..]].concat(),
+        &["key", "update", "k", "--label", "a=b", "--label", "a=c"][..],
+    ] {
+        let run = world.kms(words, b"");
+        assert_eq!(run.code, 2, "{}", run.stderr);
+        assert!(run.stderr.contains("label `a` is given twice"), "{}", run.stderr);
+    }
+    assert!(world.fake.script().masks.is_empty(), "nothing was asked");
 }
 
 #[test]
