@@ -32,7 +32,7 @@ pub enum CliError {
     #[error("{0}")]
     Envelope(#[from] InvalidEnvelope),
     /// The input has a length that no server takes.
-    #[error("the {what} has {length} bytes; it must have 1 to {max}")]
+    #[error("the {what} is {}; it must have 1 to {max} bytes", if *length == 0 { "empty" } else { "longer" })]
     Length {
         /// What it is.
         what: &'static str,
@@ -105,6 +105,7 @@ impl CliError {
                 | ContextError::Missing { .. }
                 | ContextError::Server { .. } => Exit::Usage,
                 ContextError::File { .. }
+                | ContextError::NoFile(_)
                 | ContextError::Parse { .. }
                 | ContextError::TooLong(_)
                 | ContextError::NoHome => Exit::Local,
@@ -137,7 +138,7 @@ impl CliError {
             Self::Client(error) => match error {
                 ClientError::Credentials(_) => "CREDENTIALS",
                 ClientError::Connect { failure, .. } => match failure {
-                    ConnectFailure::Network(_) | ConnectFailure::Timeout => "UNREACHABLE",
+                    ConnectFailure::Network(_) | ConnectFailure::Timeout(_) => "UNREACHABLE",
                     ConnectFailure::ServerCertificate(_) => "SERVER_CERTIFICATE",
                     ConnectFailure::ClientCertificate(_) => "CLIENT_CERTIFICATE",
                     ConnectFailure::Tls(_) | ConnectFailure::NotHttp2 => "TLS",
@@ -170,7 +171,7 @@ impl CliError {
         Some(match self {
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => "see `kms context list`",
-                ContextError::Missing { .. } => {
+                ContextError::Missing { .. } | ContextError::NoFile(_) => {
                     "add a context: `kms context add NAME --server URL --ca FILE --cert FILE \
                      --key-file FILE --tenant T`"
                 }
@@ -204,7 +205,8 @@ impl CliError {
             }});
             return format!("{error}\n");
         }
-        let mut text = format!("error: {}: {self}\n", self.reason());
+        let message = crate::terminal::one_line(&self.to_string());
+        let mut text = format!("error: {}: {message}\n", self.reason());
         for (field, description) in refusal.iter().flat_map(|refusal| &refusal.violations) {
             let _ = writeln!(text, "  field `{field}`: {description}");
         }
@@ -212,7 +214,8 @@ impl CliError {
             let _ = writeln!(text, "  {advice}");
         }
         if let Some(event_id) = event_id {
-            let _ = writeln!(text, "  audit record: {event_id}");
+            // Not always in the audit log: it may be what cannot be written.
+            let _ = writeln!(text, "  event id: {event_id}");
         }
         text
     }
@@ -229,8 +232,8 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
             "make it yours alone: chmod 600 FILE; if others could read it, replace the key"
         }
         ClientError::Connect { failure, .. } => match failure {
-            ConnectFailure::Network(_) | ConnectFailure::Timeout => {
-                "is the server running, and the address right? see `kms context show`"
+            ConnectFailure::Network(_) | ConnectFailure::Timeout(_) => {
+                "is the server running and not full, and the address right? see `kms context show`"
             }
             ConnectFailure::ServerCertificate(_) => {
                 "this is another server, or `ca` of the context is another CA"
@@ -244,6 +247,9 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
         },
         ClientError::Timeout(_) => "try again, or give it longer with --timeout",
         ClientError::Refused(refusal) => match Exit::of_refusal(&refusal.reason, refusal.code) {
+            Exit::Denied if refusal.reason == "CERT_NAMES_NOBODY" => {
+                "ask for a client certificate with one SPIFFE URI SAN, or one DNS SAN"
+            }
             Exit::Denied => "ask who administers the tenant for this permission",
             Exit::NotFound => "see `kms key list` and `kms key versions KEY`",
             Exit::BadInput if refusal.reason == "CIPHERTEXT_INVALID" => {

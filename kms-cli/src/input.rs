@@ -122,7 +122,10 @@ pub fn period(text: &str) -> Result<Duration, String> {
         return Err(wrong());
     }
     let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(length).filter(|ms| *ms > 0).map(Duration::from_millis).ok_or_else(wrong)
+    match number.checked_mul(length) {
+        Some(0) => Err("it must be longer than nothing".into()),
+        period => period.map(Duration::from_millis).ok_or_else(wrong),
+    }
 }
 
 /// Writes a period of whole seconds in the largest unit that divides it.
@@ -186,7 +189,8 @@ mod tests {
             assert_eq!(period_text(period(text).unwrap()), text);
         }
         assert_eq!(period("250ms"), Ok(Duration::from_millis(250)));
-        for text in ["", "d", "0d", "-1d", "1w", "1.5h", "99999999999999999999y", "+1d"] {
+        assert_eq!(period("0d"), Err("it must be longer than nothing".into()));
+        for text in ["", "d", "0s", "-1d", "1w", "1.5h", "99999999999999999999y", "+1d"] {
             assert!(period(text).is_err(), "{text:?}");
         }
     }

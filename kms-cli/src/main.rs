@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 use kms_cli::args::Cli;
 use kms_cli::context::Overrides;
 use kms_cli::error::CliError;
@@ -15,7 +16,13 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(help) if help.use_stderr() && json_is_asked_for(std::env::args_os()) => {
-            let error = CliError::Usage(first_paragraph(&help.render().to_string()));
+            let error = CliError::Usage(match help.kind() {
+                // What clap renders then is the help, which says nothing of a mistake.
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                    "a command is missing: see `--help`".to_owned()
+                }
+                _ => first_paragraph(&help.render().to_string()),
+            });
             let _ = std::io::stderr().write_all(error.text(true).as_bytes());
             return ExitCode::from(error.exit().code());
         }

@@ -6,12 +6,20 @@ pub const MAX_FOREIGN_CHARS: usize = 512;
 /// Replaces control characters, so that a server's message cannot move the cursor or forge a second line, and cuts at
 /// [`MAX_FOREIGN_CHARS`].
 pub fn harmless(text: &str) -> String {
-    let shown = text.chars().map(|c| if is_unsafe(c) { '\u{fffd}' } else { c });
-    let mut out: String = shown.take(MAX_FOREIGN_CHARS).collect();
+    let mut out: String = text.chars().map(shown).take(MAX_FOREIGN_CHARS).collect();
     if text.chars().nth(MAX_FOREIGN_CHARS).is_some() {
         out.push('…');
     }
     out
+}
+
+/// Replaces control characters in a text of ours, which may name a file of any name. It is not cut.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(shown).collect()
+}
+
+fn shown(c: char) -> char {
+    if is_unsafe(c) { '\u{fffd}' } else { c }
 }
 
 /// Control characters, and the bidirectional overrides that reorder what people read.
@@ -27,6 +35,12 @@ mod tests {
     #[test]
     fn escape_sequences_newlines_and_overrides_are_replaced() {
         assert_eq!(harmless("a\x1b[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d");
+    }
+
+    #[test]
+    fn a_long_text_of_ours_stays_whole() {
+        let long = "x".repeat(MAX_FOREIGN_CHARS + 1);
+        assert_eq!(one_line(&format!("{long}\n")), format!("{long}\u{fffd}"));
     }
 
     #[test]

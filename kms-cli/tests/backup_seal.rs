@@ -115,6 +115,29 @@ fn nothing_is_written_when_the_service_fails() {
     assert!(sealed.is_empty());
 }
 
+/// An output on which nothing can be written.
+struct Broken(io::ErrorKind);
+
+impl io::Write for Broken {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::Error::new(self.0, "the system's own text"))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_output_that_fails_in_the_header_is_told_in_the_systems_words() {
+    let recipients = Recipients::new(key(), Vec::new()).unwrap();
+    for kind in [io::ErrorKind::BrokenPipe, io::ErrorKind::StorageFull] {
+        let failed = seal_stream(&MemoryKms::at(3), &recipients, &b"x"[..], Broken(kind));
+        let Err(BackupError::Io { source, .. }) = failed else { panic!("{failed:?}") };
+        assert_eq!((source.kind(), source.to_string()), (kind, "the system's own text".into()));
+    }
+}
+
 #[test]
 fn a_failing_input_fails_the_seal_and_what_was_written_does_not_open() {
     struct Broken;

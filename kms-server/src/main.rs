@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use kms_core::clock::{Clock as _, SystemClock};
 use kms_server::assembly::{EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Mode, ReadyFile, run};
-use kms_server::config::{Config, ConfigError, Flags, check};
+use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
 use kms_server::hardening;
 use kms_server::telemetry::log;
@@ -17,6 +17,8 @@ use kms_server::telemetry::log;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// The command line is wrong; clap ends so, too.
+const EXIT_USAGE: u8 = 2;
 /// Exit statuses, shown by `--help`.
 const EXIT_STATUSES: &str = "Exit status:\n  \
     0   stopped by SIGTERM or SIGINT after a drain\n  \
@@ -88,15 +90,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn load(serve: &Serve) -> Result<Config, String> {
-    let path = serve.config.as_deref().ok_or("--config FILE is missing")?;
-    Config::load(path, &serve.flags).map_err(|error: ConfigError| error.to_string())
+fn load(serve: &Serve) -> Result<Config, (u8, String)> {
+    let path = serve.config.as_deref();
+    let path = path.ok_or_else(|| (EXIT_USAGE, "--config FILE is missing".to_owned()))?;
+    let loaded = Config::load(path, &serve.flags);
+    loaded.map_err(|error: ConfigError| (EXIT_CONFIG, error.to_string()))
 }
 
 fn check_config(serve: &Serve) -> ExitCode {
     let config = match load(serve) {
         Ok(config) => config,
-        Err(error) => return fail(EXIT_CONFIG, &error),
+        Err((status, error)) => return fail(status, &error),
     };
     let problems = check(&config, SystemClock.now());
     if problems.is_empty() {
@@ -112,7 +116,7 @@ fn check_config(serve: &Serve) -> ExitCode {
 fn run_server(serve: &Serve, started: std::time::Instant) -> ExitCode {
     let config = match load(serve) {
         Ok(config) => config,
-        Err(error) => return fail(EXIT_CONFIG, &error),
+        Err((status, error)) => return fail(status, &error),
     };
     log::start(config.log);
     let mode = Mode { create_roots: false, ready_file: None, on_ready: Box::new(|_, _| Ok(())) };
@@ -153,6 +157,12 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
 fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> ExitCode {
     match run(config, mode, started) {
         Ok(()) => ExitCode::SUCCESS,
+        // Who reads JSON lines reads this one, too.
+        Err(error) if config.log.format == LogFormat::Json => {
+            let status = error.exit_status();
+            tracing::error!(%error, status, "the server ends");
+            ExitCode::from(status)
+        }
         Err(error) => fail(error.exit_status(), &error.to_string()),
     }
 }

@@ -215,4 +215,21 @@ fn a_wrong_configuration_exits_with_78_and_names_every_problem() {
 fn a_wrong_command_line_exits_with_2() {
     assert_eq!(run(&[]).status.code(), Some(2));
     assert_eq!(run(&["--nonsense"]).status.code(), Some(2));
+    assert_eq!(run(&["check-config"]).status.code(), Some(2));
+    assert_eq!(run(&["--log-level", "info"]).status.code(), Some(2));
+}
+
+#[test]
+fn what_ends_the_server_is_told_in_the_form_of_the_log() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("c.toml");
+    std::fs::write(&path, "[log]\nformat = \"json\"\n[store]\npath = \"/nowhere/x\"\n").unwrap();
+    let output = command(&["--config"]).arg(&path).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    let lines = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = &lines.last().unwrap()["fields"];
+    assert!(last["error"].as_str().unwrap().contains("store.path"), "{last}");
+    assert_eq!(last["status"], 78);
 }

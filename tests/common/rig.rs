@@ -47,6 +47,10 @@ pub struct Rig {
     pub crls: Vec<PathBuf>,
     /// The directory with the PIN as systemd would hand it over; `None` takes it from `pin_file`.
     pub credentials: Option<PathBuf>,
+    /// Address and port of the public listener.
+    pub listen: SocketAddr,
+    /// How long requests in flight may take after SIGTERM.
+    pub drain_ms: u64,
     /// How long a rolled-over version keeps protecting when pinned.
     pub overlap_ms: u64,
     /// The longest deadline of a request.
@@ -88,6 +92,8 @@ impl Rig {
             admin_tls: false,
             crls: vec![],
             credentials: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            drain_ms: 20_000,
             overlap_ms: 600_000,
             max_request_ms: 30_000,
             environment: vec![],
@@ -153,13 +159,14 @@ impl Rig {
             None => format!("{{ file = {} }}", quoted(&self.pin_file)),
         };
         let mut text = format!(
-            "[listen]\naddress = \"127.0.0.1:0\"\n\
+            "[listen]\naddress = \"{}\"\n\
              [tls]\ncertificate = {}\nprivate_key = {}\nclient_ca = {}\ncrls = [{}]\n\
              [admin]\naddress = \"127.0.0.1:0\"\ntls = {}\n\
              [hsm]\nmodule = {}\ntoken_serial = {}\npin = {pin}\ntoken_dir = {}\n\
              [store]\npath = {}\n[audit]\ndirectory = {}\n\
              [log]\nformat = {}\nlevel = {}\n\
-             [limits]\noverlap_ms = {}\nmax_request_ms = {}\n",
+             [limits]\ndrain_ms = {}\noverlap_ms = {}\nmax_request_ms = {}\n",
+            self.listen,
             quoted(&self.server.certificate),
             quoted(&self.server.key),
             quoted(&self.pki.ca()),
@@ -172,6 +179,7 @@ impl Rig {
             quoted(&self.path("audit")),
             toml_text(self.log_format),
             toml_text(self.log_level),
+            self.drain_ms,
             self.overlap_ms,
             self.max_request_ms,
         );

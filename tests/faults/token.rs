@@ -142,7 +142,7 @@ fn a_serial_that_no_token_has_is_waited_for() {
     rig.token_serial = "0123456789abcdef".to_owned();
     let mut process = waits_for_token(&rig);
     let told = process.stderr();
-    assert!(told.contains("no token with") && told.contains(&rig.token_serial), "{told}");
+    assert!(told.contains(&format!("no token with serial `{}`", rig.token_serial)), "{told}");
     assert_eq!(process.terminate(LIMIT).code(), Some(0), "SIGTERM ends the wait");
 }
 

@@ -160,11 +160,11 @@ pub struct Update {
 /// `kms key suspend` and `kms key resume`.
 #[derive(Debug, Args)]
 pub struct ChangeState {
-    /// Id or name of the key
+    /// Id or name of the key; with `/versions/N` of the version
     pub key: String,
-    /// Number of the version
+    /// Number of the version, when KEY does not have it
     #[arg(value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..))]
-    pub number: u32,
+    pub number: Option<u32>,
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: String,

@@ -83,6 +83,7 @@ impl Global {
     /// Lays the flags over what the environment says.
     pub fn overrides(&self, environment: Overrides) -> Overrides {
         Overrides {
+            config_is_default: self.config.is_none() && environment.config_is_default,
             config: self.config.clone().or(environment.config),
             context: self.context.clone().or(environment.context),
             server: self.server.clone(),

@@ -43,7 +43,7 @@ pub struct Streams {
 
 impl Streams {
     /// Returns the file that is meant; `None` for a standard stream.
-    fn file(path: Option<&PathBuf>) -> Option<&Path> {
+    pub(super) fn file(path: Option<&PathBuf>) -> Option<&Path> {
         path.map(PathBuf::as_path).filter(|path| *path != Path::new(STREAM))
     }
 
@@ -297,7 +297,9 @@ impl Input {
     }
 
     fn progress(self, streams: &Streams) -> impl Read {
-        Progress::new(self.file, self.bytes, streams.quiet)
+        // On a terminal that shows the output, a bar would stand in the middle of it.
+        let shown = Streams::file(streams.output.as_ref()).is_none() && io::stdout().is_terminal();
+        Progress::new(self.file, self.bytes, streams.quiet || shown)
     }
 }
 

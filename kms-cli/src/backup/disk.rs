@@ -122,6 +122,25 @@ pub(super) fn sync_directory(directory: &Path) -> Result<(), BackupError> {
         .map_err(BackupError::io("sync the directory"))
 }
 
+/// Creates the side file; where it cannot be written whole, as on a full disk, nothing is left of it. The backup was not
+/// touched then, so a side file would only be a riddle.
+fn create_whole(
+    side: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), BackupError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(SIDE_MODE)
+        .open(side)
+        .map_err(BackupError::io("create the side file"))?;
+    write(&mut file).map_err(|error| {
+        // The next run drops what is left.
+        let _ = std::fs::remove_file(side);
+        BackupError::io("write the side file")(error)
+    })
+}
+
 impl Disk for FileDisk {
     fn file_bytes(&self) -> Result<u64, BackupError> {
         let metadata = self.file.metadata().map_err(BackupError::io("read the file's length"))?;
@@ -165,15 +184,7 @@ impl Disk for FileDisk {
     }
 
     fn put_side(&self, bytes: &[u8]) -> Result<(), BackupError> {
-        let mut side = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(SIDE_MODE)
-            .open(&self.side)
-            .map_err(BackupError::io("create the side file"))?;
-        side.write_all(bytes)
-            .and_then(|()| side.sync_all())
-            .map_err(BackupError::io("write the side file"))?;
+        create_whole(&self.side, |side| side.write_all(bytes).and_then(|()| side.sync_all()))?;
         self.sync_directory()
     }
 
@@ -187,5 +198,26 @@ impl Disk for FileDisk {
     fn remove_side(&self) -> Result<(), BackupError> {
         std::fs::remove_file(&self.side).map_err(BackupError::io("remove the side file"))?;
         self.sync_directory()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_file_that_cannot_be_written_whole_is_not_left_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let side = directory.path().join("backup.kms-reseal");
+        let failed = create_whole(&side, |file| {
+            file.write_all(b"KMSR")?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert!(matches!(failed, Err(BackupError::Io { action: "write the side file", .. })));
+        assert!(!side.exists());
+        create_whole(&side, |file| file.write_all(b"whole")).unwrap();
+        let again = create_whole(&side, |_| Ok(()));
+        assert!(matches!(again, Err(BackupError::Io { action: "create the side file", .. })));
+        assert_eq!(std::fs::read(&side).unwrap(), b"whole", "what is there is another's");
     }
 }

@@ -68,7 +68,13 @@ pub fn seal_stream(
     output: impl Write,
 ) -> Result<Sealed, BackupError> {
     let (encryptor, version) = encryptor(service, recipients)?;
-    let mut writer = encryptor.wrap_output(output).map_err(BackupError::io("write the header"))?;
+    let mut output = Outlet { inner: output, failed: None };
+    let mut writer = match encryptor.wrap_output(&mut output) {
+        Ok(writer) => writer,
+        Err(error) => {
+            return Err(BackupError::io("write the header")(output.failed.unwrap_or(error)));
+        }
+    };
     let mut sealed = Sealed { version, plaintext_bytes: 0 };
     let mut buffer = zeroize::Zeroizing::new(vec![0; BUFFER_BYTES]);
     loop {
@@ -82,11 +88,28 @@ pub fn seal_stream(
         writer.write_all(read).map_err(BackupError::io("write the output"))?;
         sealed.plaintext_bytes += length as u64;
     }
-    writer
-        .finish()
-        .and_then(|mut output| output.flush())
-        .map_err(BackupError::io("write the output"))?;
+    writer.finish().and_then(Write::flush).map_err(BackupError::io("write the output"))?;
     Ok(sealed)
+}
+
+/// Keeps the error of a failed write: the age crate turns one within the header into a text of its own.
+struct Outlet<W> {
+    inner: W,
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> Write for Outlet<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.inner.write(bytes).map_err(|error| {
+            let told = io::Error::from(error.kind());
+            self.failed = Some(error);
+            told
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 /// Makes the age crate's encryptor, whose header has our stanza first.

@@ -1,5 +1,8 @@
 //! Ties the verbs of backups to the command line: the context, the connection, the report, the exit code.
 
+use std::io::ErrorKind;
+use std::path::Path;
+
 use comfy_table::Table;
 use serde::Serialize;
 
@@ -20,7 +23,8 @@ pub fn seal(session: &Session, args: &SealArgs) -> Result<(), CliError> {
     let context = session.context()?;
     let key = context.key_name(&args.key)?;
     let service = connect(&context)?;
-    let sealed = command::seal(&service, key.clone(), args)?;
+    let sealed = command::seal(&service, key.clone(), args)
+        .map_err(|error| with_file(error, &args.streams))?;
     let view = StreamView {
         key_version: format!("{key}/versions/{}", sealed.version.get()),
         plaintext_length_bytes: sealed.plaintext_bytes,
@@ -33,7 +37,8 @@ pub fn open(session: &Session, args: &OpenArgs) -> Result<(), CliError> {
     let context = session.context()?;
     let key = args.key.as_deref().map(|key| context.key_name(key)).transpose()?;
     let service = connect(&context)?;
-    let opened = command::open(&service, key.as_ref(), args)?;
+    let opened = command::open(&service, key.as_ref(), args)
+        .map_err(|error| with_file(error, &args.streams))?;
     let view = StreamView {
         key_version: format!("{}/versions/{}", opened.key, opened.version.get()),
         plaintext_length_bytes: opened.plaintext_bytes,
@@ -53,11 +58,16 @@ pub fn reseal(session: &Session, args: &ResealArgs) -> Result<(), CliError> {
     show(session.format, &ResealView { files })?;
     let Some((file, cause)) = first else { return Ok(()) };
     let error = CliError::from(cause);
+    let advice = match error.advice() {
+        Some(advice) => Some(advice.to_owned()),
+        None if failed < total => Some("the others are done; run it again for these".into()),
+        None => None,
+    };
     Err(CliError::Part {
         exit: error.exit(),
         reason: "NOT_RESEALED",
         message: format!("{failed} of {total} files, the first `{file}`: {error}"),
-        advice: Some("the others are done; run it again for these".into()),
+        advice,
     })
 }
 
@@ -78,6 +88,50 @@ pub fn age(session: &Session, command: &AgeCommand) -> Result<(), CliError> {
 
 fn connect(context: &ResolvedContext) -> Result<RemoteFileKeys, CliError> {
     RemoteFileKeys::connect(context).map_err(|error| BackupError::Service(error).into())
+}
+
+/// Says which file an error is about, where it is a file and not standard input or output.
+fn with_file(error: BackupError, streams: &Streams) -> CliError {
+    let (input, output) =
+        (Streams::file(streams.input.as_ref()), Streams::file(streams.output.as_ref()));
+    let path = match &error {
+        BackupError::Format(_)
+        | BackupError::HeaderTampered
+        | BackupError::ResealInterrupted
+        | BackupError::PayloadTruncated { .. }
+        | BackupError::PayloadTampered { .. }
+        | BackupError::KeyMismatch { .. }
+        | BackupError::KeyUnknown
+        | BackupError::KeyHidden => input,
+        BackupError::OutputExists | BackupError::SideLeft | BackupError::NotRegular => output,
+        BackupError::Io { action, .. } => {
+            if action.starts_with("read") || action.ends_with("input") { input } else { output }
+        }
+        BackupError::Service(_)
+        | BackupError::TooManyRecipients { .. }
+        | BackupError::InvalidRecipient
+        | BackupError::Address(_)
+        | BackupError::SealedToTerminal
+        | BackupError::PlaintextToTerminal
+        | BackupError::NothingPiped
+        | BackupError::Busy
+        | BackupError::Replaced
+        | BackupError::SideForeign
+        | BackupError::Bug(_) => None,
+    };
+    let Some(path) = path.map(Path::to_path_buf) else { return error.into() };
+    match CliError::from(error) {
+        CliError::Part { reason: "FILE_EXISTS", .. } => CliError::Exists(path),
+        CliError::Part { exit, reason, message, advice } => {
+            let message = format!("`{}`: {message}", path.display());
+            CliError::Part { exit, reason, message, advice }
+        }
+        // A reader that went away has an exit code of its own.
+        CliError::Stream { action, cause } if cause.kind() != ErrorKind::BrokenPipe => {
+            CliError::File { action, path, cause }
+        }
+        error => error,
+    }
 }
 
 fn report(session: &Session, streams: &Streams, view: &StreamView) -> Result<(), CliError> {

@@ -36,9 +36,9 @@ pub enum ConnectFailure {
     /// Nothing answers there, or the name does not resolve.
     #[error("{0}")]
     Network(String),
-    /// It took longer than [`super::CONNECT_TIMEOUT`].
-    #[error("no connection within 10 s")]
-    Timeout,
+    /// It took longer than this: [`super::CONNECT_TIMEOUT`], or the caller's own limit.
+    #[error("not connected within {0:?}")]
+    Timeout(Duration),
     /// The server's certificate is not one we trust for this name.
     #[error("the server's certificate is refused: {0}")]
     ServerCertificate(String),
@@ -112,8 +112,18 @@ impl ConnectFailure {
         }
     }
 
+    /// Sorts what a read or a handshake failed with. A server that is full, or that wants no connections of this
+    /// address, closes them so: that is not its TLS.
     fn of_io(error: &io::Error) -> Self {
-        Self::find_tls(error).unwrap_or_else(|| Self::Tls(error.to_string()))
+        if let Some(found) = Self::find_tls(error) {
+            return found;
+        }
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                Self::Network("the server closed the connection before its first answer".into())
+            }
+            _ => Self::Tls(error.to_string()),
+        }
     }
 }
 
@@ -148,7 +158,7 @@ impl Connector {
         }
         let mut first = [0; FIRST_BYTES];
         let length = match tokio::time::timeout(FIRST_BYTES_WAIT, stream.read(&mut first)).await {
-            Ok(Ok(0)) => return Err(ConnectFailure::Network("the server closed at once".into())),
+            Ok(Ok(0)) => return Err(ConnectFailure::of_io(&io::ErrorKind::UnexpectedEof.into())),
             Ok(Ok(length)) => length,
             Ok(Err(error)) => return Err(ConnectFailure::of_io(&error)),
             // A server that waits for us to speak first is as good.
@@ -202,6 +212,21 @@ mod tests {
         assert!(matches!(ConnectFailure::find(&untrusted), ConnectFailure::ServerCertificate(_)));
         let broken = rustls::Error::General("x".into());
         assert!(matches!(ConnectFailure::find(&broken), ConnectFailure::Tls(_)));
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_is_no_failure_of_tls() {
+        for kind in [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset] {
+            let error = io::Error::new(kind, "see https://docs.rs/");
+            assert_eq!(
+                ConnectFailure::of_io(&error),
+                ConnectFailure::Network(
+                    "the server closed the connection before its first answer".into()
+                )
+            );
+        }
+        let odd = io::Error::other("odd");
+        assert_eq!(ConnectFailure::of_io(&odd), ConnectFailure::Tls("odd".into()));
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl ClientError {
             Self::Refused(refusal) => refusal.retry_delay,
             Self::Connect { failure, .. } => match failure {
                 ConnectFailure::Network(_) => Some(Duration::ZERO),
-                ConnectFailure::Timeout
+                ConnectFailure::Timeout(_)
                 | ConnectFailure::ServerCertificate(_)
                 | ConnectFailure::ClientCertificate(_)
                 | ConnectFailure::Tls(_)

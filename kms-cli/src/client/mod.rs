@@ -75,10 +75,11 @@ pub async fn channel(context: &ResolvedContext) -> Result<Channel, ClientError> 
         .http2_keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
     let connecting = endpoint.connect_with_connector(connector);
-    let failure = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+    let limit = CONNECT_TIMEOUT.min(context.timeout);
+    let failure = match tokio::time::timeout(limit, connecting).await {
         Ok(Ok(channel)) => return Ok(channel),
         Ok(Err(error)) => ConnectFailure::find(&error),
-        Err(_) => ConnectFailure::Timeout,
+        Err(_) => ConnectFailure::Timeout(limit),
     };
     Err(ClientError::Connect { server: context.server.to_string(), failure })
 }

@@ -63,10 +63,15 @@ pub struct ContextFile {
 impl ContextFile {
     /// Reads the file; one that is not there is an empty one.
     pub fn load(path: &Path) -> Result<Self, ContextError> {
+        Ok(Self::read(path)?.unwrap_or_default())
+    }
+
+    /// Reads the file; `None` when it is not there.
+    pub fn read(path: &Path) -> Result<Option<Self>, ContextError> {
         let failed = |cause| ContextError::File { action: "read", path: path.to_path_buf(), cause };
         let file = match File::open(path) {
             Ok(file) => file,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(cause) => return Err(failed(cause)),
         };
         let mut text = String::new();
@@ -81,7 +86,7 @@ impl ContextFile {
         for name in parsed.contexts.keys() {
             check_name(name)?;
         }
-        Ok(parsed)
+        Ok(Some(parsed))
     }
 
     /// Replaces the file as a whole, so that a crash leaves the old or the new one.

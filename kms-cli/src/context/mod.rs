@@ -26,6 +26,9 @@ pub enum ContextError {
         /// The system's answer.
         cause: std::io::Error,
     },
+    /// The file that `--config` or `KMS_CONFIG` names is not there.
+    #[error("there is no context file `{}`", .0.display())]
+    NoFile(PathBuf),
     /// The file is not TOML of the documented shape.
     #[error("`{}` is not a valid context file: {cause}", path.display())]
     Parse {

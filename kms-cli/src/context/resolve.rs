@@ -13,6 +13,8 @@ use super::{Context, ContextError, ContextFile, ServerAddress};
 pub struct Overrides {
     /// `--config`, or what [`Overrides::from_environment`] found; `None` when there can be no file.
     pub config: Option<PathBuf>,
+    /// Whether `config` is where the file stands when nothing names it: only then it need not be there.
+    pub config_is_default: bool,
     /// `--context`, or `KMS_CONTEXT`.
     pub context: Option<String>,
     /// `--server`.
@@ -33,12 +35,11 @@ impl Overrides {
     /// Takes `KMS_CONFIG` (else the default path) and `KMS_CONTEXT` from the environment. The one place that reads it.
     pub fn from_environment() -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let config = match set("KMS_CONFIG") {
-            Some(path) => Some(PathBuf::from(path)),
-            None => default_path(set("XDG_CONFIG_HOME"), set("HOME")).ok(),
-        };
+        let named = set("KMS_CONFIG").map(PathBuf::from);
+        let config_is_default = named.is_none();
+        let config = named.or_else(|| default_path(set("XDG_CONFIG_HOME"), set("HOME")).ok());
         let context = set("KMS_CONTEXT").map(|name| name.to_string_lossy().into_owned());
-        Self { config, context, ..Self::default() }
+        Self { config, config_is_default, context, ..Self::default() }
     }
 }
 
@@ -145,7 +146,11 @@ fn chosen(overrides: &Overrides) -> Result<Context, ContextError> {
             None => Ok(Context::default()),
         };
     };
-    let mut file = ContextFile::load(&path)?;
+    let mut file = match ContextFile::read(&path)? {
+        Some(file) => file,
+        None if overrides.config_is_default => ContextFile::default(),
+        None => return Err(ContextError::NoFile(path)),
+    };
     let Some(name) = overrides.context.clone().or_else(|| file.current.clone()) else {
         return Ok(Context::default());
     };

@@ -1,5 +1,8 @@
 //! `kms key ...`: thin translations onto KeyService.
 
+use std::collections::BTreeSet;
+use std::io::Write as _;
+
 use kms_core::id::KeyVersion;
 use kms_core::name::VersionName;
 use kms_proto::v1;
@@ -12,8 +15,9 @@ use crate::args::key::{
 use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, StateChange};
 use crate::client::{Client, ClientError};
 use crate::error::CliError;
-use crate::output::show;
 use crate::output::view::{KeyView, KeysView, RotationView, VersionView, VersionsView};
+use crate::output::{Format, show};
+use crate::terminal::harmless;
 
 /// Runs one verb.
 pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
@@ -42,7 +46,7 @@ fn create(session: &Session, args: Create) -> Result<(), CliError> {
             Protection::HsmWrapped => v1::Protection::HsmWrapped,
             Protection::HsmResident => v1::Protection::HsmResident,
         },
-        labels: args.labels,
+        labels: distinct(args.labels)?,
     };
     let key =
         session.with_client(&context, async |client| Ok(client.create_key(new, id).await?))?;
@@ -70,7 +74,29 @@ fn list(session: &Session, args: List) -> Result<(), CliError> {
         Ok(pages(args, async |size, token| client.list_keys(&tenant, size, token).await).await?)
     })?;
     let keys = page.entries.into_iter().map(KeyView::from).collect();
-    show(session.format, &KeysView { keys, next_page_token: page.next_page_token })
+    let view = KeysView { keys, next_page_token: page.next_page_token };
+    show(session.format, &view)?;
+    tell_of_more(session, &view.next_page_token);
+    Ok(())
+}
+
+/// A table does not show where to go on, so that a list which was cut off would look whole.
+fn tell_of_more(session: &Session, next_page_token: &str) {
+    if session.format == Format::Table && !next_page_token.is_empty() {
+        let token = harmless(next_page_token);
+        let text = format!("more follow: raise --limit, or go on with --page-token {token}\n");
+        // Nobody may read it: the list itself is there.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+}
+
+/// Labels are a map on the wire, where the last of two would win in silence.
+fn distinct(labels: Vec<(String, String)>) -> Result<Vec<(String, String)>, CliError> {
+    let mut keys = BTreeSet::new();
+    match labels.iter().find(|(key, _)| !keys.insert(key)) {
+        Some((twice, _)) => Err(CliError::Usage(format!("label `{twice}` is given twice"))),
+        None => Ok(labels),
+    }
 }
 
 fn versions(session: &Session, args: Versions) -> Result<(), CliError> {
@@ -81,7 +107,10 @@ fn versions(session: &Session, args: Versions) -> Result<(), CliError> {
         Ok(pages(args.list, turn).await?)
     })?;
     let versions = page.entries.into_iter().map(VersionView::from).collect();
-    show(session.format, &VersionsView { versions, next_page_token: page.next_page_token })
+    let view = VersionsView { versions, next_page_token: page.next_page_token };
+    show(session.format, &view)?;
+    tell_of_more(session, &view.next_page_token);
+    Ok(())
 }
 
 fn rotate(session: &Session, args: Rotate) -> Result<(), CliError> {
@@ -104,7 +133,7 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
         sensitivity: args.sensitivity.map(sensitivity),
         usage: args.usage,
         cryptoperiod: args.cryptoperiod,
-        labels: relabelled.then_some(args.labels),
+        labels: relabelled.then(|| distinct(args.labels)).transpose()?,
     };
     let key = session.with_client(&context, async |client: Client| {
         let revision = match args.revision {
@@ -119,9 +148,14 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
 fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {
     let context = session.context()?;
     let id = request_id(&args.request_id);
-    let number = KeyVersion::new(args.number)
-        .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
-    let name = VersionName::new(context.key_name(&args.key)?, number);
+    let name = match args.number {
+        Some(number) => {
+            let number = KeyVersion::new(number)
+                .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
+            VersionName::new(context.key_name(&args.key)?, number)
+        }
+        None => context.version_name(&args.key)?,
+    };
     let version = session.with_client(&context, async |client: Client| {
         Ok(client.change_state(&name, change, args.reason, id).await?)
     })?;

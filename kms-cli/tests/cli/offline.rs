@@ -137,6 +137,37 @@ fn without_a_context_the_error_says_what_is_missing_and_how_to_give_it() {
 }
 
 #[test]
+fn a_context_file_that_is_named_must_be_there() {
+    let home = tempfile::tempdir().unwrap();
+    let by_flag = kms(home.path(), &["health", "--config", "typo.toml"]);
+    let mut command = super::common::command(home.path(), &["health"]);
+    let by_environment = command.env("KMS_CONFIG", "typo.toml").output().unwrap();
+    assert_eq!((by_flag.code, by_environment.status.code()), (10, Some(10)));
+    assert!(by_flag.stderr.contains("there is no context file `typo.toml`"), "{}", by_flag.stderr);
+    assert_eq!(by_flag.stderr.as_bytes(), by_environment.stderr);
+}
+
+#[test]
+fn the_name_of_a_file_cannot_move_the_cursor() {
+    let home = tempfile::tempdir().unwrap();
+    let run = kms(home.path(), &["inspect", "--in", "a\u{1b}[2Jb\nc"]);
+    assert_eq!(run.code, 10);
+    assert!(run.stderr.contains("a\u{fffd}[2Jb\u{fffd}c"), "{}", run.stderr);
+}
+
+#[test]
+fn a_server_that_is_silent_is_given_up_after_the_timeout() {
+    let home = tempfile::tempdir().unwrap();
+    let pki = Pki::create(&home.path().join("pki"));
+    // The system accepts for us; nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    context(home.path(), &pki, &format!("https://{}", silent.local_addr().unwrap()));
+    let run = kms(home.path(), &["health", "--timeout", "200ms"]);
+    assert_eq!(run.code, 9, "{}", run.stderr);
+    assert!(run.stderr.contains("not connected within 200ms"), "{}", run.stderr);
+}
+
+#[test]
 fn bad_command_lines_end_with_2_and_print_nothing_to_stdout() {
     let home = tempfile::tempdir().unwrap();
     let pki = Pki::create(&home.path().join("pki"));
@@ -268,6 +299,8 @@ fn a_wrong_command_line_is_told_as_json_when_json_is_asked_for() {
         assert!(!message.is_empty() && !message.contains("Usage:"), "{words:?}: {message}");
         assert_eq!(told["error"]["exit_code"], 2);
     }
+    let no_verb = kms(home.path(), &["--output", "json", "key"]);
+    assert!(no_verb.stderr.contains("a command is missing"), "{}", no_verb.stderr);
     let missing = kms(home.path(), &["wrap", "--output", "json"]);
     let told: serde_json::Value = serde_json::from_str(&missing.stderr).unwrap();
     assert_eq!(told["error"]["reason"], "USAGE");

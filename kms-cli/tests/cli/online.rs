@@ -213,8 +213,13 @@ fn keys_are_created_described_rotated_and_suspended() {
         world.kms(&["key", "suspend", "k", "3", "--reason", "r", "--output", "json"], b"");
     assert_eq!(suspended.json()["state"], "SUSPENDED");
     assert_eq!(suspended.json()["name"], "tenants/t1/keys/k/versions/3");
-    let resumed = world.kms(&["key", "resume", "k", "3", "--reason", "r", "--output", "json"], b"");
-    assert_eq!(resumed.json()["state"], "ACTIVE");
+    // Either way of naming a version.
+    let resume = ["key", "resume", "k/versions/3", "--reason", "r", "--output", "json"];
+    assert_eq!(world.kms(&resume, b"").json()["state"], "ACTIVE");
+    for wrong in [&["k"][..], &["k/versions/3", "3"]] {
+        let words = [&["key", "resume", "--reason", "r"], wrong].concat();
+        assert_eq!(world.kms(&words, b"").code, 2, "{words:?}");
+    }
 }
 
 #[test]
@@ -238,6 +243,27 @@ fn lists_turn_pages_up_to_the_limit() {
     let token = some["next_page_token"].as_str().unwrap();
     let rest = world.kms(&["key", "list", "--page-token", token, "--output", "json"], b"").json();
     assert_eq!(rest["keys"].as_array().unwrap().len(), 2);
+    // A table that is cut off says so.
+    let cut = world.kms(&["key", "list", "--limit", "1"], b"");
+    assert_eq!(cut.code, 0);
+    assert!(cut.stderr.contains(&format!("--page-token {token}")), "{}", cut.stderr);
+    assert_eq!(world.kms(&["key", "list"], b"").stderr, "");
+}
+
+#[test]
+fn a_label_that_is_given_twice_is_refused() {
+    let world = World::new();
+    let create = ["key", "create", "k", "--owner", "o", "--sensitivity", "low", "--usage", "u"];
+    let twice = ["--cryptoperiod", "90d", "--label", "a=b", "--label", "a=c"];
+    for words in [
+        &[&create[..], &twice[..]].concat(),
+        &["key", "update", "k", "--label", "a=b", "--label", "a=c"][..],
+    ] {
+        let run = world.kms(words, b"");
+        assert_eq!(run.code, 2, "{}", run.stderr);
+        assert!(run.stderr.contains("label `a` is given twice"), "{}", run.stderr);
+    }
+    assert!(world.fake.script().masks.is_empty(), "nothing was asked");
 }
 
 #[test]
@@ -411,4 +437,26 @@ fn backups_that_are_none_or_changed_have_their_own_ends_and_leave_no_file() {
     let run = world.kms(&["reseal", "f.age", "none", "--output", "json"], b"");
     assert_eq!(run.code, 5, "{}", run.stderr);
     assert_eq!(run.json()["files"][1]["status"], "failed");
+}
+
+#[test]
+fn what_is_wrong_with_a_backup_names_the_file() {
+    let world = World::new();
+    fs::write(world.path("odd"), "odd").unwrap();
+    let told = |words: &[&str]| {
+        let run = world.kms(words, b"");
+        assert_ne!(run.code, 0);
+        run.stderr
+    };
+    let gone = told(&["seal", "--key", "k", "--in", "gone", "--out", "new"]);
+    assert!(gone.contains("cannot open the input `gone`: "), "{gone}");
+    let none = told(&["open", "--in", "odd", "--out", "new"]);
+    assert!(none.contains("NOT_AGE: `odd`: not an age file"), "{none}");
+    let there = told(&["seal", "--key", "k", "--in", "odd", "--out", "odd"]);
+    assert!(there.contains("FILE_EXISTS: `odd` exists already\n  use --force"), "{there}");
+    let full = told(&["seal", "--key", "k", "--in", "odd", "--out", "/dev/full"]);
+    assert!(full.contains("cannot write the header `/dev/full`: No space left"), "{full}");
+    let all = told(&["reseal", "gone", "odd"]);
+    assert!(all.contains("2 of 2 files, the first `gone`: "), "{all}");
+    assert!(!all.contains("the others are done"), "{all}");
 }

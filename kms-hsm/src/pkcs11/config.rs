@@ -26,6 +26,15 @@ pub enum TokenSelector {
     Label(String),
 }
 
+impl fmt::Display for TokenSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serial(serial) => write!(f, "serial `{serial}`"),
+            Self::Label(label) => write!(f, "label `{label}`"),
+        }
+    }
+}
+
 /// Called when only a new process helps: see [`FatalReason`].
 pub type FatalHook = Arc<dyn Fn(FatalReason) + Send + Sync>;
 

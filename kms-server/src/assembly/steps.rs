@@ -35,3 +35,26 @@ pub(super) fn on_a_thread<T: Send + 'static>(
         .map_err(StartError::system("start a thread"))?;
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use kms_core::clock::{Clock as _, SystemClock};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn steps_share_one_deadline_and_what_is_over_still_counts() {
+        let shared = Until::after(SystemClock.monotonic(), Duration::from_millis(20));
+        assert_eq!(shared.ends(async { 1 }).await, Some(1));
+        assert_eq!(shared.ends(pending::<()>()).await, None);
+        // The next one gets no time of its own: it is given up at the first look.
+        let mut next = pin!(shared.ends(pending::<()>()));
+        let looked = next.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(looked, Poll::Ready(None));
+        assert_eq!(shared.ends(async { 2 }).await, Some(2));
+    }
+}

@@ -21,7 +21,9 @@ pub enum DevError {
     )]
     Exposed(PathBuf),
     /// The path cannot be written into a configuration of SoftHSM.
-    #[error("the directory's path must be plain text without line breaks")]
+    #[error(
+        "the directory's path must be plain text without line breaks, `#` and `=`: SoftHSM cannot read it"
+    )]
     Path,
     /// A file cannot be read or written.
     #[error("{path}: {cause}")]
@@ -56,14 +58,20 @@ impl DevDirectory {
     /// Takes the directory; makes it (0700) when there is none.
     pub fn open(path: &Path) -> Result<Self, DevError> {
         let failed = |cause| DevError::File { path: path.to_owned(), cause };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|cause| match cause.kind() {
+            io::ErrorKind::AlreadyExists => failed(io::ErrorKind::NotADirectory.into()),
+            _ => failed(cause),
+        })?;
         let path = path.canonicalize().map_err(failed)?;
         let metadata = path.metadata().map_err(failed)?;
         let owner = rustix::process::geteuid().as_raw();
         if metadata.mode() & 0o077 != 0 || metadata.uid() != owner {
             return Err(DevError::Exposed(path));
         }
-        if path.to_str().is_none_or(|text| text.chars().any(char::is_control)) {
+        // SoftHSM takes what follows as a comment, or as nothing at all: it would look elsewhere.
+        let misread = |character: char| character.is_control() || matches!(character, '#' | '=');
+        if path.to_str().is_none_or(|text| text.chars().any(misread)) {
             return Err(DevError::Path);
         }
         Ok(Self(path))
@@ -120,6 +128,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_path_that_softhsm_would_misread_is_refused_and_a_file_is_no_directory() {
+        let parent = tempfile::tempdir().unwrap();
+        for name in ["a#b", "a=b", "a\nb"] {
+            let refused = DevDirectory::open(&parent.path().join(name));
+            assert!(matches!(refused, Err(DevError::Path)), "{name}");
+        }
+        assert!(DevDirectory::open(&parent.path().join("a 'b\" c")).is_ok());
+        let file = parent.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let refused = DevDirectory::open(&file).map(drop).unwrap_err().to_string();
+        assert!(refused.ends_with("file: not a directory"), "{refused}");
+    }
 
     #[test]
     fn a_new_directory_is_closed_to_others() {

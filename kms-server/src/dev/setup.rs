@@ -1,8 +1,8 @@
 //! The first start, and every later one: token, certificates, configuration, context of the CLI.
 
 use std::fs;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use data_encoding::BASE32_NOPAD;
 use kms_core::clock::Clock;
@@ -22,6 +22,9 @@ pub const DEV_TENANT: &str = "dev";
 const CLIENT_ID: &str = "spiffe://holdfast.dev/dev/client";
 /// Who the dev server is.
 const SERVER_ID: &str = "spiffe://holdfast.dev/dev/server";
+/// The context of `kms` that leads to the dev server, and the file that has it.
+const DEV_CONTEXT: &str = "dev";
+const CLI_FILE: &str = "cli.toml";
 const TOKEN_LABEL: &str = "holdfast-dev";
 const PIN_FILE: &str = "user-pin";
 const SO_PIN_FILE: &str = "so-pin";
@@ -62,7 +65,7 @@ pub fn prepare(
     Ok(config)
 }
 
-fn token(directory: &DevDirectory, module: &std::path::Path) -> Result<String, DevError> {
+fn token(directory: &DevDirectory, module: &Path) -> Result<String, DevError> {
     let path = directory.join(SERIAL_FILE);
     if let Ok(serial) = fs::read_to_string(&path) {
         return Ok(serial.trim().to_owned());
@@ -105,7 +108,7 @@ fn certificates(directory: &DevDirectory, clock: &dyn Clock) -> Result<(), DevEr
     let authority = Authority::create("holdfast dev CA", clock.now())?;
     let server = authority.issue(&LeafName::Server {
         spiffe_id: SERVER_ID.to_owned(),
-        addresses: vec![[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()],
+        addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
     })?;
     let client = authority.issue(&LeafName::Client { spiffe_id: CLIENT_ID.to_owned() })?;
     for (name, credential) in
@@ -124,19 +127,50 @@ fn certificates(directory: &DevDirectory, clock: &dyn Clock) -> Result<(), DevEr
 /// Writes the context for `kms`, with the address that is listened on now.
 pub fn write_cli_context(directory: &DevDirectory, listen: SocketAddr) -> Result<(), DevError> {
     let path = |name: &str| toml::Value::String(directory.join(name).display().to_string());
-    let text = format!(
-        "# Written by `kms-server dev` at every start.\ncurrent = \"dev\"\n\n[contexts.dev]\n\
-         server = \"https://{listen}\"\nca = {}\ncert = {}\nkey = {}\ntenant = \"{DEV_TENANT}\"\n",
-        path("pki/ca.pem"),
-        path("pki/client.pem"),
-        path("pki/client.key"),
-    );
-    directory.put("cli.toml", text.as_bytes())
+    let text = |text: String| toml::Value::String(text);
+    let ours = [
+        ("server", text(format!("https://{}", reachable(listen)))),
+        ("ca", path("pki/ca.pem")),
+        ("cert", path("pki/client.pem")),
+        ("key", path("pki/client.key")),
+        ("tenant", text(DEV_TENANT.to_owned())),
+    ];
+    let ours: toml::Table =
+        ours.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
+    // Contexts that somebody added stay. What is no context file is written anew.
+    let old = fs::read_to_string(directory.join(CLI_FILE)).unwrap_or_default();
+    let mut file: toml::Table = old.parse().unwrap_or_default();
+    let contexts = file.entry("contexts").or_insert_with(|| toml::Table::new().into());
+    if let Some(contexts) = contexts.as_table_mut() {
+        contexts.insert(DEV_CONTEXT.to_owned(), ours.into());
+    }
+    file.entry("current").or_insert_with(|| DEV_CONTEXT.into());
+    let text =
+        format!("# `kms-server dev` writes the context `{DEV_CONTEXT}` at every start.\n{file}");
+    directory.put(CLI_FILE, text.as_bytes())
+}
+
+/// Returns where a client on this machine reaches a listener: nobody connects to "any address", and no certificate has
+/// that name.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let loopback = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(loopback, listen.port())
+}
+
+/// Quotes a path for a shell, where it needs that.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// Returns what dev mode says on standard output when it is ready.
 pub fn banner(directory: &DevDirectory, listen: SocketAddr, admin: SocketAddr) -> String {
-    let context = directory.join("cli.toml");
+    let context = directory.join(CLI_FILE);
     format!(
         "\n*** DEV MODE *** keys, PIN and CA lie side by side in {}. Never for production.\n\n\
          gRPC (mTLS)  https://{listen}\nadmin        http://{admin}/readyz  /metrics\n\n\
@@ -144,6 +178,46 @@ pub fn banner(directory: &DevDirectory, listen: SocketAddr, admin: SocketAddr) -
          kms key create demo --owner me --sensitivity low --usage demo --cryptoperiod 365d\n  \
          echo secret | kms wrap --key demo --in - --out -\n",
         directory.path().display(),
-        context.display(),
+        quoted(&context),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_context_leads_to_an_address_that_the_certificate_names() {
+        let reached = |listen: &str| reachable(listen.parse().unwrap()).to_string();
+        assert_eq!(reached("0.0.0.0:1"), "127.0.0.1:1");
+        assert_eq!(reached("[::]:1"), "[::1]:1");
+        assert_eq!(reached("192.0.2.7:1"), "192.0.2.7:1");
+    }
+
+    #[test]
+    fn a_path_is_printed_as_a_shell_reads_it() {
+        assert_eq!(quoted(Path::new("/tmp/a_b-1.2")), "/tmp/a_b-1.2");
+        assert_eq!(quoted(Path::new("/tmp/a b")), "'/tmp/a b'");
+        assert_eq!(quoted(Path::new("/tmp/it's $HOME")), r"'/tmp/it'\''s $HOME'");
+    }
+
+    #[test]
+    fn a_start_keeps_the_contexts_that_somebody_added() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = DevDirectory::open(&parent.path().join("dev")).unwrap();
+        let read = || fs::read_to_string(directory.join(CLI_FILE)).unwrap();
+        let parsed = || read().parse::<toml::Table>().unwrap();
+        write_cli_context(&directory, "127.0.0.1:1".parse().unwrap()).unwrap();
+        assert_eq!(parsed()["current"].as_str(), Some("dev"));
+        let added = read().replace("current = \"dev\"", "current = \"other\"")
+            + "\n[contexts.other]\nserver = \"https://other:1\"\n";
+        fs::write(directory.join(CLI_FILE), added).unwrap();
+        write_cli_context(&directory, "127.0.0.1:2".parse().unwrap()).unwrap();
+        assert_eq!(parsed()["current"].as_str(), Some("other"));
+        assert_eq!(parsed()["contexts"]["other"]["server"].as_str(), Some("https://other:1"));
+        assert_eq!(parsed()["contexts"]["dev"]["server"].as_str(), Some("https://127.0.0.1:2"));
+        fs::write(directory.join(CLI_FILE), "no TOML [").unwrap();
+        write_cli_context(&directory, "127.0.0.1:3".parse().unwrap()).unwrap();
+        assert_eq!(parsed()["contexts"]["dev"]["server"].as_str(), Some("https://127.0.0.1:3"));
+    }
 }

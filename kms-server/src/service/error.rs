@@ -74,7 +74,7 @@ pub enum ServiceError {
         name: VersionName,
     },
     /// The state of the version does not permit this.
-    #[error("the key version is {state}")]
+    #[error("the key version is {state}, which does not permit this")]
     KeyNotActive {
         /// The state in force.
         state: VersionState,

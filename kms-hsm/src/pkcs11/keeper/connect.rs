@@ -163,7 +163,7 @@ impl Keeper {
             found = Some((slot, token.serial_number().trim().to_owned(), workers));
         }
         let Some((slot, serial, workers)) = found else {
-            return Err(Failure::Device(format!("no token with {selector:?} is present")));
+            return Err(Failure::Device(format!("no token with {selector} is present")));
         };
         self.check_serial(&serial)?;
         *self.shared.serial.lock().unwrap_or_else(PoisonError::into_inner) = serial;

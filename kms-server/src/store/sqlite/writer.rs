@@ -81,6 +81,7 @@ where
 
 /// Serves jobs until all senders are gone.
 pub(super) fn serve(connection: &Connection, jobs: &Receiver<Box<dyn WriteJob>>) {
+    let mut told = Told::default();
     while let Ok(first) = jobs.recv() {
         let mut group = vec![first];
         while group.len() < MAX_GROUP {
@@ -88,12 +89,32 @@ pub(super) fn serve(connection: &Connection, jobs: &Receiver<Box<dyn WriteJob>>)
             group.push(next);
         }
         let outcome = run_group(connection, &mut group);
-        if let Err(error) = &outcome {
-            tracing::error!(%error, methods = group.len(), "a group of store methods failed");
+        if told.is_news(&outcome) {
+            match &outcome {
+                Ok(()) => tracing::info!("the database can be written again"),
+                Err(error) => {
+                    tracing::error!(%error, methods = group.len(), "a group of store methods failed");
+                }
+            }
         }
         for job in group {
             job.answer(outcome.clone());
         }
+    }
+}
+
+/// Says once that groups fail, and once that they do not any more: on a full disk they fail by the hundred.
+#[derive(Default)]
+struct Told(Option<StoreError>);
+
+impl Told {
+    fn is_news(&mut self, outcome: &Result<(), StoreError>) -> bool {
+        let error = outcome.as_ref().err();
+        let news = self.0.as_ref() != error;
+        if news {
+            self.0 = error.cloned();
+        }
+        news
     }
 }
 
@@ -126,4 +147,22 @@ fn begin_and_commit(
     }
     connection.prepare_cached("COMMIT")?.execute([])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_once_until_it_changes_or_is_over() {
+        let failed = |detail: &str| Err(StoreError::Unwritable { detail: detail.into() });
+        let mut told = Told::default();
+        assert!(!told.is_news(&Ok(())));
+        assert!(told.is_news(&failed("full")));
+        assert!(!told.is_news(&failed("full")));
+        assert!(told.is_news(&failed("read-only")));
+        assert!(told.is_news(&Ok(())));
+        assert!(!told.is_news(&Ok(())));
+        assert!(told.is_news(&failed("full")));
+    }
 }

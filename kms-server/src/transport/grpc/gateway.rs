@@ -20,6 +20,7 @@ use tracing::Instrument as _;
 
 use super::arrive::{self, Arrived, Budget, Charge};
 use super::bounds::NotDecoded;
+use super::failures::{FailureLog, Line};
 use super::{answer, deadline};
 use crate::authn::{Peer, Principal, Unauthenticated};
 use crate::service::{Kms, RequestContext, ServiceError};
@@ -61,12 +62,14 @@ pub struct Gateway(Arc<Inner>);
 struct Inner {
     parts: GatewayParts,
     budget: Budget,
+    failures: FailureLog,
 }
 
 impl Gateway {
     /// Makes a gateway.
     pub fn new(parts: GatewayParts) -> Self {
-        Self(Arc::new(Inner { parts, budget: Budget::new(BODY_BUDGET_BYTES) }))
+        let budget = Budget::new(BODY_BUDGET_BYTES);
+        Self(Arc::new(Inner { parts, budget, failures: FailureLog::default() }))
     }
 
     /// Finds out who calls. Asked when the headers are there: certificates run out while connections are open.
@@ -206,7 +209,7 @@ impl Call {
             }
             Err(error) => {
                 parts.metrics.failed(self.method, error.reason(), took);
-                log(&error);
+                self.log(&error);
                 status::from_service(&error, &id).into_http()
             }
         };
@@ -220,6 +223,26 @@ impl Call {
     pub(super) fn refuse(&self, refused: Refused) -> Response<Body> {
         self.note(refused.reason());
         status::from_refused(refused).into_http()
+    }
+
+    /// Operators read what is theirs to mend; what callers did stands in the audit log.
+    fn log(&self, error: &ServiceError) {
+        let reason = error.reason();
+        match error.fault() {
+            Fault::Caller | Fault::Policy => tracing::debug!(reason, "refused"),
+            Fault::Device | Fault::Store | Fault::Audit => {
+                let inner = &self.gateway.0;
+                match inner.failures.note(reason, inner.parts.clock.monotonic()) {
+                    Line::Count => return tracing::debug!(reason, %error, "failed"),
+                    Line::Tell { counted: 0 } => {}
+                    Line::Tell { counted } => {
+                        tracing::warn!(reason, counted, "more failed than were told");
+                    }
+                }
+                tracing::warn!(reason, %error, "failed");
+            }
+            Fault::Bug => tracing::error!(reason, %error, "failed"),
+        }
     }
 
     fn note(&self, reason: &'static str) {
@@ -242,15 +265,4 @@ struct Begun<D> {
 /// The source of a request that came through no connection of ours; only tests can make one.
 fn nowhere() -> SocketAddr {
     ([0, 0, 0, 0], 0).into()
-}
-
-/// Operators read what is theirs to mend; what callers did stands in the audit log.
-fn log(error: &ServiceError) {
-    match error.fault() {
-        Fault::Caller | Fault::Policy => tracing::debug!(reason = error.reason(), "refused"),
-        Fault::Device | Fault::Store | Fault::Audit => {
-            tracing::warn!(reason = error.reason(), %error, "failed");
-        }
-        Fault::Bug => tracing::error!(reason = error.reason(), %error, "failed"),
-    }
 }

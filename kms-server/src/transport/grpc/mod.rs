@@ -2,7 +2,7 @@
 //!
 //! In the order in which a request meets them: `route` finds the method of a path, `gateway` asks who calls and does what
 //! every call needs, `arrive` reads the message, `bounds` counts it, `decode` and `encode` translate field by field,
-//! `answer` frames what goes back. `crypto`, `key` and `health` name the methods.
+//! `answer` frames what goes back, `failures` keeps the log short. `crypto`, `key` and `health` name the methods.
 
 mod answer;
 mod arrive;
@@ -12,6 +12,7 @@ mod crypto;
 mod deadline;
 mod decode;
 mod encode;
+mod failures;
 mod gateway;
 mod health;
 mod key;
