@@ -5,6 +5,8 @@
 //! store and HSM close.
 
 mod error;
+mod live;
+mod open;
 mod parts;
 mod ready;
 mod refusals;
@@ -12,7 +14,9 @@ mod roots;
 mod run;
 mod signals;
 mod sockets;
+mod start;
 mod steps;
+mod stop;
 
 pub use error::{
     EXIT_CONFIG, EXIT_HELD, EXIT_HSM, EXIT_INTERNAL, EXIT_SOCKET, EXIT_STATE, StartError,
