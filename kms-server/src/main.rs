@@ -20,6 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_STATUSES: &str = "Exit status:\n  \
     0   stopped by SIGTERM or SIGINT after a drain\n  \
     2   wrong command line\n  \
+    65  the database is not the one that the audit log has last seen\n  \
     69  the HSM module cannot be used\n  \
     70  a defect of the server\n  \
     71  a socket or a thread was refused by the system\n  \
@@ -38,6 +39,8 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     serve: Serve,
+    #[command(flatten)]
+    start: Start,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,6 +60,15 @@ struct Serve {
     flags: Flags,
 }
 
+/// What is said of one start only, and therefore stands in no file.
+#[derive(Debug, Args)]
+struct Start {
+    /// Go on with a database that is not the one the audit log has last seen, as after a restore; the
+    /// log records it. Give it once
+    #[arg(long)]
+    accept_restored_store: bool,
+}
+
 #[derive(Debug, Args)]
 struct Dev {
     /// Directory for token, keys, database and logs; made when there is none
@@ -67,6 +79,8 @@ struct Dev {
     module: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
+    #[command(flatten)]
+    start: Start,
 }
 
 fn main() -> ExitCode {
@@ -90,7 +104,7 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::CheckConfig(serve)) => check_config(&serve),
         Some(Command::Dev(dev)) => run_dev(&dev, started),
-        None => run_server(&cli.serve, started),
+        None => run_server(&cli.serve, &cli.start, started),
     }
 }
 
@@ -115,13 +129,18 @@ fn check_config(serve: &Serve) -> ExitCode {
     ExitCode::from(EXIT_CONFIG)
 }
 
-fn run_server(serve: &Serve, started: std::time::Instant) -> ExitCode {
+fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> ExitCode {
     let config = match load(serve) {
         Ok(config) => config,
         Err(error) => return fail(EXIT_CONFIG, &error),
     };
     log::start(config.log);
-    let mode = Mode { create_roots: false, ready_file: None, on_ready: Box::new(|_, _| Ok(())) };
+    let mode = Mode {
+        create_roots: false,
+        accept_restored_store: start.accept_restored_store,
+        ready_file: None,
+        on_ready: Box::new(|_, _| Ok(())),
+    };
     serve_with(&config, &mode, started)
 }
 
@@ -150,7 +169,12 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
         say(&banner(&directory, listen, admin));
         Ok(())
     });
-    let mode = Mode { create_roots: true, ready_file: Some(ready_file), on_ready };
+    let mode = Mode {
+        create_roots: true,
+        accept_restored_store: dev.start.accept_restored_store,
+        ready_file: Some(ready_file),
+        on_ready,
+    };
     let status = serve_with(&config, &mode, started);
     drop(held);
     Ok(status)

@@ -52,6 +52,8 @@ pub struct Rig {
     /// The longest deadline of a request.
     pub max_request_ms: u64,
     pub environment: Vec<(String, String)>,
+    /// More of the server's command line.
+    pub arguments: Vec<&'static str>,
     /// Put before the server's own command line: `strace`, for example.
     pub wrapper: Vec<String>,
     /// May do everything.
@@ -91,6 +93,7 @@ impl Rig {
             overlap_ms: 600_000,
             max_request_ms: 30_000,
             environment: vec![],
+            arguments: vec![],
             wrapper: vec![],
             operator: pki.issue_serial("operator", &Kind::Spiffe(OPERATOR), 100),
             stranger: pki.issue_serial("stranger", &Kind::Spiffe(STRANGER), 101),
@@ -196,7 +199,7 @@ impl Rig {
                 command
             }
         };
-        Process::start(self.configure(&mut command))
+        Process::start(self.configure(&mut command).args(&self.arguments))
     }
 
     /// Has the server check the configuration that it would start with.

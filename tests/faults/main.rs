@@ -12,4 +12,5 @@ mod common;
 mod device;
 mod disk;
 mod integrity;
+mod restore;
 mod token;

@@ -95,7 +95,7 @@ fn deadline(clock: &dyn Clock) -> Instant {
 }
 
 /// What passes by itself.
-const fn waits(error: &HsmError) -> bool {
+pub(super) const fn waits(error: &HsmError) -> bool {
     matches!(
         error,
         HsmError::Unavailable { .. }

@@ -26,6 +26,8 @@ const HSM_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Mode {
     /// Whether the first root set is made when there is none. Dev mode only.
     pub create_roots: bool,
+    /// Whether a database that is not the one the audit log has last seen is accepted, for this start.
+    pub accept_restored_store: bool,
     /// A file to write when ready.
     pub ready_file: Option<ReadyFile>,
     /// Told the addresses of both listeners, gRPC first, when ready; before the ready file is written.

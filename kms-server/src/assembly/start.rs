@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::interval;
 
+use super::compare::compare;
 use super::error::StartError;
 use super::open::Core;
 use super::parts;
@@ -193,6 +194,8 @@ impl Core {
         });
         // The only place that sets it, so it cannot be taken.
         let _ = told.kms.set(kms.clone());
+        // Recovery acts on what the database says, so it must be the right one.
+        compare(&kms, mode.accept_restored_store, &mut shutdown).await?;
         match kms.recover().await {
             Ok(done) => tracing::info!(?done, "recovered what an earlier process left"),
             // The periodic run tries again; what is not recovered yet is refused or reported, never lost.

@@ -18,6 +18,8 @@ use super::chain::Head;
 /// Mutations without an outcome that are remembered: far more than can be under way. Of one that is not remembered
 /// nothing is undone in the HSM, so forgetting is safe.
 pub const MAX_PENDING: usize = 65_536;
+/// Operation of the record that makes a tenant's manifest, as it is in the database, the last that counts.
+pub const ACCEPT_STORE: &str = "internal/AcceptStore";
 /// A summary is never longer than this: a million tenants.
 const MAX_SUMMARY_BYTES: u64 = 256 << 20;
 
@@ -40,7 +42,12 @@ impl Past {
             }
             _ => {}
         }
-        if let (Phase::Outcome, Some(stamp)) = (record.phase, &record.manifest) {
+        let Some(stamp) = &record.manifest else { return };
+        if record.phase == Phase::Complete && &*record.operation == ACCEPT_STORE {
+            // What the log has seen before no longer counts, however high its revision.
+            self.stamps.insert(record.tenant.to_string(), stamp.clone());
+        }
+        if record.phase == Phase::Outcome {
             // An outcome may be written late: it tells the manifest of its own mutation.
             let newer =
                 self.stamps.get(record.tenant.as_str()).is_none_or(|s| s.revision < stamp.revision);
@@ -170,6 +177,23 @@ mod tests {
             let stamp = read(&outcomes).stamps().get("t1").cloned().unwrap();
             assert_eq!((stamp.revision, &*stamp.digest), (Revision::new(2), "digest-2"));
         }
+    }
+
+    #[test]
+    fn an_accepted_manifest_counts_also_when_it_is_lower() {
+        let accepted = AuditRecord {
+            intent_id: None,
+            operation: ACCEPT_STORE.into(),
+            ..mutation(Phase::Complete, 1, Some(2))
+        };
+        let late = mutation(Phase::Outcome, 2, Some(1));
+        let past = read(&[mutation(Phase::Outcome, 1, Some(5)), accepted.clone(), late]);
+        assert_eq!(past.stamps().get("t1").map(|stamp| stamp.revision), Some(Revision::new(2)));
+        let next = mutation(Phase::Outcome, 3, Some(3));
+        let past = read(&[mutation(Phase::Outcome, 1, Some(5)), accepted, next]);
+        assert_eq!(past.stamps().get("t1").map(|stamp| stamp.revision), Some(Revision::new(3)));
+        let other = mutation(Phase::Complete, 1, Some(9));
+        assert_eq!(read(&[other]), Past::default(), "only that operation");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod metrics;
 mod mutations;
 mod places;
 mod refusals;
+mod rollback;
 mod states;
 mod support;
 mod tampering;

@@ -256,6 +256,14 @@ impl Store for SqliteStore {
         self.read(move |db| read::manifest(db, &tenant)).await
     }
 
+    async fn list_manifests(
+        &self,
+        after: Option<TenantName>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<Manifest>>, StoreError> {
+        self.read(move |db| read::list_manifests(db, after.as_ref(), limit)).await
+    }
+
     async fn request(
         &self,
         principal: String,
