@@ -63,6 +63,15 @@ pub struct ManifestStamp {
     pub digest: String,
 }
 
+/// A counter row after a lease was taken or given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterStamp {
+    /// Its revision.
+    pub revision: Revision,
+    /// Invocations handed out in leases so far.
+    pub leased: u64,
+}
+
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
@@ -119,6 +128,9 @@ pub struct AuditRecord {
     /// State of the tenant's rows after a mutation.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub manifest: Option<ManifestStamp>,
+    /// The counter of a key version after a lease.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub counter: Option<CounterStamp>,
     /// How many calls the record stands for, when refused ones were aggregated.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub count: Option<u64>,

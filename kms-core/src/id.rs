@@ -7,6 +7,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// A source of randomness for ids. Keys and IVs come from the HSM, never from here.
+pub trait Randomness: Send + Sync + fmt::Debug + 'static {
+    /// Draws 16 bytes; `None` when the source fails.
+    fn draw(&self) -> Option<[u8; 16]>;
+}
+
 /// A text that is not the identifier it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a UUID in its 36-character text form")]

@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kms_core::audit::{AuditRecord, Decision, LoggedContext, ManifestStamp, Phase};
+use kms_core::audit::{AuditRecord, CounterStamp, Decision, LoggedContext, ManifestStamp, Phase};
 use kms_core::id::{IntentId, KeyVersion, Revision};
 use kms_server::audit::verify::{VerifyError, verify};
 use kms_server::audit::{AuditSink as _, AuditStartError, FileSink, Head, MAX_LINE_BYTES};
@@ -38,6 +38,7 @@ fn full_record() -> AuditRecord {
         from_version: Some(KeyVersion::FIRST),
         reason: Some("drill".into()),
         manifest: Some(ManifestStamp { revision: Revision::new(7), digest: "00ff".into() }),
+        counter: Some(CounterStamp { revision: Revision::new(8), leased: 1 << 32 }),
         count: Some(12),
         ..record(3)
     }
@@ -104,6 +105,7 @@ fn a_record_has_no_other_fields_than_those_reviewed() {
         "authn_method",
         "context",
         "count",
+        "counter",
         "decision",
         "event_id",
         "from_version",

@@ -92,14 +92,14 @@ async fn on_a_full_disk_everything_is_refused_and_nothing_is_half_done() {
 
 #[tokio::test]
 async fn with_a_read_only_audit_log_nothing_is_used_or_changed() {
-    // Two records of the creation and one of the wrap are written; all later ones are not.
-    let fault = "pwrite64:error=EROFS:when=4+";
+    // Two records of the creation, one of the lease and one of the wrap are written; all later ones are not.
+    let fault = "pwrite64:error=EROFS:when=5+";
     let server = start_with("audit/audit-00000001.jsonl", fault);
     let client = server.operator().await;
     let key = client.create("read-only").await.name;
     let wrapped = client.wrap(&key, b"before", &[]).await.unwrap().ciphertext;
     let before = server.records();
-    assert_eq!(before.len(), 3);
+    assert_eq!(before.len(), 4);
 
     let unavailable = |refused: crate::common::Refusal| {
         assert!(refused.is(Code::Unavailable, "AUDIT_UNAVAILABLE").retryable);
@@ -121,7 +121,7 @@ async fn with_a_read_only_audit_log_nothing_is_used_or_changed() {
     rig.wrapper.clear();
     let server = rig.start();
     let client = server.operator().await;
-    assert_eq!(server.records()[..3], before);
+    assert_eq!(server.records()[..4], before);
     assert_eq!(client.unwrap(&key, &wrapped, &[]).await.unwrap(), b"before");
     let describing = proto::DescribeKeyRequest { name: key_name("never") };
     refusal(client.keys().describe_key(describing).await).is(Code::NotFound, "KEY_NOT_FOUND");

@@ -73,6 +73,7 @@ impl RefusalLog for FoldedRefusals {
             queue_us: 0,
             hsm_us: 0,
             manifest: None,
+            counter: None,
             count: None,
         };
         if let Some(record) = self.refusals.fold(record) {

@@ -149,6 +149,7 @@ pub(crate) mod sample {
             queue_us: 10,
             hsm_us: 20,
             manifest: None,
+            counter: None,
             count: None,
         }
     }

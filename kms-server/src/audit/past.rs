@@ -94,11 +94,10 @@ struct Inner {
 /// Nothing that a caller chooses stands before the phase, so its first occurrence is the field.
 fn concerns(line: &[u8]) -> bool {
     const PHASE: &[u8] = b"\"phase\":\"";
-    const DULL: &[u8] = b"complete\",\"operation\":\"kms.";
+    const DULL: &[u8] = b"complete\",\"operation\":\"";
     let found = line.windows(PHASE.len()).position(|window| window == PHASE);
-    found
-        .and_then(|start| line.get(start + PHASE.len()..))
-        .is_some_and(|rest| !rest.starts_with(DULL))
+    let Some(rest) = found.and_then(|start| line.get(start + PHASE.len()..)) else { return false };
+    rest.strip_prefix(DULL).is_none_or(|operation| operation.starts_with(ACCEPT_STORE.as_bytes()))
 }
 
 /// A summary of all files before one: so that a start reads one file, not the whole log.

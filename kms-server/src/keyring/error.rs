@@ -5,6 +5,7 @@ use kms_core::name::{KeyName, VersionName};
 use kms_core::state::VersionState;
 use kms_hsm::HsmError;
 
+use crate::audit::AuditError;
 use crate::store::StoreError;
 
 /// An error of the keyring.
@@ -37,6 +38,9 @@ pub enum KeyringError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A defect of ours.
     #[error("bug: {reason}")]
     Bug {
@@ -57,6 +61,7 @@ impl KeyringError {
             Self::Integrity { .. } => Fault::Store,
             Self::Hsm(error) => error.fault(),
             Self::Store(error) => error.fault(),
+            Self::Audit(error) => error.fault(),
             Self::Bug { .. } => Fault::Bug,
         }
     }
@@ -66,6 +71,7 @@ impl KeyringError {
         match self {
             Self::Hsm(error) => error.retry(),
             Self::Store(error) => error.retry(),
+            Self::Audit(error) => error.retry(),
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
             | Self::NotPermittedByState(_)

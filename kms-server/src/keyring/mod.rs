@@ -1,4 +1,4 @@
-//! The keyring: keys ready for use. Stands between service and { hsm | store }.
+//! The keyring: keys ready for use. Stands between service and { hsm | store | audit }.
 //!
 //! Responsible for what is loaded: rows are verified (MAC under root `mac`, check value) on first use, kept in a bounded
 //! LRU, and dropped on every write; keys that are not there are never remembered as absent. It checks states, chooses
@@ -6,17 +6,26 @@
 //! get operations, and only against a permit. It must never try a second key.
 
 mod cache;
+mod counter_rows;
 mod counters;
 mod error;
 mod flight;
 mod lease;
+mod lease_log;
+mod ledger;
 mod load;
+mod plan;
 mod seal;
 mod usage;
 
+#[cfg(test)]
+mod ledger_tests;
+
 pub use counters::{Counter, Counters};
 pub use error::KeyringError;
-pub use lease::{FIRST_LEASE, LARGEST_LEASE, ROLLOVER_AT};
+pub use lease::{FIRST_LEASE, LARGEST_LEASE};
+pub use lease_log::LEASE_OPERATION;
+pub use ledger::ROLLOVER_AT;
 pub use load::{CONTEXT_AUDIT_LABEL, CachedKey};
 pub use seal::MacInput;
 pub use usage::{Processing, Protecting, Rewrapping};
@@ -27,15 +36,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kms_core::clock::Clock;
-use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
+use kms_core::id::{KeyUid, KeyVersion, Randomness, RootGeneration};
 use kms_core::key::{Sealed, VersionRow};
 use kms_core::name::{KeyName, VersionName};
 use kms_hsm::Hsm;
 
+use crate::audit::SharedAuditSink;
 use crate::store::{Store, StoreError};
 use cache::Cache;
+use counter_rows::CounterRows;
 use flight::Flights;
-use lease::Ledger;
+use lease_log::LeaseLog;
+use ledger::Ledger;
 use load::LoadedVersion;
 
 /// How much the keyring keeps, and for how long.
@@ -108,17 +120,21 @@ impl Keyring {
     pub fn new(
         hsm: Arc<dyn Hsm>,
         store: Arc<dyn Store>,
+        audit: SharedAuditSink,
         clock: Arc<dyn Clock>,
+        randomness: Arc<dyn Randomness>,
         config: KeyringConfig,
     ) -> Self {
         let counters = Arc::new(Counters::default());
-        let ledger = Ledger::new(
-            Arc::clone(&hsm),
-            Arc::clone(&store),
-            Arc::clone(&clock),
-            config,
-            Arc::clone(&counters),
-        );
+        let rows = CounterRows {
+            hsm: Arc::clone(&hsm),
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            generation: config.generation,
+            timeout: config.load_timeout,
+            counters: Arc::clone(&counters),
+        };
+        let log = LeaseLog { audit, clock: Arc::clone(&clock), randomness };
         let shared = Shared {
             hsm,
             store,
@@ -126,7 +142,7 @@ impl Keyring {
             config,
             cache: Cache::new(config.max_keys, config.max_versions),
             counters,
-            ledger: Arc::new(ledger),
+            ledger: Arc::new(Ledger::new(rows, log)),
             key_flights: Flights::default(),
             version_flights: Flights::default(),
         };

@@ -361,6 +361,7 @@ impl From<KeyringError> for ServiceError {
             KeyringError::Integrity { detail } => Self::KeyIntegrity { detail },
             KeyringError::Hsm(error) => error.into(),
             KeyringError::Store(error) => error.into(),
+            KeyringError::Audit(error) => error.into(),
             KeyringError::Bug { reason } => Self::Bug { reason },
         }
     }

@@ -1,7 +1,6 @@
 //! What all use-cases share: the parts, permits, and the audit of what was decided.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use kms_core::clock::Clock;
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES};
-use kms_core::id::{IntentId, RequestId};
+use kms_core::id::{IntentId, Randomness, RequestId};
 use kms_core::name::{KeyName, TenantName};
 use kms_hsm::{Hsm, HsmError, Timing};
 
@@ -32,12 +31,6 @@ pub(super) const INTERNAL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How many locks the tenants share: two tenants on one lock only wait for each other.
 const TENANT_LOCKS: usize = 64;
-
-/// A source of randomness for ids. Keys and IVs come from the HSM, never from here.
-pub trait Randomness: Send + Sync + fmt::Debug + 'static {
-    /// Draws 16 bytes; `None` when the source fails.
-    fn draw(&self) -> Option<[u8; 16]>;
-}
 
 /// The generator of aws-lc-rs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,8 +101,14 @@ impl Kms {
     /// Puts the parts together. Nothing is loaded before it is used.
     pub fn new(parts: Parts) -> Self {
         let Parts { hsm, store, audit, clock, policy, randomness, keyring } = parts;
-        let keyring =
-            Keyring::new(Arc::clone(&hsm), Arc::clone(&store), Arc::clone(&clock), keyring);
+        let keyring = Keyring::new(
+            Arc::clone(&hsm),
+            Arc::clone(&store),
+            Arc::clone(&audit),
+            Arc::clone(&clock),
+            Arc::clone(&randomness),
+            keyring,
+        );
         let refusals = Refusals::new(Arc::clone(&audit), Arc::clone(&clock), Bounds::AUTHENTICATED);
         let inner = Inner {
             refusals,

@@ -32,7 +32,7 @@ mod wrap;
 
 pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
 pub use error::{RETRY_AFTER, ServiceError};
-pub use kms::{Kms, Parts, Randomness, SystemRandomness};
+pub use kms::{Kms, Parts, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;
 pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};
 pub use reconcile::{ABANDONED, INTENT_GRACE, MAX_DUE, ORPHAN_OBJECT, Reconciled};

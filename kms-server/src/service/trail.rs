@@ -182,6 +182,7 @@ impl Inner {
             queue_us: micros(trail.timing.queued),
             hsm_us: micros(trail.timing.in_hsm),
             manifest: trail.manifest,
+            counter: None,
             count: None,
         }
     }

@@ -1,8 +1,9 @@
 //! Invocation accounting, with counters seeded at their limits.
 
-use kms_core::id::{KeyVersion, RootGeneration};
+use kms_core::audit::{AuditRecord, CounterStamp, Decision};
+use kms_core::id::{KeyVersion, Revision, RootGeneration};
 use kms_core::key::{CounterRow, MAX_INVOCATIONS, Sealed};
-use kms_server::keyring::{FIRST_LEASE, KeyringConfig, ROLLOVER_AT};
+use kms_server::keyring::{FIRST_LEASE, KeyringConfig, LEASE_OPERATION, ROLLOVER_AT};
 use kms_server::service::ServiceError;
 use kms_server::store::{KeyRef, VersionChoice};
 use std::num::NonZeroUsize;
@@ -18,13 +19,17 @@ async fn counter(world: &World) -> Sealed<CounterRow> {
     world.store.counter(uid, KeyVersion::FIRST).await.unwrap().unwrap()
 }
 
-async fn seed(world: &World, leased: u64) {
-    let old = counter(world).await.row;
-    let row = CounterRow { leased, revision: old.revision.next(), ..old };
+async fn seal(world: &World, row: CounterRow) -> Sealed<CounterRow> {
     let generation = RootGeneration::FIRST;
     let request = world.request(WRAP);
     let macs = world.hsm.mac(generation, vec![row.mac_input(generation)], request.deadline).await;
-    let sealed = Sealed { row, mac: macs.unwrap()[0], generation };
+    Sealed { row, mac: macs.unwrap()[0], generation }
+}
+
+async fn seed(world: &World, leased: u64) {
+    let old = counter(world).await.row;
+    let row = CounterRow { leased, revision: old.revision.next(), ..old };
+    let sealed = seal(world, row).await;
     world.store.update_counters(vec![(old.revision, sealed)]).await.unwrap()[0].clone().unwrap();
 }
 
@@ -108,4 +113,102 @@ async fn an_edited_counter_stops_protection() {
     database.execute("UPDATE counters SET leased = 0, revision = revision + 1", []).unwrap();
     let refused = world.kms.wrap(&world.request(WRAP), wrap(KEY, b"x")).await.unwrap_err();
     assert_eq!(refused.reason(), "KEY_INTEGRITY");
+}
+
+fn lease_records(world: &World) -> Vec<AuditRecord> {
+    let records = world.records().into_iter();
+    records.filter(|record| record.operation == LEASE_OPERATION).collect()
+}
+
+#[tokio::test]
+async fn each_lease_and_each_return_is_in_the_audit_log() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    assert_eq!(lease_records(&world), [], "a new counter is part of the creation");
+    world.wrap(KEY).await;
+    world.wrap(KEY).await;
+    world.kms.drain().await.unwrap();
+    let told = lease_records(&world);
+    let stamp = |revision, leased| Some(CounterStamp { revision: Revision::new(revision), leased });
+    let counters: Vec<_> = told.iter().map(|record| record.counter).collect();
+    assert_eq!(counters, [stamp(2, 1 + FIRST_LEASE), stamp(3, 3)]);
+    let row = counter(&world).await.row;
+    for record in told {
+        assert_eq!(
+            (record.principal.as_str(), record.authn_method.as_str()),
+            ("internal", "internal")
+        );
+        assert_eq!((record.tenant.as_str(), record.result.as_str()), ("t", "OK"));
+        assert_eq!(record.resource.as_ref().unwrap().as_str(), KEY);
+        assert_eq!((record.key_uid, record.key_version), (Some(row.key_uid), Some(row.version)));
+        assert_eq!(record.decision, Decision::NotReached);
+    }
+}
+
+#[tokio::test]
+async fn with_an_unwritable_log_no_invocation_is_leased() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    world.sink.refuse(true);
+    for _ in 0..10 {
+        let refused = world.kms.wrap(&world.request(WRAP), wrap(KEY, b"x")).await.unwrap_err();
+        assert_eq!(refused.reason(), "AUDIT_UNAVAILABLE");
+    }
+    assert_eq!(counter(&world).await.row.leased, 1);
+    world.sink.refuse(false);
+    world.wrap(KEY).await;
+    assert_eq!(counter(&world).await.row.leased, 1 + FIRST_LEASE);
+}
+
+/// Makes as many invocations at once.
+async fn use_times(world: &World, count: u64) {
+    let items = (0..count).map(|_| Ok(wrap(KEY, b"x"))).collect();
+    let results = world.kms.batch_wrap(&world.request(WRAP), items).await.unwrap();
+    assert!(results.iter().all(Result::is_ok));
+}
+
+/// Writes the counter past the store and its triggers.
+fn put(world: &World, row: &Sealed<CounterRow>) {
+    let database = rusqlite::Connection::open(world.database()).unwrap();
+    let Sealed { row, mac, generation: _ } = row;
+    database.execute_batch("DROP TRIGGER counters_guard").unwrap();
+    let (leased, revision) = (i64::try_from(row.leased), i64::try_from(row.revision.get()));
+    let values = (leased.unwrap(), revision.unwrap(), mac.0);
+    database.execute("UPDATE counters SET leased = ?1, revision = ?2, mac = ?3", values).unwrap();
+}
+
+/// The counter as it may have been, or may become: with a good MAC.
+async fn variant(world: &World, revision: u64, leased: u64) -> Sealed<CounterRow> {
+    seal(
+        world,
+        CounterRow { leased, revision: Revision::new(revision), ..counter(world).await.row },
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_counter_that_was_put_back_is_refused_while_its_version_is_cached() {
+    let now = (2, 1 + FIRST_LEASE);
+    let rows = [
+        (1, 1, true),
+        (1, now.1, true),
+        (now.0, now.1 - 1, true),
+        (now.0, now.1 + 1, true),
+        (now.0, now.1, false),
+        // Another replica wrote.
+        (now.0 + 1, 5000, false),
+        (now.0 + 1, 1, false),
+    ];
+    for (revision, leased, refused) in rows {
+        let world = World::new().await;
+        world.create(KEY).await;
+        use_times(&world, 1000).await;
+        put(&world, &variant(&world, revision, leased).await);
+        use_times(&world, FIRST_LEASE - 1000).await;
+        let wrapped = world.kms.wrap(&world.request(WRAP), wrap(KEY, b"x")).await;
+        let reason = wrapped.map_err(|error| error.reason()).err();
+        assert_eq!(reason, refused.then_some("KEY_INTEGRITY"), "{revision} {leased}");
+        let alerts = world.kms.counters().integrity_failures.read();
+        assert_eq!(alerts, u64::from(refused), "{revision} {leased}");
+    }
 }

@@ -40,7 +40,8 @@ async fn a_flood_of_refused_batches_leaves_few_records_and_the_right_count() {
     world.clock.advance(WINDOW);
     world.kms.write_refusals().await.unwrap();
     let records = world.records().split_off(before);
-    assert_eq!(records.len() as u64, WHOLE_OF_KIND + 2, "the folded one, and the permitted one");
+    let more = "the folded one, the permitted one, and its lease";
+    assert_eq!(records.len() as u64, WHOLE_OF_KIND + 3, "{more}");
     assert_eq!(told(&records), 100_000);
     let folded = records.last().unwrap();
     assert_eq!(folded.count, Some(100_000 - WHOLE_OF_KIND));

@@ -1,11 +1,11 @@
 //! Every state against every use, as the published matrix says; rows are seeded in the state.
 
-use kms_core::id::{IntentId, Revision};
+use kms_core::id::{IntentId, Randomness as _, Revision};
 use kms_core::key::{Sealed, VersionRow};
 use kms_core::name::KeyName;
 use kms_core::state::{Use, Verdict, VersionState};
 use kms_server::authz::ActionKind;
-use kms_server::service::{GenerateDataKey, Randomness, Rewrap, ServiceError, SystemRandomness};
+use kms_server::service::{GenerateDataKey, Rewrap, ServiceError, SystemRandomness};
 use kms_server::store::{Closing, Intent, IntentKind, KeyRef, ManifestChange, VersionChoice};
 
 use crate::support::*;

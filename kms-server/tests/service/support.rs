@@ -9,7 +9,7 @@ use std::time::Duration;
 use kms_core::audit::AuditRecord;
 use kms_core::clock::{Clock, ManualClock, Timestamp};
 use kms_core::context::EncryptionContext;
-use kms_core::id::{EventId, RequestId, RootGeneration};
+use kms_core::id::{EventId, Randomness as _, RequestId, RootGeneration};
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::name::KeyName;
 use kms_core::secret::Plaintext;
@@ -20,7 +20,7 @@ use kms_server::authn::{AuthnMethod, Principal};
 use kms_server::authz::{ActionKind, GrantConfig, StaticPolicy};
 use kms_server::keyring::KeyringConfig;
 use kms_server::service::{
-    CreateKey, Kms, Parts, Randomness, RequestContext, SystemRandomness, Unwrap, Wrap, Wrapped,
+    CreateKey, Kms, Parts, RequestContext, SystemRandomness, Unwrap, Wrap, Wrapped,
 };
 use kms_server::store::Store;
 use kms_server::store::sqlite::SqliteStore;

@@ -154,6 +154,7 @@ pub fn record(number: u64) -> AuditRecord {
         queue_us: 10,
         hsm_us: 20,
         manifest: None,
+        counter: None,
         count: None,
     }
 }
