@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use kms_core::audit::{ManifestStamp, Phase};
 use kms_core::name::TenantName;
+use kms_core::text::Text;
 
 use super::ServiceError;
 use super::kms::{Inner, Kms};
@@ -31,7 +32,7 @@ pub struct Compared {
     pub agreeing: usize,
     /// Tenants of the database of which the log has no manifest: nothing to compare.
     pub unknown: usize,
-    /// Tenants whose manifest was accepted as it is in the database.
+    /// Tenants that were accepted as they are in the database.
     pub accepted: usize,
 }
 
@@ -81,8 +82,10 @@ impl Kms {
 #[derive(Default)]
 struct Found {
     agreeing: usize,
-    unknown: Vec<(TenantName, ManifestStamp)>,
+    unknown: usize,
     diverged: Vec<Divergence>,
+    /// Each tenant's manifest in the database; only when it may be accepted.
+    stored: Vec<(TenantName, ManifestStamp)>,
 }
 
 /// Stamps of applied intents, by tenant.
@@ -91,15 +94,15 @@ type Applied = HashMap<String, Vec<ManifestStamp>>;
 impl Inner {
     async fn compare_store(&self, accept: bool) -> Result<Compared, CompareError> {
         let past = self.audit.past();
-        let Found { agreeing, unknown, mut diverged } =
-            self.compare_manifests(past.stamps()).await?;
+        let Found { agreeing, unknown, mut diverged, stored } =
+            self.compare_manifests(past.stamps(), accept).await?;
         diverged.sort_by(|a, b| a.tenant.cmp(&b.tenant));
         for divergence in diverged.iter().take(MAX_TOLD) {
             alert(divergence, accept);
         }
-        let compared = Compared { agreeing, unknown: unknown.len(), accepted: 0 };
+        let compared = Compared { agreeing, unknown, accepted: 0 };
         if accept {
-            let accepted = self.accept(&diverged, unknown).await?;
+            let accepted = self.accept(&diverged, stored).await?;
             return Ok(Compared { accepted, ..compared });
         }
         let others = diverged.len().saturating_sub(1);
@@ -112,6 +115,7 @@ impl Inner {
     async fn compare_manifests(
         &self,
         seen: &BTreeMap<String, ManifestStamp>,
+        keep: bool,
     ) -> Result<Found, CompareError> {
         let mut missing: BTreeMap<&str, &ManifestStamp> =
             seen.iter().map(|(tenant, stamp)| (tenant.as_str(), stamp)).collect();
@@ -122,8 +126,11 @@ impl Inner {
             after = Some(last.tenant.clone());
             for manifest in page {
                 let stored = manifest.stamp();
+                if keep {
+                    found.stored.push((manifest.tenant.clone(), stored.clone()));
+                }
                 let Some(seen) = missing.remove(manifest.tenant.id()) else {
-                    found.unknown.push((manifest.tenant, stored));
+                    found.unknown += 1;
                     continue;
                 };
                 if applied.is_none() && stored.revision > seen.revision {
@@ -163,20 +170,26 @@ impl Inner {
         Ok(applied)
     }
 
-    /// Records what the database says of each tenant where the log says otherwise, or nothing.
+    /// Records what the database says of each tenant, also of those where it agrees: their counters, which no manifest has,
+    /// are accepted with it.
     async fn accept(
         &self,
         diverged: &[Divergence],
-        unknown: Vec<(TenantName, ManifestStamp)>,
+        stored: Vec<(TenantName, ManifestStamp)>,
     ) -> Result<usize, CompareError> {
-        let restored = diverged.iter().map(|divergence| {
-            let tenant = divergence.tenant.clone().into();
-            (tenant, divergence.baseline(), Some(divergence.to_string()))
+        let reasons: HashMap<&str, String> =
+            diverged.iter().map(|found| (found.tenant.as_str(), found.to_string())).collect();
+        let reason = |tenant: &str| reasons.get(tenant).cloned();
+        let gone = diverged.iter().filter(|found| found.stored.is_none()).map(|found| {
+            let tenant: Text = found.tenant.clone().into();
+            (tenant, found.baseline(), reason(&found.tenant))
         });
-        let unknown = unknown.into_iter();
-        let unknown = unknown.map(|(tenant, stamp)| (tenant.shared_id().into(), stamp, None));
+        let stored = stored.into_iter().map(|(tenant, stamp)| {
+            let reason = reason(tenant.id());
+            (tenant.shared_id().into(), stamp, reason)
+        });
         let mut records = Vec::new();
-        for (tenant, stamp, reason) in restored.chain(unknown) {
+        for (tenant, stamp, reason) in gone.chain(stored) {
             let request = self.internal_request(ACCEPT_STORE);
             let request = request.map_err(|_: ServiceError| CompareError::Bug("no randomness"))?;
             let mut trail = Trail::unknown();
