@@ -1,5 +1,7 @@
 //! The command line of the server.
 
+mod verify_command;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,9 +20,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit statuses, shown by `--help`.
 const EXIT_STATUSES: &str = "Exit status:\n  \
-    0   stopped by SIGTERM or SIGINT after a drain\n  \
+    0   stopped by SIGTERM or SIGINT after a drain; or all is well\n  \
     2   wrong command line\n  \
-    65  the database is not the one that the audit log has last seen\n  \
+    65  the database is not the one that the audit log has last seen, or verify-store found more\n  \
     69  the HSM module cannot be used\n  \
     70  a defect of the server\n  \
     71  a socket or a thread was refused by the system\n  \
@@ -47,6 +49,10 @@ struct Cli {
 enum Command {
     /// Check a configuration and the files that it names, without starting
     CheckConfig(Serve),
+    /// Verify the database offline: row MACs, manifests, counters, and the audit log
+    ///
+    /// Refuses while a server has it open. Writes to neither database nor log.
+    VerifyStore(verify_command::VerifyStore),
     /// Run a DEV server with everything in one directory; never for production
     Dev(Dev),
 }
@@ -103,6 +109,13 @@ fn main() -> ExitCode {
     }));
     match cli.command {
         Some(Command::CheckConfig(serve)) => check_config(&serve),
+        Some(Command::VerifyStore(wanted)) => match wanted.run() {
+            Ok((status, text)) => {
+                say(&text);
+                ExitCode::from(status)
+            }
+            Err((status, error)) => fail(status, &error),
+        },
         Some(Command::Dev(dev)) => run_dev(&dev, started),
         None => run_server(&cli.serve, &cli.start, started),
     }
@@ -147,11 +160,17 @@ fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> Exit
 fn run_dev(dev: &Dev, started: std::time::Instant) -> ExitCode {
     match dev_server(dev, started) {
         Ok(status) => status,
-        Err(error @ (DevError::Held(_) | DevError::Exposed(_))) => {
-            fail(EXIT_HELD, &error.to_string())
+        Err(error) => {
+            let (status, text) = refused(&error);
+            fail(status, &text)
         }
-        Err(error) => fail(EXIT_CONFIG, &error.to_string()),
     }
+}
+
+/// Returns exit status and text.
+fn refused(error: &DevError) -> (u8, String) {
+    let held = matches!(error, DevError::Held(_) | DevError::Exposed(_));
+    (if held { EXIT_HELD } else { EXIT_CONFIG }, error.to_string())
 }
 
 fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevError> {

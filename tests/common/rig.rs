@@ -208,6 +208,12 @@ impl Rig {
         self.configure(command.arg("check-config")).output().unwrap()
     }
 
+    /// Has the database verified, with the result as JSON.
+    pub fn verify_store(&self) -> Output {
+        let mut command = Command::new(binary("kms-server"));
+        self.configure(command.args(["verify-store", "--output", "json"])).output().unwrap()
+    }
+
     /// Writes the configuration, and names it and the environment.
     fn configure<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         let file = self.path("server.toml");

@@ -14,3 +14,4 @@ mod disk;
 mod integrity;
 mod restore;
 mod token;
+mod verify_store;

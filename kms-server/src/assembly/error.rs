@@ -47,6 +47,9 @@ pub enum StartError {
     /// The HSM cannot be used.
     #[error("hsm: {0}")]
     Hsm(#[from] HsmError),
+    /// The token makes no MACs, so that no row can be verified.
+    #[error("nothing was verified: row MACs need root `mac`, and the token cannot be used: {0}")]
+    Unverifiable(HsmError),
     /// No root set is pinned: a ceremony, or dev mode, must make one.
     #[error("no root set is pinned in the database; run a ceremony first, or use `kms-server dev`")]
     NoRoots,
@@ -83,9 +86,9 @@ impl StartError {
         match self {
             Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots => EXIT_CONFIG,
             Self::Compare(CompareError::Diverged { .. }) => EXIT_DIVERGED,
-            Self::Hsm(_) | Self::Compare(CompareError::Unverified(KeyringError::Hsm(_))) => {
-                EXIT_HSM
-            }
+            Self::Hsm(_)
+            | Self::Unverifiable(_)
+            | Self::Compare(CompareError::Unverified(KeyringError::Hsm(_))) => EXIT_HSM,
             Self::Audit(_)
             | Self::Store(_)
             | Self::RootPinIntegrity(_)

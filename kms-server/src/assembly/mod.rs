@@ -19,6 +19,7 @@ mod sockets;
 mod start;
 mod steps;
 mod stop;
+mod verify;
 
 pub use error::{
     EXIT_CONFIG, EXIT_DIVERGED, EXIT_HELD, EXIT_HSM, EXIT_INTERNAL, EXIT_SOCKET, EXIT_STATE,
@@ -26,3 +27,4 @@ pub use error::{
 };
 pub use ready::ReadyFile;
 pub use run::{Mode, run};
+pub use verify::verify_store;

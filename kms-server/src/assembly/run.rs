@@ -85,7 +85,7 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
 
 /// Closes the HSM however the server ends; when it is closed already, nothing happens. A process that exits while threads
 /// are inside the module crashes in it.
-async fn close_hsm(hsm: Arc<Pkcs11Hsm>) {
+pub(super) async fn close_hsm(hsm: Arc<Pkcs11Hsm>) {
     let patience = Until::after(SystemClock.monotonic(), HSM_CLOSE_TIMEOUT);
     let closed = match on_a_thread("hsm-close", move || hsm.close()) {
         Ok(closing) => patience.ends(closing).await.is_some(),

@@ -20,6 +20,8 @@ use super::chain::Head;
 pub const MAX_PENDING: usize = 65_536;
 /// Operation of the record that makes a tenant's manifest, as it is in the database, the last that counts.
 pub const ACCEPT_STORE: &str = "internal/AcceptStore";
+/// How operations begin that the server does by itself.
+const INTERNAL: &str = "internal/";
 /// A summary is never longer than this: a million tenants.
 const MAX_SUMMARY_BYTES: u64 = 256 << 20;
 
@@ -69,7 +71,7 @@ impl Past {
 
     /// Takes note of a line of the log that is durable.
     pub(super) fn note_line(&mut self, line: &[u8]) {
-        if !concerns(line) {
+        if is_dull(line, ACCEPT_STORE) {
             return;
         }
         // Every line was made by, or verified as, `chain`; one that is not a record says nothing.
@@ -77,6 +79,15 @@ impl Past {
             self.note(&record);
         }
     }
+}
+
+/// Reads the record of a line that tells of more than a caller's one call: of a mutation, or of what the server did by
+/// itself.
+pub(super) fn record_of(line: &[u8]) -> Option<AuditRecord> {
+    if is_dull(line, INTERNAL) {
+        return None;
+    }
+    serde_json::from_slice(line).ok().map(|Outer { entry: Inner { record } }| record)
 }
 
 #[derive(Deserialize)]
@@ -89,15 +100,15 @@ struct Inner {
     record: AuditRecord,
 }
 
-/// Returns whether a line may say something of the past, without reading it as JSON: most lines do not.
+/// Returns whether a line tells of a call that begins otherwise than `operation`, without reading it as JSON: most do.
 ///
-/// Nothing that a caller chooses stands before the phase, so its first occurrence is the field.
-fn concerns(line: &[u8]) -> bool {
+/// Nothing that a caller chooses stands before the operation, so the first phase is the field.
+fn is_dull(line: &[u8], operation: &str) -> bool {
     const PHASE: &[u8] = b"\"phase\":\"";
-    const DULL: &[u8] = b"complete\",\"operation\":\"";
+    const CALL: &[u8] = b"complete\",\"operation\":\"";
     let found = line.windows(PHASE.len()).position(|window| window == PHASE);
-    let Some(rest) = found.and_then(|start| line.get(start + PHASE.len()..)) else { return false };
-    rest.strip_prefix(DULL).is_none_or(|operation| operation.starts_with(ACCEPT_STORE.as_bytes()))
+    let Some(rest) = found.and_then(|start| line.get(start + PHASE.len()..)) else { return true };
+    rest.strip_prefix(CALL).is_some_and(|rest| !rest.starts_with(operation.as_bytes()))
 }
 
 /// A summary of all files before one: so that a start reads one file, not the whole log.

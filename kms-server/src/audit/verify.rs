@@ -4,12 +4,16 @@
 //! end of a line, or whose oldest files were taken away: for that it takes the head that the reader expects, and tells
 //! where the log begins.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
+use kms_core::audit::AuditRecord;
+
 use super::chain::{Head, LineFault};
 use super::files::list;
+use super::log::{AuditStartError, LOCK_FILE};
+use super::past;
 use super::scan::{End, scan};
 
 /// What a verified directory holds.
@@ -72,8 +76,49 @@ pub enum VerifyError {
     Io(#[from] io::Error),
 }
 
+/// Keeps servers from writing to the log of a directory as long as the answer lives; nothing is made for it. `None` when
+/// there is no lock file, so that no server ever wrote to this copy.
+///
+/// # Errors
+/// [`AuditStartError::Held`] when a server has it open.
+pub fn hold(directory: &Path) -> Result<Option<File>, AuditStartError> {
+    let file = match File::open(directory.join(LOCK_FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(AuditStartError::Io { what: "open the lock file", error }),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(AuditStartError::Held),
+        Err(TryLockError::Error(error)) => {
+            Err(AuditStartError::Io { what: "lock the directory", error })
+        }
+    }
+}
+
 /// Verifies all files of `directory`. With `expected`, the log must end exactly there.
 pub fn verify(directory: &Path, expected: Option<Head>) -> Result<Report, VerifyError> {
+    verify_lines(directory, expected, |_| {})
+}
+
+/// Verifies all files of `directory`, and hands over each record that does not just tell of a call. On error, what was
+/// handed over is worth nothing.
+pub(crate) fn verify_records(
+    directory: &Path,
+    mut each: impl FnMut(&AuditRecord),
+) -> Result<Report, VerifyError> {
+    verify_lines(directory, None, |line| {
+        if let Some(record) = past::record_of(line) {
+            each(&record);
+        }
+    })
+}
+
+fn verify_lines(
+    directory: &Path,
+    expected: Option<Head>,
+    mut each: impl FnMut(&[u8]),
+) -> Result<Report, VerifyError> {
     let files = list(directory)?;
     let Some(first) = files.first() else { return Err(VerifyError::Empty) };
     let mut head = (first.number == 1).then_some(Head::GENESIS);
@@ -85,7 +130,7 @@ pub fn verify(directory: &Path, expected: Option<Head>) -> Result<Report, Verify
             return Err(VerifyError::Missing { file: missing });
         }
         expected_file = file.next();
-        let found = scan(&File::open(&file.path)?, head, |_| {})?;
+        let found = scan(&File::open(&file.path)?, head, &mut each)?;
         match found.end {
             End::Clean => {}
             End::Torn(bytes) => {

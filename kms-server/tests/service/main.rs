@@ -24,3 +24,4 @@ mod support;
 mod tampering;
 mod told;
 mod undo;
+mod verify_store;

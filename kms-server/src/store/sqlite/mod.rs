@@ -8,6 +8,7 @@
 
 mod error;
 mod migrate;
+pub mod offline;
 mod open;
 mod read;
 mod rows;
