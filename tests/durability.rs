@@ -33,7 +33,8 @@ const PLAINTEXT_BYTES: usize = 2_000;
 
 /// Items of the batch.
 const BATCH: usize = 2;
-/// The log lines of each answer: intent and outcome of a mutation, one an item of everything else.
+/// The log lines of each answer: intent and outcome of a mutation, one an item of everything else. Leases have lines
+/// beside.
 const LINES: [(usize, usize); 8] = [
     (1, 2),     // CreateKey
     (WRAPS, 1), // Wrap
@@ -47,6 +48,10 @@ const LINES: [(usize, usize); 8] = [
 /// Where among the answers those of mutations are.
 const MUTATIONS: [(&str, usize); 3] =
     [("CreateKey", 0), ("RotateKey", WRAPS + 4), ("SuspendKeyVersion", WRAPS + 6)];
+/// The first answers that use a version, and so a lease of it: a Wrap and the Rewrap.
+const FIRST_USES: [(u32, usize); 2] = [(1, 1), (2, WRAPS + 5)];
+/// Stands in the line of a lease.
+const LEASE: &str = "\"operation\":\"internal/Lease\"";
 
 /// Creates a key of its own and does with it what can be done, one call at a time.
 async fn use_a_key(channel: Channel, key_id: String, protection: proto::Protection) {
@@ -168,6 +173,9 @@ fn nothing_is_answered_before_it_is_durable() {
         assert_eq!(answers.len(), expected, "{key_id}: {answers:?}");
         let (needed, resource) = (needed(answers), resource(key_id));
         records_come_first(&calls, &resource, &needed);
+        for (version, index) in FIRST_USES {
+            lease_comes_first(&calls, &resource, version, answers[index].1);
+        }
         for (operation, index) in MUTATIONS {
             let row = row_comes_first(&calls, &mark(operation, key_id), answers[index].1);
             intent_comes_first(&calls, &resource, operation, row);
@@ -180,7 +188,7 @@ fn nothing_is_answered_before_it_is_durable() {
 }
 
 fn records_come_first(calls: &[Call], resource: &str, needed: &[(usize, usize)]) {
-    let names = |line: &str| line.contains(resource);
+    let names = |line: &str| line.contains(resource) && !line.contains(LEASE);
     assert_eq!(early_answer(calls, names, needed), None);
     // One line more than there is must be missed: the lines are counted, not only the syncs.
     let more: Vec<_> = needed.iter().map(|(answer, lines)| (*answer, lines + 1)).collect();
@@ -198,6 +206,12 @@ fn records_come_first(calls: &[Call], resource: &str, needed: &[(usize, usize)])
         }
     }
     assert_eq!(early_answer(&late, names, needed), Some(*last));
+}
+
+fn lease_comes_first(calls: &[Call], resource: &str, version: u32, answer: usize) {
+    let version = format!("\"key_version\":{version},");
+    let is_lease = |line: &str| [resource, &version, LEASE].iter().all(|part| line.contains(part));
+    assert_eq!(early_answer(calls, is_lease, &[(answer, 1)]), None, "{version}");
 }
 
 /// Returns when the row began to be written.

@@ -21,9 +21,11 @@ use super::{Appended, AuditError, AuditSink, Past};
 
 /// Calls of `append` that may wait; more are refused with `Saturated`.
 pub const QUEUE: usize = 8192;
-/// Records that may wait, over all calls: about 64 MiB of memory as a rule, several times that when all of them have
-/// contexts of the greatest size.
+/// Records that may wait, over all calls: a few seconds' worth.
 pub const MAX_WAITING_RECORDS: usize = 65_536;
+/// Bytes of the records that may wait, over all calls, as [`AuditRecord::estimated_bytes`] tells them: as many records as may
+/// wait when they have no contexts to speak of, and fewer that have.
+pub const MAX_WAITING_BYTES: usize = 64 << 20;
 /// A group is closed when its lines have grown to this: bounds the latency of one write.
 const MAX_GROUP_BYTES: usize = 1 << 20;
 /// The buffer is given back after a group that was larger than this.
@@ -35,7 +37,22 @@ type Answer = oneshot::Sender<Result<(), AuditError>>;
 
 struct Waiting {
     records: Vec<AuditRecord>,
+    size: Size,
     answer: Answer,
+}
+
+/// What records take of the room for those that wait.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    records: usize,
+    bytes: usize,
+}
+
+impl Size {
+    fn of(records: &[AuditRecord]) -> Self {
+        let bytes = records.iter().map(AuditRecord::estimated_bytes).sum();
+        Self { records: records.len(), bytes }
+    }
 }
 
 /// A sink that appends to a directory of files.
@@ -51,6 +68,22 @@ pub struct FileSink {
 struct State {
     healthy: AtomicBool,
     waiting_records: AtomicUsize,
+    waiting_bytes: AtomicUsize,
+}
+
+impl State {
+    /// Takes room; says whether there is as much. Either way it is to be given back.
+    fn enter(&self, size: Size) -> bool {
+        let records = self.waiting_records.fetch_add(size.records, Ordering::AcqRel);
+        let bytes = self.waiting_bytes.fetch_add(size.bytes, Ordering::AcqRel);
+        records.saturating_add(size.records) <= MAX_WAITING_RECORDS
+            && bytes.saturating_add(size.bytes) <= MAX_WAITING_BYTES
+    }
+
+    fn leave(&self, size: Size) {
+        self.waiting_records.fetch_sub(size.records, Ordering::AcqRel);
+        self.waiting_bytes.fetch_sub(size.bytes, Ordering::AcqRel);
+    }
 }
 
 impl FileSink {
@@ -70,6 +103,7 @@ impl FileSink {
         let state = Arc::new(State {
             healthy: AtomicBool::new(true),
             waiting_records: AtomicUsize::new(0),
+            waiting_bytes: AtomicUsize::new(0),
         });
         let mut writer = Writer { log, state: Arc::clone(&state), lines: Vec::new() };
         let thread = thread::Builder::new()
@@ -88,23 +122,22 @@ impl FileSink {
 
 impl AuditSink for FileSink {
     fn append(&self, records: Vec<AuditRecord>) -> Appended {
-        let count = records.len();
-        let before = self.state.waiting_records.fetch_add(count, Ordering::AcqRel);
+        let size = Size::of(&records);
         let (answer, appended) = Appended::channel();
-        let refusal = if before.saturating_add(count) > MAX_WAITING_RECORDS {
-            Some(AuditError::Saturated)
-        } else {
+        let refusal = if self.state.enter(size) {
             let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
-            match queue.as_ref().map(|queue| queue.try_send(Waiting { records, answer })) {
+            match queue.as_ref().map(|queue| queue.try_send(Waiting { records, size, answer })) {
                 Some(Ok(())) => None,
                 Some(Err(TrySendError::Full(_))) => Some(AuditError::Saturated),
                 Some(Err(TrySendError::Disconnected(_))) | None => Some(AuditError::Closed),
             }
+        } else {
+            Some(AuditError::Saturated)
         };
         match refusal {
             None => appended,
             Some(error) => {
-                self.state.waiting_records.fetch_sub(count, Ordering::AcqRel);
+                self.state.leave(size);
                 Appended::ready(Err(error))
             }
         }
@@ -165,8 +198,8 @@ impl Writer {
         let group = head.seq.saturating_add(1);
         let mut answers = Vec::new();
         let mut next = Some(first);
-        while let Some(Waiting { records, answer }) = next {
-            self.state.waiting_records.fetch_sub(records.len(), Ordering::AcqRel);
+        while let Some(Waiting { records, size, answer }) = next {
+            self.state.leave(size);
             let (call_start, call_head) = (self.lines.len(), head);
             let appended = records.iter().try_for_each(|record| {
                 head = append_line(&mut self.lines, head, group, record)?;

@@ -12,7 +12,7 @@ use super::sample::record;
 use super::verify::verify;
 use super::{
     AuditError, AuditSink, AuditStartError, FileSink, Head, LineFault, MAX_ENTRY_BYTES,
-    MAX_WAITING_RECORDS,
+    MAX_WAITING_BYTES, MAX_WAITING_RECORDS,
 };
 
 fn directory() -> (tempfile::TempDir, PathBuf) {
@@ -259,6 +259,34 @@ async fn as_many_records_as_may_wait_are_taken_and_one_more_is_refused() {
     let many = vec![record(1); MAX_WAITING_RECORDS + 1];
     assert_eq!(sink.append(many).await, Err(AuditError::Saturated));
     sink.append(vec![record(1); MAX_WAITING_RECORDS]).await.unwrap();
+    sink.append(vec![record(1)]).await.unwrap();
+}
+
+/// Records of `bytes` in all, each short enough to be written.
+fn records_of(bytes: usize) -> Vec<AuditRecord> {
+    let padded = |bytes: usize| {
+        let plain = record(1);
+        let padding = bytes - plain.estimated_bytes();
+        AuditRecord { source: plain.source.clone() + &"x".repeat(padding), ..plain }
+    };
+    let count = bytes.div_ceil(MAX_ENTRY_BYTES - 4096);
+    let each = bytes / count;
+    let mut records = vec![padded(each); count - 1];
+    records.push(padded(bytes - (count - 1) * each));
+    records
+}
+
+#[tokio::test]
+async fn as_many_bytes_as_may_wait_are_taken_and_one_more_is_refused() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    let whole = records_of(MAX_WAITING_BYTES);
+    let size: usize = whole.iter().map(AuditRecord::estimated_bytes).sum();
+    assert_eq!(size, MAX_WAITING_BYTES);
+    assert!(whole.len() < MAX_WAITING_RECORDS);
+    let more = records_of(MAX_WAITING_BYTES + 1);
+    assert_eq!(sink.append(more).await, Err(AuditError::Saturated));
+    sink.append(whole).await.unwrap();
     sink.append(vec![record(1)]).await.unwrap();
 }
 

@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 
 pub use self::agree::Divergence;
 pub use self::chain::{EntryTooLong, Head, LineFault, MAX_ENTRY_BYTES, MAX_LINE_BYTES};
-pub use self::file::{FileSink, MAX_WAITING_RECORDS, QUEUE};
+pub use self::file::{FileSink, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, QUEUE};
 pub use self::files::{MAX_FILE_NUMBER, ROTATE_BYTES};
 pub use self::log::AuditStartError;
 pub use self::memory::MemorySink;

@@ -33,6 +33,8 @@ const LIMIT: Duration = Duration::from_mins(1);
 struct Log {
     groups: Mutex<Vec<Vec<AuditRecord>>>,
     failing: AtomicBool,
+    /// Whether answers are lost: the records are there, and nobody knows.
+    losing: AtomicBool,
     unhealthy: AtomicBool,
     /// Whether answers wait, and those that do.
     holding: AtomicBool,
@@ -45,6 +47,7 @@ impl Log {
         Self {
             groups: Mutex::default(),
             failing: AtomicBool::new(false),
+            losing: AtomicBool::new(false),
             unhealthy: AtomicBool::new(false),
             holding: AtomicBool::new(false),
             held: Mutex::default(),
@@ -70,6 +73,9 @@ impl AuditSink for Log {
             return Appended::ready(Err(AuditError::Saturated));
         }
         self.groups.lock().unwrap().push(records);
+        if self.losing.load(Ordering::SeqCst) {
+            return Appended::ready(Err(AuditError::Saturated));
+        }
         if !self.holding.load(Ordering::SeqCst) {
             return Appended::ready(Ok(()));
         }
@@ -236,20 +242,23 @@ async fn the_records_of_one_commit_are_one_group() {
 
 #[tokio::test]
 async fn without_its_record_nothing_is_leased_and_nothing_is_lost() {
-    let world = World::new(100).await;
-    let (open, closed) = (lease(1), closed(2));
-    world.log.failing.store(true, Ordering::SeqCst);
-    for lease in [&open, &closed].into_iter().cycle().take(20) {
-        let refused = world.take(lease).await.unwrap_err();
-        assert_eq!(refused, KeyringError::Audit(AuditError::Saturated));
+    let faults: [fn(&Log) -> &AtomicBool; 2] = [|log| &log.failing, |log| &log.losing];
+    for fault in faults {
+        let world = World::new(100).await;
+        let (open, closed) = (lease(1), closed(2));
+        fault(&world.log).store(true, Ordering::SeqCst);
+        for lease in [&open, &closed].into_iter().cycle().take(20) {
+            let refused = world.take(lease).await.unwrap_err();
+            assert_eq!(refused, KeyringError::Audit(AuditError::Saturated));
+        }
+        fault(&world.log).store(false, Ordering::SeqCst);
+        world.take(&open).await.unwrap();
+        world.take(&closed).await.unwrap();
+        assert_eq!(world.row(1).await.leased, 100 + FIRST_LEASE);
+        assert_eq!(world.row(2).await.leased, 101);
+        let known = world.log.groups().concat().pop().unwrap().counter.unwrap();
+        assert_eq!(known.revision, world.row(2).await.revision, "the log knows the row in use");
     }
-    world.log.failing.store(false, Ordering::SeqCst);
-    world.take(&open).await.unwrap();
-    world.take(&closed).await.unwrap();
-    assert_eq!(world.row(1).await.leased, 100 + FIRST_LEASE);
-    assert_eq!(world.row(2).await.leased, 101);
-    let known = world.log.groups().concat().pop().unwrap().counter.unwrap();
-    assert_eq!(known.revision, world.row(2).await.revision, "the log knows the row in use");
 }
 
 #[tokio::test]
@@ -275,6 +284,21 @@ async fn many_who_wait_on_a_closed_lease_get_one_each() {
     assert!(taken.iter().all(Result::is_ok), "{taken:?}");
     assert_eq!(world.row(1).await.leased, 100 + WAITERS);
     assert!(world.counters.lease_writes.read() < WAITERS / 4, "many share a commit");
+}
+
+#[tokio::test]
+async fn a_block_that_comes_for_a_lease_closed_meanwhile_goes_back() {
+    let world = World::new(100).await;
+    let lease = lease(1);
+    world.log.holding.store(true, Ordering::SeqCst);
+    let closing = async {
+        within(LIMIT, "a record", world.log.arrived.acquire()).await.unwrap().forget();
+        assert_eq!(world.give_back(&lease).await, Ok(()), "there is nothing to return yet");
+        world.log.holding.store(false, Ordering::SeqCst);
+        world.log.release();
+    };
+    assert_eq!(tokio::join!(world.take(&lease), closing).0, Ok(()));
+    assert_eq!(world.row(1).await.leased, 101);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ use kms_core::secret::equal_in_constant_time;
 use kms_core::state::VersionState;
 use kms_hsm::{HsmError, HsmKey, KeySource};
 
+use super::cache::Epoch;
 use super::lease::Lease;
 use super::{KeyringError, Shared};
 use crate::store::{KeyRef, VersionChoice};
@@ -180,13 +181,18 @@ impl Shared {
             key: hsm_key,
             row,
         });
-        if let Some(out) = self.cache.admit_version(seen, &loaded)
-            && !Arc::ptr_eq(&out, &loaded)
-        {
-            self.counters.evictions.increment();
-            self.ledger.give_back(&out.lease);
-        }
+        self.admit_version(seen, &loaded);
         Ok(loaded)
+    }
+
+    /// Caches a version, and gives back the lease of the one that has to go. When that is this very one, as it was read
+    /// before an invalidation, its lease is closed before it is used: those who wait for it take one invocation each.
+    fn admit_version(&self, seen: Epoch, loaded: &Arc<LoadedVersion>) {
+        let Some(out) = self.cache.admit_version(seen, loaded) else { return };
+        if !Arc::ptr_eq(&out, loaded) {
+            self.counters.evictions.increment();
+        }
+        drop(self.ledger.give_back(&out.lease));
     }
 
     async fn load_material(

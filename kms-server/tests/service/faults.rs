@@ -47,9 +47,10 @@ pub(crate) struct Faults {
     stale: Mutex<Option<Vec<Sealed<Intent>>>>,
     slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
     gate: Mutex<Option<Arc<Gate>>>,
+    version_gate: Mutex<Option<Arc<Gate>>>,
 }
 
-/// Where mutations stop before they open their intents.
+/// Where calls of the store stop.
 #[derive(Debug)]
 pub(crate) struct Gate {
     arrived: Semaphore,
@@ -57,6 +58,10 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    fn closed() -> Arc<Self> {
+        Arc::new(Self { arrived: Semaphore::new(0), open: Semaphore::new(0) })
+    }
+
     /// Waits until so many more have come.
     pub(crate) async fn arrivals(&self, count: u32) {
         let arrivals = self.arrived.acquire_many(count);
@@ -84,8 +89,15 @@ impl Faults {
 
     /// Stops mutations that are about to begin.
     pub(crate) fn stop_intents(&self) -> Arc<Gate> {
-        let gate = Arc::new(Gate { arrived: Semaphore::new(0), open: Semaphore::new(0) });
+        let gate = Gate::closed();
         *self.gate.lock().unwrap() = Some(Arc::clone(&gate));
+        gate
+    }
+
+    /// Stops the next read of a numbered version after it was read.
+    pub(crate) fn stop_next_version(&self) -> Arc<Gate> {
+        let gate = Gate::closed();
+        *self.version_gate.lock().unwrap() = Some(Arc::clone(&gate));
         gate
     }
 
@@ -263,7 +275,13 @@ impl Store for FaultyStore {
         through!(self.add_root_pin(pin, mac))
     }
     async fn key(&self, key: KeyRef, v: VersionChoice) -> Result<Option<StoredKey>, StoreError> {
-        through!(self.key(key, v))
+        let numbered = matches!(v, VersionChoice::Number(_));
+        let gate = numbered.then(|| self.1.version_gate.lock().unwrap().take()).flatten();
+        let read = through!(self.key(key, v));
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        read
     }
     async fn list_keys(
         &self,

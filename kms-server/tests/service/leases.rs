@@ -4,7 +4,7 @@ use kms_core::audit::{AuditRecord, CounterStamp, Decision};
 use kms_core::id::{KeyVersion, Revision, RootGeneration};
 use kms_core::key::{CounterRow, MAX_INVOCATIONS, Sealed};
 use kms_server::keyring::{FIRST_LEASE, KeyringConfig, LEASE_OPERATION, ROLLOVER_AT};
-use kms_server::service::ServiceError;
+use kms_server::service::{ServiceError, UpdateKey};
 use kms_server::store::{KeyRef, VersionChoice};
 use std::num::NonZeroUsize;
 
@@ -65,6 +65,34 @@ async fn eviction_returns_what_was_not_used() {
     // Waits for the writes that are under way.
     world.kms.drain().await.unwrap();
     assert_eq!(counter(&world).await.row.leased, 2);
+}
+
+#[tokio::test]
+async fn a_version_that_was_out_of_date_before_it_was_cached_leaves_no_lease_behind() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    let reading = world.faults.stop_next_version();
+    let wraps = futures_util::future::join_all((0..3).map(|_| world.wrap(KEY)));
+    let changing = async {
+        reading.arrivals(1).await;
+        let update = UpdateKey {
+            name: name(KEY),
+            revision: Revision::FIRST,
+            owner: Some("others".into()),
+            sensitivity: None,
+            usage: None,
+            cryptoperiod: None,
+            labels: None,
+            request_id: fresh_id(),
+        };
+        world.kms.update_key(&world.request(WRAP), update).await.unwrap();
+        reading.open();
+    };
+    tokio::join!(wraps, changing);
+    assert_eq!(world.kms.loaded().1, 0, "it is not cached");
+    assert_eq!(counter(&world).await.row.leased, 1 + 3);
+    world.wrap(KEY).await;
+    assert_eq!(counter(&world).await.row.leased, 1 + 3 + FIRST_LEASE);
 }
 
 #[tokio::test]
