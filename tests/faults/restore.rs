@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{LIMIT, Rig};
+use crate::common::{LIMIT, Rig, refusal};
 
 const FLAG: &str = "--accept-restored-store";
 
@@ -79,6 +79,28 @@ async fn a_database_that_was_rolled_back_is_refused_accepted_once_and_then_agree
     let (rig, said) = start_and_stop(rig).await;
     assert!(!said.contains("alert="), "{said}");
     assert_eq!(accepted(&rig.records()).len(), 1);
+}
+
+/// A latched HSM makes no MACs, so nothing is compared; but nothing is served or recovered either.
+#[tokio::test]
+async fn a_database_that_was_rolled_back_passes_under_no_latch() {
+    let mut rig = rolled_back().await;
+    let right = rig.pin_file.clone();
+    rig.pin_file = rig.secret_file("wrong-pin", "canary-wrong-pin");
+    let before = rig.records().len();
+    let server = rig.start();
+    let said = server.process.stderr();
+    assert!(
+        said.contains("the database is not compared with the log: the hsm is latched"),
+        "{said}"
+    );
+    let client = server.operator().await;
+    refusal(client.wrap("tenants/acme/keys/first", b"x", &[]).await);
+    let mut rig = server.stop().await;
+    let records = rig.records();
+    assert!(records[before..].iter().all(|record| record["result"] != "OK"), "{records:?}");
+    rig.pin_file = right;
+    refused(&rig, 65);
 }
 
 #[tokio::test]

@@ -124,6 +124,19 @@ async fn an_edited_log_is_found() {
     assert_eq!((&report["log"], &report["findings"][0]["row"]), (&Value::Null, &"log".into()));
 }
 
+/// As a crash leaves it. Nothing acknowledged is in it.
+#[tokio::test]
+async fn an_unfinished_write_at_the_end_of_the_log_is_told_and_does_not_disagree() {
+    let rig = used().await.stop().await;
+    let log = rig.path("audit/audit-00000001.jsonl");
+    let whole = std::fs::read(&log).unwrap();
+    std::fs::write(&log, [&whole[..], b"{\"entry\":"].concat()).unwrap();
+    let report = report(&rig, 0);
+    assert_eq!(report["log"]["torn_bytes"], 9);
+    assert_eq!(report["log"]["last"], rig.records().len());
+    rig.start().stop().await;
+}
+
 #[tokio::test]
 async fn what_a_server_holds_is_not_verified() {
     let server = used().await;

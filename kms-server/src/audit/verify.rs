@@ -11,7 +11,7 @@ use std::path::Path;
 use kms_core::audit::AuditRecord;
 
 use super::chain::{Head, LineFault};
-use super::files::list;
+use super::files::{LogFile, list};
 use super::log::{AuditStartError, LOCK_FILE};
 use super::past;
 use super::scan::{End, scan};
@@ -98,33 +98,51 @@ pub fn hold(directory: &Path) -> Result<Option<File>, AuditStartError> {
 
 /// Verifies all files of `directory`. With `expected`, the log must end exactly there.
 pub fn verify(directory: &Path, expected: Option<Head>) -> Result<Report, VerifyError> {
-    verify_lines(directory, expected, |_| {})
+    let files = list(directory)?;
+    let (report, unfinished) = walk(&files, |_| {})?;
+    if let Some(torn) = unfinished {
+        return Err(torn);
+    }
+    match expected {
+        Some(Head { seq, hash, group: _ })
+            if report.head.seq != seq || report.head.hash != hash =>
+        {
+            Err(VerifyError::Head { found: report.head.seq, expected: seq })
+        }
+        _ => Ok(report),
+    }
 }
 
-/// Verifies all files of `directory`, and hands over each record that does not just tell of a call. On error, what was
-/// handed over is worth nothing.
+/// Verifies all files of `directory`, and hands over each record that does not just tell of a call. An unfinished write at
+/// the very end is no error: its length is returned. On error, what was handed over is worth nothing.
 pub(crate) fn verify_records(
     directory: &Path,
     mut each: impl FnMut(&AuditRecord),
-) -> Result<Report, VerifyError> {
-    verify_lines(directory, None, |line| {
+) -> Result<(Report, u64), VerifyError> {
+    let (report, unfinished) = walk(&list(directory)?, |line| {
         if let Some(record) = past::record_of(line) {
             each(&record);
         }
-    })
+    })?;
+    let torn_bytes = match unfinished {
+        Some(VerifyError::Torn { bytes, .. }) => bytes,
+        _ => 0,
+    };
+    Ok((report, torn_bytes))
 }
 
-fn verify_lines(
-    directory: &Path,
-    expected: Option<Head>,
+/// Walks the files; an unfinished write at the end of the last one is told beside the report of what is before it.
+fn walk(
+    files: &[LogFile],
     mut each: impl FnMut(&[u8]),
-) -> Result<Report, VerifyError> {
-    let files = list(directory)?;
-    let Some(first) = files.first() else { return Err(VerifyError::Empty) };
+) -> Result<(Report, Option<VerifyError>), VerifyError> {
+    let (Some(first), Some(last)) = (files.first(), files.last()) else {
+        return Err(VerifyError::Empty);
+    };
     let mut head = (first.number == 1).then_some(Head::GENESIS);
     let mut report = Report { files: 0, entries: 0, first_seq: None, head: Head::GENESIS };
-    let mut expected_file = Some(first.clone());
-    for file in &files {
+    let (mut expected_file, mut unfinished) = (Some(first.clone()), None);
+    for file in files {
         if expected_file.as_ref() != Some(file) {
             let missing = expected_file.map(|file| file.name()).unwrap_or_default();
             return Err(VerifyError::Missing { file: missing });
@@ -134,7 +152,11 @@ fn verify_lines(
         match found.end {
             End::Clean => {}
             End::Torn(bytes) => {
-                return Err(VerifyError::Torn { file: file.name(), lines: found.lines, bytes });
+                let torn = VerifyError::Torn { file: file.name(), lines: found.lines, bytes };
+                if file != last {
+                    return Err(torn);
+                }
+                unfinished = Some(torn);
             }
             End::Broken(fault) => {
                 let line = found.lines + 1;
@@ -147,12 +169,5 @@ fn verify_lines(
         report.first_seq = report.first_seq.or(found.first);
     }
     report.head = head.unwrap_or(Head::GENESIS);
-    match expected {
-        Some(Head { seq, hash, group: _ })
-            if report.head.seq != seq || report.head.hash != hash =>
-        {
-            Err(VerifyError::Head { found: report.head.seq, expected: seq })
-        }
-        _ => Ok(report),
-    }
+    Ok((report, unfinished))
 }

@@ -47,6 +47,9 @@ pub struct LogSummary {
     pub first: Option<u64>,
     /// Sequence number of the last.
     pub last: u64,
+    /// Length of an unfinished write at its end, as a crash leaves it: nothing acknowledged is in it, and the next start cuts
+    /// it off.
+    pub torn_bytes: u64,
 }
 
 /// What was verified, and what does not agree.

@@ -22,7 +22,11 @@ pub fn table(report: &Report) -> String {
     );
     if let Some(log) = log {
         let first = log.first.unwrap_or_default();
-        let _ = writeln!(text, "log: {} entries, {first} to {}", log.entries, log.last);
+        let _ = write!(text, "log: {} entries, {first} to {}", log.entries, log.last);
+        if log.torn_bytes > 0 {
+            let _ = write!(text, ", and {} bytes of a write that was cut off", log.torn_bytes);
+        }
+        let _ = writeln!(text);
     }
     if *tenants_not_in_log > 0 {
         let _ = writeln!(

@@ -36,9 +36,9 @@ impl Seen {
     /// When its chain is broken, or it cannot be read.
     pub fn read(directory: &Path) -> Result<(Self, LogSummary), VerifyError> {
         let mut seen = Self::default();
-        let report = verify_records(directory, |record| seen.note(record))?;
-        let log =
-            LogSummary { entries: report.entries, first: report.first_seq, last: report.head.seq };
+        let (report, torn_bytes) = verify_records(directory, |record| seen.note(record))?;
+        let (first, last) = (report.first_seq, report.head.seq);
+        let log = LogSummary { entries: report.entries, first, last, torn_bytes };
         Ok((seen, log))
     }
 

@@ -19,7 +19,7 @@ use crate::support::*;
 
 const KEY: &str = "tenants/t/keys/k";
 const CALL: &str = "kms.v1.KeyService/Call";
-const LOG: LogSummary = LogSummary { entries: 1, first: Some(1), last: 1 };
+const LOG: LogSummary = LogSummary { entries: 1, first: Some(1), last: 1, torn_bytes: 0 };
 
 /// What the schema guards against its own server; who writes the file passes it.
 const UNGUARD: &str = "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON;
