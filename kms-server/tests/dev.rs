@@ -114,6 +114,31 @@ fn the_database_of_a_dev_server_is_verified_when_nobody_holds_it() {
 }
 
 #[test]
+fn a_dev_server_refuses_a_database_that_was_put_back_until_it_is_accepted() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let (database, kept) = (directory.join("store.db"), parent.path().join("kept.db"));
+    let mut server = Process::start(&mut dev(&directory));
+    ready(&mut server, &directory);
+    server.terminate(LIMIT);
+    std::fs::copy(&database, &kept).unwrap();
+    let mut server = Process::start(&mut dev(&directory));
+    let told = ready(&mut server, &directory);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        wrap(&connect(&directory, &told).await).await;
+    });
+    server.terminate(LIMIT);
+    std::fs::copy(&kept, &database).unwrap();
+    let refused = dev(&directory).output().unwrap();
+    assert_eq!(refused.status.code(), Some(65), "{refused:?}");
+    let mut server = Process::start(dev(&directory).arg("--accept-restored-store"));
+    ready(&mut server, &directory);
+    assert_eq!(server.terminate(LIMIT).code(), Some(0));
+    let mut server = Process::start(&mut dev(&directory));
+    ready(&mut server, &directory);
+}
+
+#[test]
 fn a_wrong_pin_is_tried_once_and_the_server_stays_to_say_so() {
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("dev");

@@ -213,6 +213,49 @@ async fn what_cannot_be_recorded_is_not_accepted() {
     refusal(&world.restart()).await;
 }
 
+/// One more than are written at a time, of a log that knows more than the database.
+#[tokio::test]
+async fn as_many_tenants_as_there_are_are_accepted() {
+    for count in [1_024, 1_025] {
+        let world = World::new().await;
+        world.create(KEY).await;
+        let outcome = world.records().into_iter().find(|record| record.manifest.is_some()).unwrap();
+        let tenants = (0..count).map(|number| AuditRecord {
+            tenant: format!("gone-{number}").into(),
+            ..outcome.clone()
+        });
+        let world = on_log(&world, tenants.collect()).await;
+        sql(&world, "DELETE FROM manifests");
+        let world = world.restart();
+        let compared = world.kms.compare_store(true).await;
+        assert_eq!(compared, Ok(Compared { agreeing: 0, unknown: 0, accepted: count }));
+        assert_eq!(accepted(&world).len(), count);
+        agrees(&world.restart(), 0).await;
+    }
+}
+
+/// Whatever fails, it is refused, and what was acknowledged as accepted is accepted.
+#[tokio::test]
+async fn a_comparison_that_fails_anywhere_is_no_agreement() {
+    for reply_is_lost in [false, true] {
+        let mut refused = 0;
+        loop {
+            let (world, backup) = world_with_backup().await;
+            let world = restored(&world, backup);
+            world.faults.arm(refused, reply_is_lost);
+            let compared = world.kms.compare_store(true).await;
+            if let Ok(compared) = compared {
+                assert_eq!(compared.accepted, 2);
+                break;
+            }
+            let again = world.restart().kms.compare_store(false).await;
+            assert_eq!(again.is_ok(), !accepted(&world).is_empty(), "call {refused}");
+            refused += 1;
+        }
+        assert!(refused >= 3, "manifests, their MACs, the record: {refused}");
+    }
+}
+
 /// One more tenant than are read at a time.
 #[tokio::test]
 async fn tenants_of_every_page_are_compared() {

@@ -295,6 +295,21 @@ async fn a_commit_without_its_outcome_agrees_as_long_as_its_intent_is_genuine() 
     assert_finds(&found, &[("intent", Some(1), "MAC"), ("manifest", None, "lost its end")]);
 }
 
+/// More rows than have their MACs made at a time.
+#[tokio::test]
+async fn rows_of_every_batch_are_verified() {
+    let world = World::new().await;
+    for number in 0..90 {
+        world.create(&format!("tenants/t/keys/k{number:02}")).await;
+    }
+    let clean = report(&world);
+    assert!(clean.agrees);
+    assert_eq!(clean.keys + clean.versions + clean.counters, 270);
+    let edit = "UPDATE keys SET owner = 'x' WHERE key_id IN ('k00', 'k86', 'k89')";
+    sql(&world, &format!("{UNGUARD} {edit}"));
+    assert_finds(&report(&world), &[("key", None, "MAC"); 3]);
+}
+
 #[tokio::test]
 async fn as_many_disagreements_are_listed_as_the_bound_and_one_more_is_counted() {
     for (count, left_out) in [(MAX_FINDINGS, 0), (MAX_FINDINGS + 1, 1)] {
