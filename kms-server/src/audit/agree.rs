@@ -2,7 +2,7 @@
 //!
 //! The log says the manifest after each mutation, so a database that was put back, or another one, shows. A mutation is
 //! committed before its outcome is in the log, and leaves its intent, applied, until it is: a manifest that is ahead of
-//! the log is right exactly when such intents tell of every step between.
+//! the log is right exactly when such intents, which the log has begun and not ended, tell of every step between.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ pub struct Divergence {
 
 impl Divergence {
     /// Compares a tenant's manifest with the log's last stamp of it. `applied` holds the stamps of the tenant's intents
-    /// that are applied and open; their MACs must have been verified.
+    /// that are applied and open; their MACs must have been verified, and the log must await their outcomes.
     pub fn find(
         tenant: &str,
         seen: &ManifestStamp,

@@ -13,7 +13,7 @@ use kms_core::text::Text;
 use super::ServiceError;
 use super::kms::{Inner, Kms};
 use super::trail::Trail;
-use crate::audit::{ACCEPT_STORE, AuditError, Divergence};
+use crate::audit::{ACCEPT_STORE, AuditError, Divergence, Past};
 use crate::keyring::KeyringError;
 
 /// Manifests that are read and verified at a time: half a MiB of them.
@@ -95,7 +95,7 @@ impl Inner {
     async fn compare_store(&self, accept: bool) -> Result<Compared, CompareError> {
         let past = self.audit.past();
         let Found { agreeing, unknown, mut diverged, stored } =
-            self.compare_manifests(past.stamps(), accept).await?;
+            self.compare_manifests(&past, accept).await?;
         diverged.sort_by(|a, b| a.tenant.cmp(&b.tenant));
         for divergence in diverged.iter().take(MAX_TOLD) {
             alert(divergence, accept);
@@ -112,13 +112,9 @@ impl Inner {
         }
     }
 
-    async fn compare_manifests(
-        &self,
-        seen: &BTreeMap<String, ManifestStamp>,
-        keep: bool,
-    ) -> Result<Found, CompareError> {
+    async fn compare_manifests(&self, past: &Past, keep: bool) -> Result<Found, CompareError> {
         let mut missing: BTreeMap<&str, &ManifestStamp> =
-            seen.iter().map(|(tenant, stamp)| (tenant.as_str(), stamp)).collect();
+            past.stamps().iter().map(|(tenant, stamp)| (tenant.as_str(), stamp)).collect();
         let (mut found, mut after, mut applied) = (Found::default(), None, None);
         loop {
             let page = self.keyring.list_manifests(after, PAGE).await?;
@@ -134,7 +130,7 @@ impl Inner {
                     continue;
                 };
                 if applied.is_none() && stored.revision > seen.revision {
-                    applied = Some(self.applied_intents().await?);
+                    applied = Some(self.applied_intents(past).await?);
                 }
                 let tenant = manifest.tenant.id();
                 let applied = applied.as_ref().and_then(|applied: &Applied| applied.get(tenant));
@@ -152,12 +148,16 @@ impl Inner {
         Ok(found)
     }
 
-    /// Reads the intents that are applied; one that was edited tells nothing, and is left to recovery.
-    async fn applied_intents(&self) -> Result<Applied, CompareError> {
+    /// Reads the intents that are applied, and that the log has begun and not ended. One that was edited tells nothing, and
+    /// is left to recovery; neither does one that was put back.
+    async fn applied_intents(&self, past: &Past) -> Result<Applied, CompareError> {
         let listed = self.keyring.stored(self.store.intents().await)?;
         let mut applied = Applied::new();
         for sealed in listed.rows {
             let Some(stamp) = &sealed.row.applied else { continue };
+            if !past.awaits_outcome(sealed.row.id) {
+                continue;
+            }
             let what = format!("intent {}", sealed.row.id);
             match self.keyring.verify_row(&sealed, what).await {
                 Ok(()) => {}

@@ -13,8 +13,8 @@ use super::{Finding, LogSummary, Macs, Report, Seen};
 use crate::audit::Divergence;
 use crate::audit::verify::VerifyError;
 use crate::keyring::MacInput;
-use crate::store::StoreError;
 use crate::store::sqlite::offline::{Looked, OfflineStore};
+use crate::store::{Intent, StoreError};
 
 /// Rows whose MACs are made in one call of the HSM.
 const BATCH: usize = 256;
@@ -189,14 +189,14 @@ impl Walk<'_, '_> {
         })
     }
 
-    /// Verifies intents; returns the stamps of those that are applied and genuine.
+    /// Verifies intents; returns the stamps of those that are genuine and applied, and whose outcome the log awaits.
     fn intents(&mut self) -> Result<Applied, VerifyStoreError> {
         let store = self.store;
         let mut applied = Applied::new();
         store.intents(|looked| {
             self.report.intents += 1;
             let whole = Place::whole("intent");
-            let of = |intent: &crate::store::Intent| {
+            let of = |intent: &Intent| {
                 let tenant = intent.key_name.tenant().id();
                 Place::of(tenant, "intent").at(intent.key_uid, Some(intent.version))
             };
@@ -205,7 +205,9 @@ impl Walk<'_, '_> {
             // One by one: only a genuine one tells why a manifest is ahead of the log.
             self.make_macs()?;
             let genuine = self.report.disagreements() == before;
-            if let Some(Sealed { row, .. }) = taken.filter(|_| genuine)
+            let awaited =
+                |row: &Intent| self.seen.as_ref().is_some_and(|seen| seen.awaits_outcome(row.id));
+            if let Some(Sealed { row, .. }) = taken.filter(|sealed| genuine && awaited(&sealed.row))
                 && let Some(stamp) = row.applied
             {
                 let tenant = row.key_name.tenant().id().to_owned();

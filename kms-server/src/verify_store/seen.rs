@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use kms_core::audit::{AuditRecord, CounterStamp, ManifestStamp, Phase};
-use kms_core::id::{KeyUid, KeyVersion, Revision};
+use kms_core::id::{IntentId, KeyUid, KeyVersion, Revision};
 
 use super::{Finding, LogSummary, MAX_FINDINGS};
 use crate::audit::verify::{VerifyError, verify_records};
@@ -93,6 +93,11 @@ impl Seen {
     /// Returns each tenant's last manifest.
     pub fn stamps(&self) -> &BTreeMap<String, ManifestStamp> {
         self.past.stamps()
+    }
+
+    /// Returns whether the log has the intent's record, and no outcome of it.
+    pub(super) fn awaits_outcome(&self, intent: IntentId) -> bool {
+        self.past.awaits_outcome(intent)
     }
 
     /// Returns the newest counter of a version.

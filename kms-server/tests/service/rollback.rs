@@ -189,6 +189,23 @@ async fn a_database_that_is_ahead_of_the_log_is_refused_when_no_intent_tells_why
     agrees(&world.restart(), 2).await;
 }
 
+/// Who cuts the log and keeps the intents cannot make them tell of what the log has not begun.
+#[tokio::test]
+async fn an_intent_that_the_log_does_not_know_explains_nothing() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    let before = world.faults.calls();
+    world.create("tenants/t/keys/probe").await;
+    let cut_here = world.records().len();
+    world.faults.arm(world.faults.calls() - before - 2, false);
+    let _ = world.kms.create_key(&world.request(CREATE), create("tenants/t/keys/crashed")).await;
+    let records = world.records();
+    assert!(records[cut_here..].iter().any(|record| record.phase == Phase::Intent));
+    agrees(&on_log(&world, records.clone()).await, 1).await;
+    let cut = on_log(&world, records[..cut_here].to_vec()).await;
+    assert!(refusal(&cut).await.contains("lost its end"));
+}
+
 #[tokio::test]
 async fn a_new_log_knows_nothing_until_the_database_is_accepted() {
     let (world, backup) = world_with_backup().await;
