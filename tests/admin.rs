@@ -25,6 +25,8 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ListServiceResponse, ServerReflectionRequest};
 
+const WRAP: &str = "kms.v1.CryptoService/Wrap";
+
 async fn admin_channel(server: &Server) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.admin)).unwrap();
     endpoint.connect().await.unwrap()
@@ -82,10 +84,32 @@ async fn health_of_an_unknown_service_is_not_found_on_both_listeners() {
 #[tokio::test]
 async fn no_use_of_keys_is_on_the_admin_listener() {
     let server = Server::fresh();
-    let channel = admin_channel(&server).await;
-    let method = "kms.v1.CryptoService/Wrap";
-    let status = common::raw_call(&channel, method, vec![]).await.map(drop).unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    let refused = common::raw_call(&admin_channel(&server).await, WRAP, vec![]).await;
+    refusal(refused).is(Code::Unimplemented, "METHOD_UNKNOWN");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_there_is_not_is_refused_alike_on_both_listeners() {
+    let server = Server::fresh();
+    let admin = admin_channel(&server).await;
+    let public = server.operator().await.channel;
+    let unknown = [
+        "kms.v1.CryptoService/Sign",
+        "kms.v2.CryptoService/Wrap",
+        "grpc.health.v1.Health/Nothing",
+        "grpc.reflection.v1.ServerReflection/Nothing",
+        "nothing",
+        "",
+    ];
+    for method in unknown {
+        let refused = refusal(common::raw_call(&admin, method, vec![]).await);
+        refused.is(Code::Unimplemented, "METHOD_UNKNOWN");
+        assert_eq!(refused, refusal(common::raw_call(&public, method, vec![]).await), "{method}");
+    }
+    // Who does not speak gRPC reads the status of HTTP.
+    assert_eq!(server.get("/nothing"), (404, "no such path\n".to_owned()));
+    assert_eq!(server.get("/livez").0, 200);
     server.stop().await;
 }
 
@@ -177,9 +201,8 @@ async fn a_second_signal_ends_a_drain_at_once() {
     let mut server = Server::fresh();
     let client = server.operator().await;
     // In flight until its deadline, which is beyond this test's patience.
-    let method = "kms.v1.CryptoService/Wrap";
     let calling = tokio::spawn(async move {
-        common::unfinished_call(&client.channel, method, Some(vec![])).await.map(drop)
+        common::unfinished_call(&client.channel, WRAP, Some(vec![])).await.map(drop)
     });
     // A whole request on another connection takes longer than the first one needs to be on its way.
     server.operator().await.create("beside").await;

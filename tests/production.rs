@@ -9,13 +9,17 @@
 
 mod common;
 
+use common::rig::serving;
 use common::{LIMIT, Rig, Server, refusal};
 use kms_testkit::client::{AlertDescription, handshake_alert};
 use kms_testkit::deadline::within;
-use kms_testkit::pki::Identity;
+use kms_testkit::pki::{Identity, Kind};
 use rustix::process::Signal;
 use serde_json::Value;
 use tonic::Code;
+
+/// Exit status for a wrong configuration.
+const EXIT_CONFIG: i32 = 78;
 
 /// Returns the alert with which the listener at `address` refuses `identity`.
 async fn alert(
@@ -35,6 +39,42 @@ fn check_config_finds_it_good_and_says_so() {
     assert!(output.stderr.is_empty());
 }
 
+/// Adds a certificate to the trusted ones that has run out.
+fn trust_an_expired_one(rig: &Rig) {
+    let old = std::fs::read(rig.pki.issue("old", &Kind::Expired).certificate).unwrap();
+    let bundle = [std::fs::read(rig.pki.ca()).unwrap(), old].concat();
+    std::fs::write(rig.pki.ca(), bundle).unwrap();
+}
+
+#[tokio::test]
+async fn a_reload_warns_of_what_has_expired() {
+    let mut server = Rig::production().start();
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates reloaded", LIMIT);
+    assert!(!server.process.stderr().contains("certificate_dates"));
+    trust_an_expired_one(&server.rig);
+    server.process.signal(Signal::HUP);
+    let told = server.process.await_line("\"alert\":\"certificate_dates\"", LIMIT);
+    assert!(told.contains("tls.client_ca") && told.contains("expired at 2021-01-01"), "{told}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_expired_ca_is_told_by_the_check_and_warned_of_at_the_start() {
+    let rig = Rig::production();
+    trust_an_expired_one(&rig);
+    let output = rig.check_config();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(EXIT_CONFIG), "{told}");
+    assert!(
+        told.starts_with("tls.client_ca: ") && told.contains("expired at 2021-01-01"),
+        "{told}"
+    );
+    let mut process = rig.spawn();
+    process.await_line("\"alert\":\"certificate_dates\"", LIMIT);
+    serving(process, rig).stop().await;
+}
+
 #[tokio::test]
 async fn readiness_is_told_to_who_shows_a_certificate() {
     let server = Rig::production().start();
@@ -42,6 +82,21 @@ async fn readiness_is_told_to_who_shows_a_certificate() {
     within(LIMIT, "readiness", ready).await;
     let refused = alert(&server, server.admin, None).await;
     assert_eq!(refused, Some(AlertDescription::CertificateRequired));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn no_core_is_dumped_and_the_memory_is_hidden() {
+    use std::os::unix::fs::MetadataExt as _;
+    let server = Rig::production().start();
+    let proc = std::path::PathBuf::from(format!("/proc/{}", server.process.id()));
+    let limits = std::fs::read_to_string(proc.join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let limits: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
+    assert_eq!(limits, ["0", "0"], "{core}");
+    // The kernel gives the files of what is not dumpable to root. When the tests run as root this says nothing, and
+    // kms-server/tests/hardening.rs says it.
+    assert_eq!(std::fs::metadata(proc.join("environ")).unwrap().uid(), 0);
     server.stop().await;
 }
 

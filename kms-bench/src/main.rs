@@ -11,7 +11,8 @@ use kms_bench::error::{Error, io};
 use kms_bench::summary::{Plan, Summary};
 use kms_bench::{serve, token};
 
-/// The server's allocator: the echo is this program, and a floor with another allocator would say nothing.
+/// The server's allocator: the echo is this program, and a floor with another allocator would say nothing. The bare
+/// token's floor is `kms-bench-token`, which has the system's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -43,7 +44,7 @@ enum Part {
     /// Serves the echo with the certificates of a directory
     #[command(hide = true)]
     Echo { directory: PathBuf },
-    /// Measures the bare token
+    /// Measures the token with the server's allocator
     #[command(hide = true)]
     Token { module: PathBuf, millis: u64 },
 }

@@ -156,12 +156,27 @@ pub fn binary(name: &str) -> Result<PathBuf, Error> {
     if path.is_file() { Ok(path) } else { Err(Error::Binary(path)) }
 }
 
+/// Whose allocator serves the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocator {
+    /// The system's: the bare token.
+    System,
+    /// The server's, which serves the module in it.
+    Server,
+}
+
 /// Measures the bare token in a process of its own; returns items a second.
-pub fn bare_token(directory: &Path, span: Duration) -> Result<f64, Error> {
+pub fn bare_token(directory: &Path, span: Duration, allocator: Allocator) -> Result<f64, Error> {
     let token = SoftHsm::create(directory);
-    let this = std::env::current_exe().map_err(io("find this program"))?;
-    let mut command = Command::new(this);
-    command.arg("token").arg(kms_testkit::softhsm::module()).arg(span.as_millis().to_string());
+    let mut command = match allocator {
+        Allocator::System => Command::new(binary("kms-bench-token")?),
+        Allocator::Server => {
+            let mut this = Command::new(binary("kms-bench")?);
+            this.arg("token");
+            this
+        }
+    };
+    command.arg(kms_testkit::softhsm::module()).arg(span.as_millis().to_string());
     command.env("SOFTHSM2_CONF", token.configuration()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(io("start the token's process"))?;
     let mut text = String::new();

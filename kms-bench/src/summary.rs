@@ -8,7 +8,7 @@ use kms_cli::bench::Op;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, io};
-use crate::processes::{Peer, bare_token, binary};
+use crate::processes::{Allocator, Peer, bare_token, binary};
 use crate::rounds::{Round, echo, load, median, median_of, server};
 use crate::{disk, sealing};
 
@@ -62,6 +62,8 @@ pub struct Summary {
     pub echo_cpu_us: f64,
     /// Items a second of the bare token on one lane.
     pub token_items_per_second: f64,
+    /// The same where the server's allocator serves the module.
+    pub token_server_allocator_items_per_second: f64,
     /// Seal's throughput in MiB a second.
     pub seal_mib_per_second: f64,
     /// Cores of the machine.
@@ -120,9 +122,10 @@ impl Summary {
             one,
             one_memory,
         ] = turns.map(|turn| turn.done);
-        let (batches, mut token) = batches_and_token(plan, disk_root, || {
-            server(&runtime, &durable, Op::Batch, &batch_load)
-        })?;
+        let (batches, mut token, mut token_server_allocator) =
+            batches_and_token(plan, disk_root, || {
+                server(&runtime, &durable, Op::Batch, &batch_load)
+            })?;
         let speed = |rounds: &[Round]| median_of(rounds, |round| round.report.requests_per_second);
         let p50 = |rounds: &[Round]| median_of(rounds, |round| micros(round.report.latency_us.p50));
         let audit_wait_p50_vs_fsync = audit_wait(&one, &one_memory, &fsync);
@@ -148,6 +151,7 @@ impl Summary {
             wrap_c256_p99_us: median_of(&wrap_256, |round| micros(round.report.latency_us.p99)),
             echo_cpu_us: median_of(&echo_256, |round| round.server_cpu_us),
             token_items_per_second: token,
+            token_server_allocator_items_per_second: median(&mut token_server_allocator),
             seal_mib_per_second,
             cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             rounds: plan.rounds,
@@ -247,7 +251,7 @@ fn restarts(binary: &Path, directory: &Path) -> Result<f64, Error> {
     Ok(median(&mut spans))
 }
 
-type Batches = (Vec<Round>, Vec<f64>);
+type Batches = (Vec<Round>, Vec<f64>, Vec<f64>);
 
 /// Batches on the server and the bare token in turn.
 fn batches_and_token(
@@ -255,12 +259,15 @@ fn batches_and_token(
     disk_root: &Path,
     mut batch: impl FnMut() -> Result<Round, Error>,
 ) -> Result<Batches, Error> {
-    let (mut batches, mut token) = (Vec::new(), Vec::new());
+    let (mut batches, mut bare, mut served) = (Vec::new(), Vec::new(), Vec::new());
+    let token =
+        |name: String, allocator| bare_token(&disk_root.join(name), plan.duration, allocator);
     for round in 0..plan.rounds {
         batches.push(batch()?);
-        token.push(bare_token(&disk_root.join(format!("token-{round}")), plan.duration)?);
+        bare.push(token(format!("token-{round}"), Allocator::System)?);
+        served.push(token(format!("token-{round}-served"), Allocator::Server)?);
     }
-    Ok((batches, token))
+    Ok((batches, bare, served))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52")]

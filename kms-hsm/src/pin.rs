@@ -42,11 +42,22 @@ pub enum PinError {
         /// Why.
         source: std::io::Error,
     },
+    /// A directory, pipe or device stands in its place.
+    #[error("the PIN file {place} is not a plain file")]
+    NotAFile {
+        /// Where.
+        place: String,
+    },
     /// Others than its owner may read or write the file.
-    #[error("the PIN file {place} must be a file only its owner may use (mode 0600 or 0400)")]
+    #[error(
+        "the PIN file {place} is open to its group or others (mode {mode:04o}); \
+         run `chmod 0600 {place}` as its owner"
+    )]
     Exposed {
         /// Where.
         place: String,
+        /// Its permission bits.
+        mode: u32,
     },
     /// Nothing in it.
     #[error("the PIN in {place} is empty")]
@@ -86,11 +97,15 @@ const ROOM: usize = MAX_PIN_BYTES + 3;
 fn from_file(path: &Path, check_mode: bool) -> Result<Pin, PinError> {
     let place = path.display().to_string();
     let unreadable = |source| PinError::Unreadable { place: place.clone(), source };
+    // Asked first: opening a pipe would wait for its writer.
+    if check_mode && !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(PinError::NotAFile { place });
+    }
     let file = File::open(path).map_err(unreadable)?;
     if check_mode {
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file() || metadata.mode() & 0o077 != 0 {
-            return Err(PinError::Exposed { place });
+        let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(PinError::Exposed { place, mode });
         }
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
@@ -172,7 +187,9 @@ mod tests {
         }
         for mode in [0o640, 0o604, 0o620, 0o610, 0o666] {
             let (_directory, source) = file(b"1234", mode);
-            assert!(matches!(source.read(), Err(PinError::Exposed { .. })), "{mode:o}");
+            let refused = source.read().unwrap_err();
+            assert!(matches!(refused, PinError::Exposed { .. }), "{mode:o}");
+            assert!(refused.to_string().contains(&format!("(mode 0{mode:o}); run `chmod 0600 ")));
         }
     }
 
@@ -180,7 +197,7 @@ mod tests {
     fn a_directory_is_no_pin_file() {
         let directory = tempfile::tempdir().unwrap();
         let source = PinSource::File(directory.path().to_owned());
-        assert!(matches!(source.read(), Err(PinError::Exposed { .. })));
+        assert!(matches!(source.read(), Err(PinError::NotAFile { .. })));
     }
 
     #[test]

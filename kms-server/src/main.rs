@@ -12,6 +12,7 @@ use kms_core::clock::{Clock as _, SystemClock};
 use kms_server::assembly::{EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Mode, ReadyFile, run};
 use kms_server::config::{Config, ConfigError, Flags, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
+use kms_server::hardening;
 use kms_server::telemetry::log;
 
 /// Audit records and HSM jobs are made on one thread and freed on another, which the system's allocator does under locks.
@@ -92,21 +93,14 @@ struct Dev {
 fn main() -> ExitCode {
     let started = SystemClock.monotonic();
     let cli = Cli::parse();
-    // A core dump would hold PIN and data keys.
-    let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Core, no_core) {
+    if let Err(error) = hardening::forbid_core_dumps() {
         return fail(EXIT_SOCKET, &format!("cannot forbid core dumps: {error}"));
     }
-    // Core dumps that are piped to a program ignore the limit, and other processes could read our memory.
-    let hidden = rustix::process::DumpableBehavior::NotDumpable;
-    if let Err(error) = rustix::process::set_dumpable_behavior(hidden) {
+    let is_dev = matches!(cli.command, Some(Command::Dev(_)));
+    if !is_dev && let Err(error) = hardening::hide_memory() {
         return fail(EXIT_SOCKET, &format!("cannot hide the memory of the process: {error}"));
     }
-    // What a panic says may hold what it stumbled over: where it was is enough to mend it.
-    std::panic::set_hook(Box::new(|panic| match panic.location() {
-        Some(place) => tell(&format!("panic at {place}")),
-        None => tell("panic"),
-    }));
+    hardening::keep_panics_short();
     match cli.command {
         Some(Command::CheckConfig(serve)) => check_config(&serve),
         Some(Command::VerifyStore(wanted)) => match wanted.run() {
@@ -131,7 +125,7 @@ fn check_config(serve: &Serve) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(EXIT_CONFIG, &error),
     };
-    let problems = check(&config);
+    let problems = check(&config, SystemClock.now());
     if problems.is_empty() {
         say("the configuration is good\n");
         return ExitCode::SUCCESS;

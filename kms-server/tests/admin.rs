@@ -123,8 +123,8 @@ async fn codes(
     codes
 }
 
-/// Not ready yet; a path that is nothing gets the gRPC answer, whose status stands in its header.
-const SERVED: [u16; 4] = [200, 503, 200, 200];
+/// Not ready yet, and one path is nothing.
+const SERVED: [u16; 4] = [200, 503, 200, 404];
 const REFUSED: [u16; 4] = [401; 4];
 
 #[tokio::test]

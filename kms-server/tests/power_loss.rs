@@ -26,7 +26,7 @@ use support::crash::{History, Loss};
 use support::samples::{
     closing, counter, intent, key_name, key_uid, new_key, record, request_id, tenant,
 };
-use support::strace::{Effect, trace_test};
+use support::strace::{Call, Effect, trace_test};
 
 /// Set in the child: where it works.
 const ROOT: &str = "HOLDFAST_POWER_LOSS_ROOT";
@@ -172,6 +172,68 @@ async fn the_store_loses_nothing_acknowledged() {
         .filter(|call| matches!(&call.effect, Effect::Sync { path } if path.ends_with("kms.db")));
     assert!(checkpoints.count() > 1, "the work was too short for a checkpoint");
     at_every_cut(&history, async |image, cut| check_store(image, history.told(cut)).await).await;
+}
+
+/// Opens a store, says so, and opens it again.
+async fn open_twice(root: &Path) {
+    for time in ["made", "opened"] {
+        let store = SqliteStore::open(&root.join("kms.db")).unwrap();
+        tell(time);
+        store.close().await;
+        tell("closed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_store_is_on_disk_when_it_is_open() {
+    if let Some(root) = child_root() {
+        return open_twice(&root).await;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let calls = trace_test("a_new_store_is_on_disk_when_it_is_open", ROOT, root.path());
+    let history = History::new(&calls, root.path(), &["-shm", ".lock"]);
+    let cuts = history.cuts(usize::MAX);
+    let open: Vec<_> =
+        cuts.into_iter().filter(|cut| history.told(*cut).any(|line| line == "made")).collect();
+    assert!(open.len() > 10, "{open:?}");
+    for cut in open {
+        for loss in Loss::ALL {
+            let image = image_directory();
+            history.rebuild(cut, loss, cut as u64, image.path());
+            let database = rusqlite::Connection::open(image.path().join("kms.db")).unwrap();
+            let sql = "SELECT count(*) FROM migrations";
+            let migrations: Result<i64, _> = database.query_row(sql, [], |row| row.get(0));
+            assert_eq!(migrations, Ok(1), "at tick {cut}, losing {loss:?}");
+        }
+    }
+}
+
+/// What a killed process had committed and not synced is read by the next one, which may tell of it: so it has to be on
+/// disk first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_left_is_synced_before_the_store_is_open() {
+    if let Some(root) = child_root() {
+        let store = SqliteStore::open(&root.join("kms.db")).unwrap();
+        tell("open");
+        assert_eq!(store.intents().await.unwrap().rows, [intent(1, 1)]);
+        return store.close().await;
+    }
+    let (alive, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = SqliteStore::open(&alive.path().join("kms.db")).unwrap();
+    store.open_intent(intent(1, 1)).await.unwrap();
+    for name in ["kms.db", "kms.db-wal"] {
+        std::fs::copy(alive.path().join(name), killed.path().join(name)).unwrap();
+    }
+    store.close().await;
+    let name = "what_a_killed_process_left_is_synced_before_the_store_is_open";
+    let calls = trace_test(name, ROOT, killed.path());
+    let told = |call: &Call| matches!(&call.effect, Effect::Told { data } if data == b"open\n");
+    let open = calls.iter().find(|call| told(call)).unwrap().start;
+    let synced = calls.iter().any(|call| {
+        call.done < open
+            && matches!(&call.effect, Effect::Sync { path } if path.ends_with("kms.db-wal"))
+    });
+    assert!(synced, "{calls:?}");
 }
 
 /// The control: with the syncs taken out of the trace, the model must find losses.

@@ -24,7 +24,7 @@ use kms_server::transport::{
     ConnectionLimits, Drained, Protocols, Security, ServeOptions, Shutdown, ShutdownTrigger,
     TlsFiles, TlsStore, serve,
 };
-use kms_testkit::client::{connect, tls};
+use kms_testkit::client::{AlertDescription, connect, handshake_alert, tls};
 use kms_testkit::deadline::within;
 use kms_testkit::pki::{CLIENT_SPIFFE_ID, Identity, Kind, Pki};
 use rustls::pki_types::CertificateDer;
@@ -194,19 +194,43 @@ async fn a_good_certificate_names_the_principal() {
     assert_eq!(server.last_seen(), Ok("a.test".to_owned()));
 }
 
+/// A client that signed its certificate itself.
+fn self_signed(directory: &Path) -> Identity {
+    let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+    let files = (directory.join("self.pem"), directory.join("self.key"));
+    std::fs::write(&files.0, made.cert.pem()).unwrap();
+    std::fs::write(&files.1, made.signing_key.serialize_pem()).unwrap();
+    Identity::existing(files.0, files.1)
+}
+
 #[tokio::test]
-async fn bad_certificates_do_not_get_in() {
+async fn bad_certificates_are_told_by_alert_what_is_wrong_with_them() {
     let server = Server::start(|_| {}).await;
-    let kinds = [Kind::Expired, Kind::NotYetValid, Kind::WithoutClientUsage];
-    for (serial, kind) in (30_u64..).zip(&kinds) {
-        let bad = server.pki.issue_serial("bad", kind, serial);
-        assert!(server.call_as(Some(&bad)).await.is_err(), "{kind:?}");
-    }
+    let issue = |kind, serial| server.pki.issue_serial(&format!("bad{serial}"), kind, serial);
     let elsewhere = tempfile::tempdir().unwrap();
     let (_, foreign) = Pki::create(elsewhere.path()).usual();
-    assert!(server.call_as(Some(&foreign)).await.is_err());
-    assert!(server.call_as(None).await.is_err());
-    eventually("the counts", || server.stats.failed_handshakes.get() >= 5).await;
+    let stranger = self_signed(elsewhere.path());
+    let revoked = server.pki.issue_serial("revoked", &Kind::Dns("a.test"), 33);
+    server.pki.revoke("list", &[&revoked]);
+    server.store.reload().unwrap();
+    let bad = [
+        // RFC 8446 §6.2: "has expired or is not currently valid".
+        (Some(issue(&Kind::Expired, 30)), AlertDescription::CertificateExpired),
+        (Some(issue(&Kind::NotYetValid, 31)), AlertDescription::CertificateExpired),
+        (Some(issue(&Kind::WithoutClientUsage, 32)), AlertDescription::UnsupportedCertificate),
+        (Some(revoked), AlertDescription::CertificateRevoked),
+        // This authority has the name of the trusted one, so it is the signature that fails.
+        (Some(foreign), AlertDescription::DecryptError),
+        (Some(stranger), AlertDescription::UnknownCA),
+        (None, AlertDescription::CertificateRequired),
+    ];
+    for (count, (identity, expected)) in (1..).zip(&bad) {
+        let (ca, identity) = (server.pki.ca(), identity.as_ref());
+        let told = handshake_alert(server.address, &ca, identity);
+        let told = within(LIMIT, "an alert", told).await.unwrap();
+        assert_eq!(told, Some(*expected), "{identity:?}");
+        eventually("the count", || server.stats.failed_handshakes.get() == count).await;
+    }
     assert!(server.seen.lock().unwrap().is_empty());
     server.good_client_is_served().await;
 }
@@ -238,18 +262,21 @@ async fn tls_1_2_is_refused() {
     let shaking = connector.connect("localhost".try_into().unwrap(), tcp);
     let refused = within(LIMIT, "an answer", shaking).await.unwrap_err();
     let refused = refused.downcast::<rustls::Error>().unwrap();
-    let expected = rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion);
+    let expected = rustls::Error::AlertReceived(AlertDescription::ProtocolVersion);
     assert_eq!(refused, expected);
     eventually("a failed handshake", || server.stats.failed_handshakes.get() == 1).await;
 }
 
 #[tokio::test]
-async fn plain_text_on_the_tls_port_is_closed_without_harm() {
+async fn plain_text_on_the_tls_port_is_told_by_alert_and_closed_without_harm() {
     let server = Server::start(|_| {}).await;
     for text in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(text).await.unwrap();
-        is_closed(stream).await;
+        let mut told = Vec::new();
+        within(LIMIT, "a close", stream.read_to_end(&mut told)).await.unwrap();
+        // One record, RFC 8446 §5.1: an alert of two bytes, fatal, decode_error.
+        assert_eq!(told, [21, 3, 3, 0, 2, 2, u8::from(AlertDescription::DecodeError)]);
     }
     eventually("both failures", || server.stats.failed_handshakes.get() == 2).await;
     server.good_client_is_served().await;

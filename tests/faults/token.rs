@@ -99,7 +99,7 @@ fn a_pin_file_that_others_can_read_is_refused() {
     rig.pin_file = rig.secret_file("open-pin", &rig.pin());
     std::fs::set_permissions(&rig.pin_file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let told = ends_with(&rig, EXIT_CONFIG);
-    assert!(told.contains("hsm.pin"), "{told}");
+    assert!(told.contains("hsm.pin") && told.contains("run `chmod 0600 "), "{told}");
     assert!(!told.contains(&rig.pin()), "{told}");
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kms_core::clock::Clock;
@@ -15,11 +15,18 @@ use super::metrics::Gauges;
 use super::readiness::Readiness;
 use crate::authn::{Peer, Unauthenticated};
 use crate::telemetry::metrics::RequestMetrics;
-use crate::transport::health::HealthService;
-use crate::transport::status;
+use crate::transport::health::{CHECK_PATH, HealthService, WATCH_PATH};
+use crate::transport::status::{self, Refused};
 
 /// The media type of OpenMetrics text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const LIVEZ_PATH: &str = "/livez";
+const READYZ_PATH: &str = "/readyz";
+const METRICS_PATH: &str = "/metrics";
+const REFLECTION_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+/// Everything that is answered. The services would refuse a method that they do not have without an ErrorInfo.
+const PATHS: [&str; 6] =
+    [LIVEZ_PATH, READYZ_PATH, METRICS_PATH, CHECK_PATH, WATCH_PATH, REFLECTION_PATH];
 /// How the media types of gRPC begin.
 const GRPC: &[u8] = b"application/grpc";
 
@@ -52,11 +59,15 @@ pub fn routes(
     registry.register_collector(Box::new(requests));
     registry.register_collector(Box::new(gauges));
     let http = axum::Router::new()
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(readyz).with_state(readiness))
-        .route("/metrics", get(metrics).with_state(Arc::new(registry)));
+        .route(LIVEZ_PATH, get(async || "ok\n"))
+        .route(READYZ_PATH, get(readyz).with_state(readiness))
+        .route(METRICS_PATH, get(metrics).with_state(Arc::new(registry)));
     let grpc = Routes::new(health.server()).add_service(reflection).into_axum_router();
-    let all = http.merge(grpc).layer(from_fn_with_state(access, authenticate));
+    // The layer that is added last is asked first: who, then what.
+    let all = http
+        .merge(grpc)
+        .layer(from_fn(refuse_unknown))
+        .layer(from_fn_with_state(access, authenticate));
     Ok(Routes::from(all).prepare())
 }
 
@@ -72,11 +83,26 @@ async fn authenticate(State(access): State<Access>, request: Request, next: Next
         None => Unauthenticated::NoCertificate,
     };
     tracing::warn!(reason = refused.reason(), "an admin request was refused");
-    let kind = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if kind.is_some_and(|kind| kind.starts_with(GRPC)) {
+    if is_grpc(&request) {
         return status::from_unauthenticated(refused).into_http();
     }
     (StatusCode::UNAUTHORIZED, format!("{refused}\n")).into_response()
+}
+
+async fn refuse_unknown(request: Request, next: Next) -> Response {
+    if PATHS.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    if is_grpc(&request) {
+        return status::from_refused(Refused::MethodUnknown).into_http();
+    }
+    (StatusCode::NOT_FOUND, "no such path\n").into_response()
+}
+
+/// Returns whether the caller reads gRPC statuses, and not those of HTTP.
+fn is_grpc(request: &Request) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(GRPC))
 }
 
 async fn readyz(State(readiness): State<Arc<Readiness>>) -> Response {

@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kms_core::clock::{Clock as _, SystemClock};
+
 use super::error::StartError;
 use super::open::Core;
 use super::parts;
-use super::run::Mode;
+use super::run::{Mode, warn_of_dates};
 use super::signals::{Signals, Wish};
 use super::sockets::{address, bind, listen};
 use super::start::Listeners;
 use crate::config::Config;
-use crate::transport::{Protocols, TlsStore};
+use crate::transport::{Protocols, TlsFiles, TlsStore, tls_check};
 
 impl Core {
     /// Starts, serves until told to stop, and stops.
@@ -48,7 +50,7 @@ impl Core {
                 running = &mut starting => break running?,
                 wish = signals.next() => match wish {
                     Wish::Stop => return Ok(()),
-                    Wish::Reload => reload(&reloads),
+                    Wish::Reload => reload(&reloads, &config.tls.files()),
                 },
             }
         };
@@ -57,7 +59,7 @@ impl Core {
             tokio::select! {
                 wish = signals.next() => match wish {
                     Wish::Stop => break,
-                    Wish::Reload => reload(&reloads),
+                    Wish::Reload => reload(&reloads, &config.tls.files()),
                 },
                 Ok(()) = running.rounds.changed(), if !told => {
                     told = *running.rounds.borrow_and_update() == Some(true);
@@ -93,11 +95,14 @@ impl Core {
     }
 }
 
-fn reload(stores: &[Arc<TlsStore>]) {
+fn reload(stores: &[Arc<TlsStore>], files: &TlsFiles) {
     for store in stores {
         match store.reload() {
             Ok(()) => tracing::info!(epoch = store.epoch(), "certificates reloaded"),
             Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
         }
+    }
+    for (key, error) in tls_check::dates(files, SystemClock.now()) {
+        warn_of_dates(key, &error);
     }
 }

@@ -13,7 +13,7 @@ use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
 use super::error::StartError;
 use crate::audit::FileSink;
 use crate::authz::StaticPolicy;
-use crate::config::{Config, PinPlace, Problem};
+use crate::config::{Cause, Config, PinPlace, Problem};
 use crate::keyring::KeyringConfig;
 use crate::store::sqlite::SqliteStore;
 
@@ -82,7 +82,7 @@ pub(super) fn open_audit(config: &Config) -> Result<Arc<FileSink>, StartError> {
 /// Makes the policy ready.
 pub(super) fn policy(config: &Config) -> Result<Arc<StaticPolicy>, StartError> {
     let wrong = |error: crate::authz::InvalidPolicy| {
-        StartError::Config(vec![Problem { key: "authz.grants", detail: error.to_string() }])
+        StartError::Config(vec![Problem { key: "authz.grants", cause: Cause::Policy(error) }])
     };
     Ok(Arc::new(StaticPolicy::new(&config.authz.grants).map_err(wrong)?))
 }

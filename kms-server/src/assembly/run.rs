@@ -15,7 +15,7 @@ use super::open::Core;
 use super::ready::ReadyFile;
 use super::signals::Signals;
 use super::steps::{Until, on_a_thread};
-use crate::config::{Config, check};
+use crate::config::{Config, Problem, check};
 
 /// Stack of a thread that serves requests: handlers are shallow, buffers are on the heap.
 const WORKER_STACK_BYTES: usize = 2 * 1024 * 1024;
@@ -42,9 +42,13 @@ impl fmt::Debug for Mode {
 
 /// Runs the server until SIGTERM or SIGINT. Blocks.
 pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartError> {
-    let problems = check(config);
-    if !problems.is_empty() {
-        return Err(StartError::Config(problems));
+    let (tolerable, wrong): (Vec<_>, Vec<_>) =
+        check(config, SystemClock.now()).into_iter().partition(Problem::is_tolerable);
+    if !wrong.is_empty() {
+        return Err(StartError::Config(wrong));
+    }
+    for problem in tolerable {
+        warn_of_dates(problem.key, &problem.cause);
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.limits.worker_threads > 0 {
@@ -94,4 +98,8 @@ pub(super) async fn close_hsm(hsm: Arc<Pkcs11Hsm>) {
     if !closed {
         tracing::warn!("the hsm did not close in time");
     }
+}
+
+pub(super) fn warn_of_dates(key: &'static str, problem: &dyn fmt::Display) {
+    tracing::warn!(alert = "certificate_dates", "{key}: {problem}");
 }

@@ -24,8 +24,10 @@ use crate::verify_store::{Report, Seen, VerifyStoreError, verify};
 /// [`StartError::Unverifiable`] when the token makes no MACs. What does not agree is in the report.
 pub fn verify_store(config: &Config) -> Result<Report, StartError> {
     // Listeners, certificates and grants are not needed, and may be missing where a copy is looked at.
-    let problems: Vec<_> =
-        check(config).into_iter().filter(|problem| problem.key.starts_with("hsm.")).collect();
+    let problems: Vec<_> = check(config, SystemClock.now())
+        .into_iter()
+        .filter(|problem| problem.key.starts_with("hsm."))
+        .collect();
     if !problems.is_empty() {
         return Err(StartError::Config(problems));
     }

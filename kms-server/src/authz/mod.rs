@@ -10,9 +10,7 @@ mod static_policy;
 
 pub use action::*;
 pub use permit::{Denied, Permit, Target, authorize};
-pub use static_policy::{
-    GrantConfig, InvalidPolicy, MAX_GRANTS, MAX_PRINCIPAL_BYTES, StaticPolicy,
-};
+pub use static_policy::{GrantConfig, InvalidPolicy, MAX_GRANTS, StaticPolicy};
 
 use std::fmt;
 use std::net::SocketAddr;

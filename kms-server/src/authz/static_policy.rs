@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{ActionKind, ActionSet, AuthzRequest, Decision, Policy, PolicyIds};
 use crate::authn::AuthnMethod;
+use crate::authn::x509::{is_host_name, is_spiffe_id};
 
 /// The most grants of a table: more belongs into a policy engine.
 pub const MAX_GRANTS: usize = 10_000;
-/// The longest principal, in bytes: that of a SPIFFE id.
-pub const MAX_PRINCIPAL_BYTES: usize = 2048;
 /// Starts the hash input of the table. Not a secret matter, so it does not stand in `kms_core::domain`.
 const TABLE_HASH: &[u8] = b"kms/static-policy/v1";
 /// What the server may do by itself: roll over what is due, and reconcile.
@@ -38,9 +37,15 @@ pub enum InvalidPolicy {
     /// More than [`MAX_GRANTS`].
     #[error("more than 10000 grants")]
     TooMany,
-    /// The principal is empty or longer than [`MAX_PRINCIPAL_BYTES`].
-    #[error("a grant has an empty principal, or one longer than 2048 bytes")]
-    Principal,
+    /// The principal is a name that no certificate can have.
+    #[error(
+        "principal `{principal}` matches no certificate: write a SPIFFE id with a path \
+         (`spiffe://example.org/app`), or a DNS name in lower case without wildcard"
+    )]
+    Principal {
+        /// The text.
+        principal: String,
+    },
     /// The tenant is not a tenant id.
     #[error("tenant `{tenant}` of `{principal}` is not a tenant id")]
     Tenant {
@@ -112,8 +117,9 @@ impl StaticPolicy {
         }
         let mut sorted = BTreeMap::new();
         for GrantConfig { principal, tenant, actions } in table {
-            if principal.is_empty() || principal.len() > MAX_PRINCIPAL_BYTES {
-                return Err(InvalidPolicy::Principal);
+            // A misspelt principal would be a grant that nobody has, and nobody is told of.
+            if !is_spiffe_id(principal) && !is_host_name(principal) {
+                return Err(InvalidPolicy::Principal { principal: principal.clone() });
             }
             let text = || (principal.clone(), tenant.clone());
             let name = TenantName::from_id(tenant).map_err(|_| {
@@ -309,9 +315,6 @@ mod tests {
     fn bad_tables_are_refused_each_with_its_error() {
         let wrap = [ActionKind::Wrap];
         let refused = |table: &[GrantConfig]| StaticPolicy::new(table).unwrap_err();
-        assert_eq!(refused(&[grant("", "t", &wrap)]), InvalidPolicy::Principal);
-        assert_eq!(refused(&[grant(&"p".repeat(2049), "t", &wrap)]), InvalidPolicy::Principal);
-        assert!(StaticPolicy::new(&[grant(&"p".repeat(2048), "t", &wrap)]).is_ok());
         assert!(matches!(refused(&[grant("a", "T", &wrap)]), InvalidPolicy::Tenant { .. }));
         assert!(matches!(refused(&[grant("a", "t", &[])]), InvalidPolicy::NoActions { .. }));
         let twice = [ActionKind::Wrap, ActionKind::Wrap];
@@ -321,6 +324,23 @@ mod tests {
         ));
         let two = [grant("a", "t", &wrap), grant("a", "t", &[ActionKind::Unwrap])];
         assert!(matches!(refused(&two), InvalidPolicy::DuplicateGrant { .. }));
+    }
+
+    #[test]
+    fn a_principal_that_a_certificate_can_name_is_taken_and_another_refused() {
+        let take = |principal: &str| {
+            StaticPolicy::new(&[grant(principal, "t", &[ActionKind::Wrap])]).map(drop)
+        };
+        let longest = format!("spiffe://td/{}", "p".repeat(2048 - 12));
+        for principal in ["spiffe://td/a", "host.example", "host", &longest] {
+            assert_eq!(take(principal), Ok(()), "{principal}");
+        }
+        let too_long = format!("{longest}p");
+        let never = ["", "spiffe://td", "https://td/a", "Host.example", "*.example", "CN=a"];
+        for principal in never.into_iter().chain([too_long.as_str()]) {
+            let refused = InvalidPolicy::Principal { principal: principal.to_owned() };
+            assert_eq!(take(principal), Err(refused));
+        }
     }
 
     #[test]

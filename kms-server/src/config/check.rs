@@ -2,27 +2,16 @@
 //!
 //! It reads files and opens nothing else: no token, no database, no socket, so that it can run beside a live server.
 
-use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 
+use kms_core::clock::Timestamp;
+use kms_hsm::pin::PinSource;
+
+use super::problem::{Cause, Problem};
 use super::{Config, Limits, PinPlace};
 use crate::authz::StaticPolicy;
-use crate::transport::tls::{Protocols, TlsStore};
-
-/// Something an operator must mend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key in the file.
-    pub key: &'static str,
-    /// What is wrong with it.
-    pub detail: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.detail)
-    }
-}
+use crate::transport::tls_check;
 
 /// The most threads that serve requests: beyond it they only wait for each other.
 pub const MAX_WORKER_THREADS: usize = 256;
@@ -32,16 +21,20 @@ pub const MAX_HSM_WORKERS: usize = 64;
 pub const MAX_HSM_QUEUE: usize = 65_536;
 /// The longest time that may be configured: a day.
 pub const MAX_SPAN_MS: u64 = 24 * 60 * 60 * 1000;
+/// The largest number of anything else: more than one process can have.
+pub const MAX_COUNT: usize = 1_000_000;
 
-/// Returns everything that is wrong; nothing when the configuration is good.
-pub fn check(config: &Config) -> Vec<Problem> {
+/// Returns everything that is wrong at `now`; nothing when the configuration is good.
+pub fn check(config: &Config, now: Timestamp) -> Vec<Problem> {
     let mut problems = Problems(Vec::new());
     check_listeners(config, &mut problems);
-    check_tls(config, &mut problems);
+    for (key, error) in tls_check::check(&config.tls.files(), now) {
+        problems.add(key, Cause::Tls(error));
+    }
     check_hsm(config, &mut problems);
     check_directories(config, &mut problems);
     if let Err(error) = StaticPolicy::new(&config.authz.grants) {
-        problems.add("authz.grants", error);
+        problems.add("authz.grants", Cause::Policy(error));
     }
     check_limits(&config.limits, &mut problems);
     problems.0
@@ -50,67 +43,82 @@ pub fn check(config: &Config) -> Vec<Problem> {
 struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, key: &'static str, detail: impl fmt::Display) {
-        self.0.push(Problem { key, detail: detail.to_string() });
+    fn add(&mut self, key: &'static str, cause: Cause) {
+        self.0.push(Problem { key, cause });
+    }
+
+    fn add_unless_within(&mut self, key: &'static str, number: u64, least: u64, most: u64) {
+        if !(least..=most).contains(&number) {
+            self.add(key, Cause::OutOfBounds { least, most });
+        }
     }
 }
 
 fn check_listeners(config: &Config, problems: &mut Problems) {
     let (listen, admin) = (config.listen.address, &config.admin);
-    if listen == admin.address && listen.port() != 0 {
-        problems.add("admin.address", "must differ from listen.address");
+    if overlap(listen, admin.address) {
+        problems.add("admin.address", Cause::ListenersOverlap(listen));
     }
     if !admin.tls && !admin.address.ip().is_loopback() {
-        problems.add("admin.tls", "may be false only when admin.address is a loopback address");
+        problems.add("admin.tls", Cause::PlainTextExposed);
     }
     if admin.allowed_networks.is_empty() {
-        problems.add("admin.allowed_networks", "must name a network, else nobody can connect");
+        problems.add("admin.allowed_networks", Cause::NoNetworks);
     }
 }
 
-fn check_tls(config: &Config, problems: &mut Problems) {
-    if let Err(error) = TlsStore::load(config.tls.files(), Protocols::Http2) {
-        problems.add("tls", error);
-    }
+/// Returns whether two sockets cannot listen side by side. Port 0 is another one each time. `::` takes IPv4 too, unless
+/// the system is told otherwise.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |wide: SocketAddr, narrow: SocketAddr| {
+        let (wide, narrow) = (wide.ip(), narrow.ip().to_canonical());
+        wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
+    };
+    one.port() == other.port()
+        && one.port() != 0
+        && (one.ip().to_canonical() == other.ip().to_canonical()
+            || covers(one, other)
+            || covers(other, one))
 }
 
 fn check_hsm(config: &Config, problems: &mut Problems) {
     let hsm = &config.hsm;
     if !hsm.module.is_file() {
-        problems.add("hsm.module", format_args!("{} is not a file", hsm.module.display()));
+        problems.add("hsm.module", Cause::NotAFile(hsm.module.clone()));
     }
     if hsm.token_serial.is_none() && hsm.token_label.is_none() {
-        problems.add("hsm.token_serial", "give the serial number or the label of the token");
+        problems.add("hsm.token_serial", Cause::NoToken);
     }
-    if hsm.workers > MAX_HSM_WORKERS {
-        problems.add("hsm.workers", "must be 0 to 64");
-    }
-    if !(1..=MAX_HSM_QUEUE).contains(&hsm.queue_capacity) {
-        problems.add("hsm.queue_capacity", "must be 1 to 65536");
-    }
+    problems.add_unless_within("hsm.workers", hsm.workers as u64, 0, MAX_HSM_WORKERS as u64);
+    let capacity = hsm.queue_capacity as u64;
+    problems.add_unless_within("hsm.queue_capacity", capacity, 1, MAX_HSM_QUEUE as u64);
     if let Some(directory) = hsm.token_dir.as_deref().filter(|path| !path.is_dir()) {
-        problems.add("hsm.token_dir", format_args!("{} is no directory", directory.display()));
+        problems.add("hsm.token_dir", Cause::NotADirectory(directory.to_owned()));
     }
     match &hsm.pin {
-        PinPlace::File(path) if !path.is_file() => {
-            problems.add("hsm.pin", format_args!("{} is not a file", path.display()));
+        // Read as at the start, and wiped at once.
+        PinPlace::File(path) => {
+            if let Err(error) = PinSource::File(path.clone()).read() {
+                problems.add("hsm.pin", Cause::Pin(error));
+            }
         }
         PinPlace::Credential(name) if name.is_empty() || name.contains('/') => {
-            problems.add("hsm.pin", "the credential must be a plain file name");
+            problems.add("hsm.pin", Cause::CredentialName);
         }
-        PinPlace::File(_) | PinPlace::Descriptor(_) | PinPlace::Credential(_) => {}
+        // They are there for the service only, and a pipe can be read once.
+        PinPlace::Descriptor(_) | PinPlace::Credential(_) => {}
     }
 }
 
 fn check_directories(config: &Config, problems: &mut Problems) {
     let parent = config.store.path.parent().filter(|path| path.is_dir());
     if parent.is_none() {
-        problems.add("store.path", "its directory does not exist");
+        problems.add("store.path", Cause::NoStoreDirectory);
     }
     let audit = &config.audit.directory;
     let creatable = audit.is_dir() || audit.parent().is_some_and(Path::is_dir);
     if !creatable {
-        problems.add("audit.directory", "neither it nor its parent exists");
+        problems.add("audit.directory", Cause::NoAuditDirectory);
     }
 }
 
@@ -125,13 +133,9 @@ fn check_limits(limits: &Limits, problems: &mut Problems) {
         ("limits.drain_ms", limits.drain_ms),
     ];
     for (key, span_ms) in spans {
-        if !(1..=MAX_SPAN_MS).contains(&span_ms) {
-            problems.add(key, "must be 1 to 86400000 (a day)");
-        }
+        problems.add_unless_within(key, span_ms, 1, MAX_SPAN_MS);
     }
-    if limits.overlap_ms > MAX_SPAN_MS {
-        problems.add("limits.overlap_ms", "must be 0 to 86400000 (a day)");
-    }
+    problems.add_unless_within("limits.overlap_ms", limits.overlap_ms, 0, MAX_SPAN_MS);
     let counts = [
         ("limits.max_connections", limits.max_connections),
         ("limits.max_connections_per_source", limits.max_connections_per_source),
@@ -140,11 +144,43 @@ fn check_limits(limits: &Limits, problems: &mut Problems) {
         ("limits.max_streams", limits.max_streams as usize),
     ];
     for (key, count) in counts {
-        if !(1..=1_000_000).contains(&count) {
-            problems.add(key, "must be 1 to 1000000");
-        }
+        problems.add_unless_within(key, count as u64, 1, MAX_COUNT as u64);
     }
-    if limits.worker_threads > MAX_WORKER_THREADS {
-        problems.add("limits.worker_threads", "must be 0 to 256");
+    let threads = limits.worker_threads as u64;
+    problems.add_unless_within("limits.worker_threads", threads, 0, MAX_WORKER_THREADS as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overlap;
+
+    #[test]
+    fn listeners_overlap_on_one_port_of_one_address_or_of_all() {
+        let both = |one: &str, other: &str| {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(overlap(one, other), overlap(other, one), "{one} {other}");
+            overlap(one, other)
+        };
+        for (one, other) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("127.0.0.1:1", "[::ffff:127.0.0.1]:1"),
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("0.0.0.0:1", "0.0.0.0:1"),
+            ("[::]:1", "[::1]:1"),
+            ("[::]:1", "127.0.0.1:1"),
+            ("[::]:1", "0.0.0.0:1"),
+        ] {
+            assert!(both(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("127.0.0.1:1", "127.0.0.1:2"),
+            ("0.0.0.0:1", "127.0.0.1:2"),
+            ("127.0.0.1:1", "127.0.0.2:1"),
+            ("0.0.0.0:1", "[::1]:1"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("0.0.0.0:0", "127.0.0.1:0"),
+        ] {
+            assert!(!both(one, other), "{one} {other}");
+        }
     }
 }

@@ -17,10 +17,14 @@ use crate::transport::tls::TlsFiles;
 mod check;
 mod flags;
 mod load;
+mod problem;
 
-pub use check::{MAX_HSM_QUEUE, MAX_HSM_WORKERS, MAX_SPAN_MS, MAX_WORKER_THREADS, Problem, check};
+pub use check::{
+    MAX_COUNT, MAX_HSM_QUEUE, MAX_HSM_WORKERS, MAX_SPAN_MS, MAX_WORKER_THREADS, check,
+};
 pub use flags::Flags;
 pub use load::{ConfigError, MAX_CONFIG_BYTES};
+pub use problem::{Cause, Problem};
 
 /// The port of the gRPC listener.
 pub const DEFAULT_PORT: u16 = 8443;

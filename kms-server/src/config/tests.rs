@@ -1,10 +1,17 @@
 //! Tests of reading, layering and checking.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+
+use kms_core::clock::Timestamp;
+use kms_hsm::pin::PinError;
+use x509_parser::prelude::FromDer as _;
 
 use super::*;
 use crate::dev::pki::{Authority, LeafName};
+use crate::transport::tls::TlsError;
 
+const NOW: Timestamp = Timestamp::from_unix_ms(1_700_000_000_000);
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/holdfast.sample.toml");
 
 fn parse(text: &str) -> Result<Config, toml::de::Error> {
@@ -13,9 +20,7 @@ fn parse(text: &str) -> Result<Config, toml::de::Error> {
 
 /// A configuration whose files exist, in `directory`.
 fn good(directory: &Path) -> Config {
-    use std::os::unix::fs::PermissionsExt as _;
-    let now = kms_core::clock::Timestamp::from_unix_ms(1_700_000_000_000);
-    let authority = Authority::create("test", now).unwrap();
+    let authority = Authority::create("test", NOW).unwrap();
     let name = LeafName::Server { spiffe_id: "spiffe://td/s".into(), addresses: vec![] };
     let server = authority.issue(&name).unwrap();
     let mut config = Config::default();
@@ -33,8 +38,20 @@ fn good(directory: &Path) -> Config {
     config
 }
 
+fn problems(config: &Config) -> Vec<Problem> {
+    check(config, NOW)
+}
+
 fn keys(config: &Config) -> Vec<&'static str> {
-    check(config).into_iter().map(|problem| problem.key).collect()
+    problems(config).into_iter().map(|problem| problem.key).collect()
+}
+
+/// Expects one problem, and returns its key and its cause.
+fn only(config: &Config, now: Timestamp) -> (&'static str, Cause) {
+    let mut problems = check(config, now);
+    let problem = problems.pop().unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+    (problem.key, problem.cause)
 }
 
 #[test]
@@ -100,7 +117,7 @@ fn a_file_that_is_missing_too_large_or_not_toml_is_refused() {
 #[test]
 fn a_good_configuration_has_no_problem() {
     let directory = tempfile::tempdir().unwrap();
-    assert_eq!(check(&good(directory.path())), vec![]);
+    assert_eq!(keys(&good(directory.path())), [""; 0]);
 }
 
 #[test]
@@ -140,17 +157,124 @@ fn a_key_of_another_certificate_is_a_problem() {
     let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut config = good(ours.path());
     config.tls.private_key = good(theirs.path()).tls.private_key;
-    assert_eq!(keys(&config), ["tls"]);
+    assert!(matches!(only(&config, NOW), ("tls", Cause::Tls(TlsError::KeyMismatch { .. }))));
 }
 
 #[test]
 fn a_private_key_that_everyone_can_read_is_a_problem() {
-    use std::os::unix::fs::PermissionsExt as _;
     let directory = tempfile::tempdir().unwrap();
     let config = good(directory.path());
     let open_to_all = std::fs::Permissions::from_mode(0o604);
     std::fs::set_permissions(&config.tls.private_key, open_to_all).unwrap();
-    assert_eq!(keys(&config), ["tls"]);
+    let (key, cause) = only(&config, NOW);
+    assert_eq!(key, "tls.private_key");
+    assert!(matches!(cause, Cause::Tls(TlsError::Exposed { .. })));
+}
+
+#[test]
+fn each_tls_file_that_cannot_be_used_is_told_by_its_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = good(directory.path());
+    config.tls.client_ca = config.tls.private_key.clone();
+    config.tls.certificate = "/nowhere".into();
+    config.tls.crls = vec![config.tls.private_key.clone()];
+    assert_eq!(keys(&config), ["tls.certificate", "tls.client_ca", "tls.crls"]);
+    std::fs::write(&config.tls.private_key, "no key").unwrap();
+    let expected = ["tls.certificate", "tls.private_key", "tls.client_ca", "tls.crls"];
+    assert_eq!(keys(&config), expected);
+}
+
+#[test]
+fn certificates_are_good_within_their_dates_and_a_tolerable_problem_outside() {
+    const DAY_MS: i64 = 86_400_000;
+    let directory = tempfile::tempdir().unwrap();
+    let config = good(directory.path());
+    // Dev certificates begin a day before the day on which they are made, and end 3650 days after it.
+    let midnight_ms = NOW.as_unix_ms() / DAY_MS * DAY_MS;
+    let (first, last) = (midnight_ms - DAY_MS, midnight_ms + 3650 * DAY_MS + 999);
+    let at = |ms: i64| check(&config, Timestamp::from_unix_ms(ms));
+    assert!(at(first).is_empty() && at(last).is_empty());
+    let (early, late) = (at(first - 1), at(last + 1));
+    for (problems, expected) in
+        [(early, "is valid from 2023-11-13"), (late, "expired at 2033-11-11")]
+    {
+        let told: Vec<_> = problems.iter().map(|problem| problem.key).collect();
+        assert_eq!(told, ["tls.certificate", "tls.client_ca"]);
+        for problem in problems {
+            assert!(problem.is_tolerable() && problem.to_string().contains(expected), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn a_revocation_list_is_good_until_its_next_update() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = good(directory.path());
+    let pki = kms_testkit::pki::Pki::create(&directory.path().join("other"));
+    config.tls.crls = vec![pki.revoke("list", &[])];
+    assert_eq!(keys(&config), [""; 0]);
+    let list = std::fs::read(&config.tls.crls[0]).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&list).unwrap();
+    let (_, parsed) =
+        x509_parser::prelude::CertificateRevocationList::from_der(&pem.contents).unwrap();
+    let ends = parsed.next_update().unwrap().timestamp() * 1000;
+    let told = |ms: i64| -> Vec<_> {
+        let problems = check(&config, Timestamp::from_unix_ms(ms));
+        problems.into_iter().filter(|problem| problem.key == "tls.crls").collect()
+    };
+    assert!(told(ends - 1).is_empty());
+    let expired = told(ends);
+    assert!(matches!(expired[..], [Problem { cause: Cause::Tls(TlsError::Expired { .. }), .. }]));
+}
+
+#[test]
+fn a_pin_file_of_its_owner_alone_is_good_and_one_that_others_may_use_is_a_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = good(directory.path());
+    let path = directory.path().join("pin");
+    config.hsm.pin = PinPlace::File(path.clone());
+    assert!(matches!(only(&config, NOW), ("hsm.pin", Cause::Pin(PinError::Unreadable { .. }))));
+    std::fs::write(&path, "1234\n").unwrap();
+    for (mode, good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        if good {
+            assert_eq!(keys(&config), [""; 0], "{mode:o}");
+        } else {
+            let (key, cause) = only(&config, NOW);
+            assert_eq!(key, "hsm.pin");
+            assert!(matches!(cause, Cause::Pin(PinError::Exposed { .. })), "{mode:o}: {cause}");
+            assert!(cause.to_string().contains("run `chmod 0600 "), "{cause}");
+        }
+    }
+}
+
+#[test]
+fn listeners_on_one_port_are_a_problem_unless_the_port_is_free_to_choose() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = good(directory.path());
+    config.listen.address = "0.0.0.0:8443".parse().unwrap();
+    config.admin.address = "127.0.0.1:8443".parse().unwrap();
+    assert!(matches!(only(&config, NOW), ("admin.address", Cause::ListenersOverlap(_))));
+    config.listen.address.set_port(0);
+    config.admin.address.set_port(0);
+    assert_eq!(keys(&config), [""; 0]);
+}
+
+#[test]
+fn a_principal_that_no_certificate_can_name_is_a_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = good(directory.path());
+    let grant = |principal: &str| GrantConfig {
+        principal: principal.to_owned(),
+        tenant: "t".to_owned(),
+        actions: vec![crate::authz::ActionKind::Wrap],
+    };
+    config.authz.grants = vec![grant("spiffe://td/app"), grant("host.example")];
+    assert_eq!(keys(&config), [""; 0]);
+    config.authz.grants.push(grant("CN=app"));
+    let (key, cause) = only(&config, NOW);
+    assert_eq!(key, "authz.grants");
+    assert!(cause.to_string().starts_with("principal `CN=app` matches no certificate: write"));
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Change<'_> {
         self.trail.manifest = Some(manifest.stamp());
         let applied = Some(manifest.stamp());
         let intent = Intent { applied, ..self.intent.clone() };
-        let remembered = self.claim.map(|claim| claim.remember(result)).transpose()?;
+        let remembered = self.claim.map(|claim| claim.remember(tenant, result)).transpose()?;
         // One call of the HSM for all.
         let keyring = &self.inner.keyring;
         let generation = keyring.config().generation;

@@ -6,6 +6,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use kms_core::canonical::CanonicalWriter;
 use kms_core::domain;
 use kms_core::id::RequestId;
+use kms_core::name::TenantName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -29,10 +30,15 @@ impl Drop for Claim {
 
 impl Claim {
     /// Makes the record that remembers the result.
-    pub(super) fn remember(&self, result: &impl Serialize) -> Result<RequestRecord, ServiceError> {
+    pub(super) fn remember(
+        &self,
+        tenant: &TenantName,
+        result: &impl Serialize,
+    ) -> Result<RequestRecord, ServiceError> {
         let result = serde_json::to_vec(result)
             .map_err(|_| ServiceError::Bug { reason: "a result does not serialize" })?;
         Ok(RequestRecord {
+            tenant: tenant.clone(),
             principal: (&*self.key.0).into(),
             request_id: self.key.1,
             method: self.method.into(),

@@ -9,10 +9,27 @@ use kms_hsm::HsmError;
 
 use crate::audit::AuditError;
 use crate::keyring::KeyringError;
-use crate::store::StoreError;
+use crate::store::{MAX_REMEMBERED_REQUESTS, StoreError};
 
 /// When trying again may help, where the layer below does not say.
 pub const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// When old requests may have been forgotten: the reconciler looks every minute.
+pub const REQUESTS_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+/// What is full when more is asked than may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// The queue of the HSM.
+    #[error("the hsm queue is full")]
+    Queue,
+    /// The places for changes of keys, of all tenants together.
+    #[error("too many changes of keys at a time")]
+    Changes,
+    /// The places for changes of one tenant.
+    #[error("too many changes of keys of this tenant at a time")]
+    ChangesOfTenant,
+}
 
 /// An error of the service layer. `Display` is the operator's text; callers get [`ServiceError::public_text`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,12 +100,17 @@ pub enum ServiceError {
         /// The name.
         name: KeyName,
     },
-    /// The HSM's queue is full.
-    #[error("the hsm queue is full")]
+    /// More work than may wait.
+    #[error("{full}")]
     HsmSaturated {
+        /// What is full.
+        full: Full,
         /// When trying again may help.
         retry_after: Duration,
     },
+    /// The tenant has made as many changes as are remembered for repeats. Nothing was done.
+    #[error("the tenant has made {MAX_REMEMBERED_REQUESTS} changes within 24 hours")]
+    RequestsFull,
     /// The HSM is gone for now.
     #[error("the hsm is unavailable: {detail}")]
     HsmUnavailable {
@@ -173,6 +195,7 @@ impl ServiceError {
             Self::RevisionMismatch => "REVISION_MISMATCH",
             Self::ResourceExists { .. } => "RESOURCE_EXISTS",
             Self::HsmSaturated { .. } => "HSM_SATURATED",
+            Self::RequestsFull => "TENANT_QUOTA",
             Self::HsmUnavailable { .. } => "HSM_UNAVAILABLE",
             Self::HsmLatched { .. } => "HSM_LATCHED",
             Self::HsmFull { .. } => "HSM_FULL",
@@ -202,6 +225,7 @@ impl ServiceError {
             | Self::RequestIdReused
             | Self::OperationInProgress
             | Self::RevisionMismatch
+            | Self::RequestsFull
             | Self::ResourceExists { .. } => Fault::Caller,
             Self::AccessDenied => Fault::Policy,
             Self::HsmSaturated { .. }
@@ -232,9 +256,10 @@ impl ServiceError {
     /// Returns when the same request may succeed by itself; `None` when trying again does not help.
     pub const fn retry(&self) -> Option<Duration> {
         match self {
-            Self::HsmSaturated { retry_after } | Self::HsmUnavailable { retry_after, .. } => {
+            Self::HsmSaturated { retry_after, .. } | Self::HsmUnavailable { retry_after, .. } => {
                 Some(*retry_after)
             }
+            Self::RequestsFull => Some(REQUESTS_RETRY_AFTER),
             Self::OperationInProgress
             | Self::QueueDeadline
             | Self::HsmDeadline
@@ -290,6 +315,7 @@ impl ServiceError {
             | Self::RevisionMismatch
             | Self::ResourceExists { .. }
             | Self::HsmSaturated { .. }
+            | Self::RequestsFull
             | Self::QueueDeadline
             | Self::HsmDeadline
             | Self::MechanismUnsupported { .. } => self.to_string(),
@@ -306,7 +332,9 @@ impl From<HsmError> for ServiceError {
     fn from(error: HsmError) -> Self {
         match error {
             HsmError::CiphertextInvalid => Self::CiphertextInvalid,
-            HsmError::Saturated { retry_after } => Self::HsmSaturated { retry_after },
+            HsmError::Saturated { retry_after } => {
+                Self::HsmSaturated { full: Full::Queue, retry_after }
+            }
             HsmError::QueueDeadline => Self::QueueDeadline,
             HsmError::CallDeadline => Self::HsmDeadline,
             HsmError::Unavailable { detail, retry_after } => {
@@ -332,6 +360,7 @@ impl From<StoreError> for ServiceError {
             StoreError::RevisionMismatch => Self::RevisionMismatch,
             StoreError::NameTaken => Self::Bug { reason: "name taken outside of creation" },
             StoreError::RequestIdTaken => Self::OperationInProgress,
+            StoreError::RequestsFull => Self::RequestsFull,
             StoreError::NotFound => Self::KeyIntegrity { detail: "a row has vanished".into() },
             StoreError::Damaged { detail } => Self::KeyIntegrity { detail },
             StoreError::Unwritable { detail }

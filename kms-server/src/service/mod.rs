@@ -31,7 +31,7 @@ mod verify_manifest;
 mod wrap;
 
 pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
-pub use error::{RETRY_AFTER, ServiceError};
+pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
 pub use kms::{Kms, Parts, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;
 pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};

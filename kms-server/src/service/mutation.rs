@@ -149,6 +149,11 @@ impl Inner {
             },
         };
         let (subject, basis) = self.basis(request, &mutation, trail).await?;
+        if claim.is_some() {
+            // Seen early, so that nothing is made in vain; the store decides in the end.
+            let room = self.store.room_for_request(subject.key_name.tenant().clone()).await;
+            self.keyring.stored(room)?;
+        }
         if self.clock.monotonic() >= request.deadline {
             return Err(ServiceError::QueueDeadline);
         }
@@ -171,7 +176,7 @@ impl Inner {
         } else {
             self.mutations.enter_internal().await
         };
-        place.ok_or(ServiceError::HsmSaturated { retry_after: MUTATION_RETRY })
+        place.map_err(|full| ServiceError::HsmSaturated { full, retry_after: MUTATION_RETRY })
     }
 
     /// Reads what a change builds on, and waits for the turn where it takes one, until the request's deadline: nothing is

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::error::Full;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Mutations at a time: each holds an intent and a place in the HSM keeper's queue.
@@ -32,23 +33,29 @@ impl Places {
         Arc::new(Self { all, by_tenant: Mutex::default() })
     }
 
-    /// Takes a place for a caller's mutation; `None` when there is none, or the tenant has all that it may have.
-    pub(super) fn enter(self: &Arc<Self>, tenant: &str) -> Option<Place> {
-        let place = Arc::clone(&self.all).try_acquire_owned().ok()?;
+    /// Takes a place for a caller's mutation.
+    ///
+    /// # Errors
+    /// Says whether there is none, or the tenant has all that it may have.
+    pub(super) fn enter(self: &Arc<Self>, tenant: &str) -> Result<Place, Full> {
+        let place = Arc::clone(&self.all).try_acquire_owned().map_err(|_| Full::Changes)?;
         let mut by_tenant = self.lock();
         let taken = by_tenant.entry(tenant.into()).or_default();
         if *taken >= MAX_TENANT_MUTATIONS {
-            return None;
+            return Err(Full::ChangesOfTenant);
         }
         *taken += 1;
         drop(by_tenant);
-        Some(Place { places: Arc::clone(self), tenant: Some(tenant.into()), _place: place })
+        Ok(Place { places: Arc::clone(self), tenant: Some(tenant.into()), _place: place })
     }
 
-    /// Waits for a place for what the server does by itself, which no tenant answers for; `None` when it drains.
-    pub(super) async fn enter_internal(self: &Arc<Self>) -> Option<Place> {
-        let place = Arc::clone(&self.all).acquire_owned().await.ok()?;
-        Some(Place { places: Arc::clone(self), tenant: None, _place: place })
+    /// Waits for a place for what the server does by itself, which no tenant answers for.
+    ///
+    /// # Errors
+    /// When it drains.
+    pub(super) async fn enter_internal(self: &Arc<Self>) -> Result<Place, Full> {
+        let place = Arc::clone(&self.all).acquire_owned().await.map_err(|_| Full::Changes)?;
+        Ok(Place { places: Arc::clone(self), tenant: None, _place: place })
     }
 
     /// Waits until all places are free, and gives none away afterwards.
@@ -91,10 +98,10 @@ mod tests {
     fn a_tenant_has_places_up_to_its_limit_and_others_have_theirs() {
         let places = Places::new();
         let mut taken = take(&places, "a", MAX_TENANT_MUTATIONS);
-        assert!(places.enter("a").is_none());
-        assert!(places.enter("b").is_some());
+        assert_eq!(places.enter("a").unwrap_err(), Full::ChangesOfTenant);
+        assert!(places.enter("b").is_ok());
         taken.pop();
-        assert!(places.enter("a").is_some());
+        assert!(places.enter("a").is_ok());
         drop(taken);
         assert!(places.lock().is_empty(), "a tenant without mutations is forgotten");
     }
@@ -104,9 +111,9 @@ mod tests {
         let places = Places::new();
         let taken: Vec<_> =
             ["a", "b", "c"].map(|tenant| take(&places, tenant, MAX_TENANT_MUTATIONS)).into();
-        assert!(places.enter("a").is_none());
+        assert_eq!(places.enter("a").unwrap_err(), Full::ChangesOfTenant);
         let last = take(&places, "d", MAX_MUTATIONS - 3 * MAX_TENANT_MUTATIONS);
-        assert!(places.enter("e").is_none());
+        assert_eq!(places.enter("e").unwrap_err(), Full::Changes);
         assert_eq!(places.lock().len(), 4, "who was refused is not remembered");
         drop((taken, last));
         assert_eq!(places.all.available_permits(), MAX_MUTATIONS);

@@ -24,6 +24,10 @@ use kms_core::root::RootPin;
 /// How long a `request_id` is remembered (AIP-155).
 pub const REQUEST_MEMORY: std::time::Duration = std::time::Duration::from_hours(24);
 
+/// The most requests remembered of one tenant: more than one change a second, all day long, or some hundred MiB. Without a
+/// bound one tenant could fill the disk of all.
+pub const MAX_REMEMBERED_REQUESTS: u64 = 100_000;
+
 /// The most rows of one list, whatever limit was asked for: the longest page of the API, and one to see that more follow.
 pub const MAX_LIST_ROWS: u32 = 1001;
 
@@ -39,6 +43,9 @@ pub enum StoreError {
     /// The principal used this request id before: read its first result. Nothing was changed.
     #[error("the request id was used before")]
     RequestIdTaken,
+    /// The tenant has as many requests remembered as it may have. Nothing was changed.
+    #[error("the tenant has made too many changes to remember")]
+    RequestsFull,
     /// The row to change is not there.
     #[error("no such row")]
     NotFound,
@@ -75,9 +82,11 @@ impl StoreError {
     /// Returns whose fault it is.
     pub const fn fault(&self) -> Fault {
         match self {
-            Self::RevisionMismatch | Self::NameTaken | Self::RequestIdTaken | Self::NotFound => {
-                Fault::Caller
-            }
+            Self::RevisionMismatch
+            | Self::NameTaken
+            | Self::RequestIdTaken
+            | Self::RequestsFull
+            | Self::NotFound => Fault::Caller,
             Self::Damaged { .. }
             | Self::Unwritable { .. }
             | Self::Unavailable { .. }
@@ -90,6 +99,7 @@ impl StoreError {
     pub const fn retry(&self) -> Retry {
         match self {
             Self::RevisionMismatch
+            | Self::RequestsFull
             | Self::Unwritable { .. }
             | Self::Unavailable { .. }
             | Self::Saturated => Retry::Later,
@@ -141,6 +151,8 @@ pub struct ManifestChange {
 /// The memory of a mutation, for AIP-155.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestRecord {
+    /// Whose rows were changed: the tenant has [`MAX_REMEMBERED_REQUESTS`] at most.
+    pub tenant: TenantName,
     /// Who called.
     pub principal: String,
     /// The id that the caller chose.
@@ -267,7 +279,8 @@ pub struct Closing {
     pub intent: Sealed<Intent>,
     /// The manifest of the tenant.
     pub manifest: ManifestChange,
-    /// The caller's request id and the result; `None` for the reconciler's own changes.
+    /// The caller's request id and the result; `None` for the reconciler's own changes. [`StoreError::RequestsFull`] when
+    /// the tenant has [`MAX_REMEMBERED_REQUESTS`].
     pub request: Option<Sealed<RequestRecord>>,
 }
 
@@ -341,6 +354,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         principal: String,
         request_id: RequestId,
     ) -> Result<Option<Sealed<RequestRecord>>, StoreError>;
+
+    /// Looks whether one more request of a tenant can be remembered, before anything is done in vain. The mutation itself
+    /// decides.
+    ///
+    /// # Errors
+    /// [`StoreError::RequestsFull`] when not.
+    async fn room_for_request(&self, tenant: TenantName) -> Result<(), StoreError>;
 
     /// Forgets requests recorded before `before`; returns how many.
     async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError>;

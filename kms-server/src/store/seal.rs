@@ -48,12 +48,13 @@ impl Intent {
 impl RequestRecord {
     /// Returns the bytes whose MAC is stored beside the row.
     pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
-        let Self { principal, request_id, method, request_hash, result, time } = self;
+        let Self { tenant, principal, request_id, method, request_hash, result, time } = self;
         CanonicalWriter::new(domain::ROW_MAC)
             .text("requests")
             .text(principal)
             .bytes(request_id.as_bytes())
             .number(generation.get().into())
+            .text(tenant.id())
             .text(method)
             .bytes(request_hash)
             .bytes(result)
@@ -111,7 +112,8 @@ mod tests {
 
     #[test]
     fn every_edit_of_a_remembered_request_changes_its_mac_input() {
-        let edits: [fn(&mut RequestRecord); 6] = [
+        let edits: [fn(&mut RequestRecord); 7] = [
+            |r| r.tenant = kms_core::name::TenantName::from_id("x").unwrap(),
             |r| r.principal = "x".into(),
             |r| r.request_id = RequestId::from_bytes([9; 16]),
             |r| r.method = "x".into(),

@@ -1,7 +1,7 @@
 //! The conformance suite: everything that is true of every [`Store`](super::Store).
 //!
 //! `store_suite!(open)` makes one test of each public function of the files below; `open` is an expression that gives a fresh, empty
-//! store and whatever keeps it alive. A new function needs its name in the macro's list.
+//! store and whatever keeps it alive. The store remembers [`MAX_REQUESTS`] requests of a tenant. A new function needs its name in the macro's list.
 
 pub(crate) mod counters;
 pub(crate) mod keys;
@@ -66,6 +66,7 @@ macro_rules! store_suite {
             requests::intents_are_listed_oldest_first_until_closed,
             requests::of_parallel_repeats_exactly_one_wins,
             requests::requests_before_a_time_are_forgotten,
+            requests::requests_of_a_tenant_are_bounded,
         );
     };
     (@cases $open:expr; $($group:ident::$name:ident),+ $(,)?) => {
@@ -79,6 +80,9 @@ macro_rules! store_suite {
     };
 }
 pub(crate) use store_suite;
+
+/// How many requests of a tenant the stores of the suite remember: few, so that the bound is soon reached.
+pub(crate) const MAX_REQUESTS: u64 = 4;
 
 const GENERATION: RootGeneration = RootGeneration::FIRST;
 
@@ -218,6 +222,7 @@ pub(crate) fn closing(number: u8, manifest_revision: u64) -> Closing {
 
 pub(crate) fn request(number: u8, ms: i64) -> RequestRecord {
     RequestRecord {
+        tenant: tenant(),
         principal: "spiffe://holdfast.test/officer".into(),
         request_id: RequestId::from_bytes([number; 16]),
         method: "kms.v1.KeyService/CreateKey".into(),

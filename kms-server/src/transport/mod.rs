@@ -18,6 +18,7 @@ mod sources;
 pub mod stats;
 pub mod status;
 pub mod tls;
+pub mod tls_check;
 
 pub use accept::{Drained, HttpService, Security, ServeOptions, serve};
 pub use limits::ConnectionLimits;

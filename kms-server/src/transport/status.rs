@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::authn::Unauthenticated;
-use crate::service::{RETRY_AFTER, ServiceError};
+use crate::service::{Full, RETRY_AFTER, ServiceError};
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
@@ -72,7 +72,9 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
         ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
         ServiceError::ResourceExists { .. } => Code::AlreadyExists,
-        ServiceError::HsmSaturated { .. } | ServiceError::HsmFull { .. } => Code::ResourceExhausted,
+        ServiceError::HsmSaturated { .. }
+        | ServiceError::HsmFull { .. }
+        | ServiceError::RequestsFull => Code::ResourceExhausted,
         ServiceError::HsmUnavailable { .. }
         | ServiceError::HsmLatched { .. }
         | ServiceError::StoreUnavailable { .. }
@@ -101,7 +103,7 @@ pub fn from_service(error: &ServiceError, request_id: &str) -> Status {
             details.add_precondition_failure_violation(reason, "", text.as_str());
         }
         Code::ResourceExhausted => {
-            details.add_quota_failure_violation("hsm", text.as_str());
+            details.add_quota_failure_violation(quota(error), text.as_str());
         }
         _ => {}
     }
@@ -109,6 +111,15 @@ pub fn from_service(error: &ServiceError, request_id: &str) -> Status {
         details.set_resource_info(kind, name, "", text.as_str());
     }
     Status::with_error_details(code(error), text, details)
+}
+
+/// Returns whose share is used up.
+const fn quota(error: &ServiceError) -> &'static str {
+    match error {
+        ServiceError::RequestsFull
+        | ServiceError::HsmSaturated { full: Full::ChangesOfTenant, .. } => "tenant",
+        _ => "hsm",
+    }
 }
 
 /// Returns kind and name of what is missing, or there already.
@@ -215,7 +226,8 @@ mod tests {
             ServiceError::OperationInProgress,
             ServiceError::RevisionMismatch,
             ServiceError::ResourceExists { name: key() },
-            ServiceError::HsmSaturated { retry_after },
+            ServiceError::HsmSaturated { full: Full::Queue, retry_after },
+            ServiceError::RequestsFull,
             ServiceError::HsmUnavailable { detail: detail(), retry_after },
             ServiceError::HsmLatched { detail: detail() },
             ServiceError::HsmFull { detail: detail() },
@@ -273,7 +285,7 @@ mod tests {
     #[test]
     fn retryable_errors_say_when() {
         let retry_after = Duration::from_millis(250);
-        let error = ServiceError::HsmSaturated { retry_after };
+        let error = ServiceError::HsmSaturated { full: Full::Queue, retry_after };
         let status = from_service(&error, ID);
         assert_eq!(status.code(), Code::ResourceExhausted);
         let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use kms_core::clock::Timestamp;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -67,6 +68,34 @@ pub enum TlsError {
         expected: &'static str,
         /// Why it does not.
         detail: String,
+    },
+    /// The private key is that of another certificate.
+    #[error("{key} is not the key of the first certificate in {certificate}")]
+    KeyMismatch {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+    /// A certificate or revocation list has run out. Told by the check of a configuration only.
+    #[error("{path}: `{subject}` expired at {since}; put a current one in its place")]
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// Whom the certificate names; of a revocation list, its issuer.
+        subject: String,
+        /// The last second of its validity.
+        since: Timestamp,
+    },
+    /// A certificate is for later, or the clock is slow. Told by the check of a configuration only.
+    #[error("{path}: `{subject}` is valid from {from} only; wait, or set the clock right")]
+    NotYetValid {
+        /// The file.
+        path: PathBuf,
+        /// Whom the certificate names.
+        subject: String,
+        /// The first second of its validity.
+        from: Timestamp,
     },
     /// Certificate and key do not fit, or a CA or CRL cannot be used.
     #[error("{part} cannot be used: {detail}")]
@@ -166,14 +195,7 @@ impl TlsStore {
 fn read_set(files: &TlsFiles, protocols: Protocols, epoch: u64) -> Result<TlsSet, TlsError> {
     let chain = read_certificates(&files.certificate)?;
     let key = read_private_key(&files.private_key)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(&files.client_ca)? {
-        roots.add(certificate).map_err(|error| TlsError::Content {
-            path: files.client_ca.clone(),
-            expected: "CA certificate",
-            detail: error.to_string(),
-        })?;
-    }
+    let roots = read_roots(&files.client_ca)?;
     let mut crls = Vec::new();
     for path in &files.crls {
         crls.extend(read_crls(path)?);
@@ -193,24 +215,44 @@ fn read_set(files: &TlsFiles, protocols: Protocols, epoch: u64) -> Result<TlsSet
         .map_err(|error| unusable("TLS 1.3")(&error))?
         .with_client_cert_verifier(Arc::clone(&verifier))
         .with_single_cert(chain, key)
-        .map_err(|error| unusable("certificate with private key")(&error))?;
+        .map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
+                certificate: files.certificate.clone(),
+                key: files.private_key.clone(),
+            },
+            other => unusable("certificate with private key")(&other),
+        })?;
     config.alpn_protocols = protocols.alpn();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(TlsSet { config: Arc::new(config), verifier, epoch })
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots.add(certificate).map_err(|error| TlsError::Content {
+            path: path.to_owned(),
+            expected: "CA certificate",
+            detail: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     read_all(path, "certificate", |pem| CertificateDer::pem_slice_iter(pem).collect())
 }
 
-fn read_crls(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+pub(super) fn read_crls(
+    path: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
     read_all(path, "revocation list", |pem| {
         CertificateRevocationListDer::pem_slice_iter(pem).collect()
     })
 }
 
-fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+pub(super) fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let unreadable = |cause| TlsError::Unreadable { path: path.to_owned(), cause };
     if fs::metadata(path).map_err(unreadable)?.mode() & OTHERS_MASK != 0 {
         return Err(TlsError::Exposed { path: path.to_owned() });

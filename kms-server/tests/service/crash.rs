@@ -1,7 +1,8 @@
 //! Recovery that is itself cut off; orphans; and what the periodic run forgets.
 
+use kms_core::audit::Phase;
 use kms_core::key::Protection;
-use kms_server::service::CreateKey;
+use kms_server::service::{CreateKey, REQUESTS_RETRY_AFTER, ServiceError};
 
 use crate::mutations::{Case, KEY, Kind, check};
 use crate::support::*;
@@ -70,4 +71,33 @@ async fn request_ids_are_forgotten_after_a_day_and_not_before() {
     assert_eq!(world.kms.reconcile().await.unwrap().forgotten, 0);
     world.clock.advance(std::time::Duration::from_millis(1));
     assert_eq!(world.kms.reconcile().await.unwrap().forgotten, 1);
+}
+
+#[tokio::test]
+async fn a_tenant_that_has_too_many_requests_remembered_is_refused_before_anything_is_done() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    let fill = |sql: &str| {
+        let database = rusqlite::Connection::open(world.database()).unwrap();
+        assert_eq!(database.execute(sql, []).unwrap(), 1);
+    };
+    let create_in = async |key: &str| {
+        let request = world.request("kms.v1.KeyService/CreateKey");
+        world.kms.create_key(&request, create(key)).await
+    };
+    fill("UPDATE request_counts SET remembered = 99999 WHERE tenant = 't'");
+    create_in("tenants/t/keys/last").await.unwrap();
+    let before = world.records().len();
+    let refused = create_in("tenants/t/keys/more").await.unwrap_err();
+    assert_eq!(refused, ServiceError::RequestsFull);
+    assert_eq!(refused.retry(), Some(REQUESTS_RETRY_AFTER));
+    assert_eq!(refused.public_text(), "the tenant has made 100000 changes within 24 hours");
+    let told: Vec<_> = world.records().split_off(before);
+    assert_eq!(told.len(), 1, "no intent: {told:?}");
+    assert_eq!((told[0].phase, &*told[0].result), (Phase::Complete, "TENANT_QUOTA"));
+    create_in("tenants/u/keys/k").await.unwrap();
+    assert_eq!(&*world.wrap(KEY).await.key_version, format!("{KEY}/versions/1"));
+    world.clock.advance(std::time::Duration::from_hours(25));
+    assert_eq!(world.kms.reconcile().await.unwrap().forgotten, 3);
+    create_in("tenants/t/keys/more").await.unwrap();
 }

@@ -329,6 +329,9 @@ impl Store for FaultyStore {
     ) -> Result<Option<Sealed<RequestRecord>>, StoreError> {
         through!(self.request(principal, id))
     }
+    async fn room_for_request(&self, tenant: TenantName) -> Result<(), StoreError> {
+        through!(self.room_for_request(tenant))
+    }
     async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
         through!(self.forget_requests(before))
     }

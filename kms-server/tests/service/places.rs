@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use kms_core::audit::Phase;
-use kms_server::service::{Kms, MAX_TENANT_MUTATIONS, RequestContext, RotateKey, ServiceError};
+use kms_server::service::{
+    Full, Kms, MAX_TENANT_MUTATIONS, RequestContext, RotateKey, ServiceError,
+};
 
 use crate::support::*;
 
@@ -52,7 +54,11 @@ async fn a_tenant_changes_up_to_its_limit_at_a_time_and_others_go_on() {
     let mut creations: Vec<_> = (0..limit).map(|n| begin(format!("{KEY}{n}"))).collect();
     gate.arrivals(limit).await;
     let full = begin(format!("{KEY}-more")).await.unwrap().unwrap_err();
-    assert!(matches!(full, ServiceError::HsmSaturated { .. }), "{full:?}");
+    assert!(
+        matches!(full, ServiceError::HsmSaturated { full: Full::ChangesOfTenant, .. }),
+        "{full:?}"
+    );
+    assert_eq!(full.public_text(), "too many changes of keys of this tenant at a time");
     assert!(full.retry().is_some());
     creations.push(begin("tenants/u/keys/k".to_owned()));
     gate.arrivals(1).await;

@@ -117,6 +117,7 @@ pub fn closing(tenant_number: u8, number: u8) -> Closing {
             manifest: sealed(manifest),
         },
         request: Some(sealed(RequestRecord {
+            tenant: tenant(tenant_number),
             principal: "officer".into(),
             request_id: request_id(tenant_number, number),
             method: "kms.v1.KeyService/CreateKey".into(),

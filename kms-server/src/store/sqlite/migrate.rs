@@ -39,6 +39,9 @@ pub(super) fn migrate(
 ) -> Result<(), StoreError> {
     refuse_foreign(connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Invariant: written at each opening, also when it is there, so that this commit syncs what a killed process had
+    // committed and not synced, before anything is told of it
+    // (`what_a_killed_process_left_is_synced_before_the_store_is_open`).
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.execute(BOOKKEEPING, [])?;
     let applied = applied(&transaction)?;

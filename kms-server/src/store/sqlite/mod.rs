@@ -35,8 +35,8 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord, Rollover, Store,
-    StoreError, StoredKey, VersionChoice,
+    Closing, Intent, KeyRef, ListPosition, Listed, MAX_REMEMBERED_REQUESTS, NewKey, RequestRecord,
+    Rollover, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -44,11 +44,25 @@ pub const READERS: usize = 2;
 /// Methods that may wait for the writer, and as many for the readers; more are refused with `Saturated`.
 pub const QUEUE: usize = 1024;
 
+/// What a store is bounded by.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Methods that may wait for the writer, and as many for the readers.
+    queue: usize,
+    /// Requests remembered of one tenant.
+    requests: u64,
+}
+
+impl Bounds {
+    const USUAL: Self = Self { queue: QUEUE, requests: MAX_REMEMBERED_REQUESTS };
+}
+
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
 /// A store in one SQLite file.
 pub struct SqliteStore {
     file: PathBuf,
+    max_requests: u64,
     queues: RwLock<Option<Queues>>,
     damage: Damage,
     closed: watch::Receiver<bool>,
@@ -69,19 +83,19 @@ impl SqliteStore {
     /// [`StoreError::Unavailable`] when another process holds the file, [`StoreError::Schema`] when it was made by a
     /// newer release, [`StoreError::Damaged`] when the integrity check fails.
     pub fn open(file: &Path) -> Result<Self, StoreError> {
-        Self::open_with(file, QUEUE, |_| Ok(()))
+        Self::open_with(file, Bounds::USUAL, |_| Ok(()))
     }
 
     /// `prepare` sees the writer's connection before it serves: tests limit it there.
     fn open_with(
         file: &Path,
-        queue: usize,
+        bounds: Bounds,
         prepare: impl FnOnce(&Connection) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let open::Opened { writer, lock, check_pending } = open::open(file)?;
         prepare(&writer)?;
-        let (writes, write_jobs) = bounded(queue);
-        let (reads, read_jobs) = bounded(queue);
+        let (writes, write_jobs) = bounded(bounds.queue);
+        let (reads, read_jobs) = bounded(bounds.queue);
         let mut threads = Vec::with_capacity(READERS + 1);
         for number in 0..READERS {
             let connection = open::open_reader(file)?;
@@ -107,7 +121,8 @@ impl SqliteStore {
             let _ = closed_sender.send(true);
         })?;
         let queues = RwLock::new(Some(Queues { writes, reads }));
-        Ok(Self { file: file.to_owned(), queues, damage, closed })
+        let (file, max_requests) = (file.to_owned(), bounds.requests);
+        Ok(Self { file, max_requests, queues, damage, closed })
     }
 
     async fn write<T: Send + 'static>(
@@ -273,6 +288,11 @@ impl Store for SqliteStore {
         self.read(move |db| read::request(db, &principal, request_id)).await
     }
 
+    async fn room_for_request(&self, tenant: TenantName) -> Result<(), StoreError> {
+        let remembered = self.read(move |db| read::requests_remembered(db, &tenant)).await?;
+        if remembered < self.max_requests { Ok(()) } else { Err(StoreError::RequestsFull) }
+    }
+
     async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
         self.write(move |db| write::forget_requests(db, before)).await
     }
@@ -290,7 +310,8 @@ impl Store for SqliteStore {
     }
 
     async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError> {
-        self.write(move |db| write::create_key(db, &new, &closing)).await
+        let max = self.max_requests;
+        self.write(move |db| write::create_key(db, &new, &closing, max)).await
     }
 
     async fn update_key(
@@ -299,11 +320,13 @@ impl Store for SqliteStore {
         key: Sealed<KeyRow>,
         closing: Closing,
     ) -> Result<(), StoreError> {
-        self.write(move |db| write::update_key(db, expected, &key, &closing)).await
+        let max = self.max_requests;
+        self.write(move |db| write::update_key(db, expected, &key, &closing, max)).await
     }
 
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {
-        self.write(move |db| write::roll_over(db, &rollover, &closing)).await
+        let max = self.max_requests;
+        self.write(move |db| write::roll_over(db, &rollover, &closing, max)).await
     }
 
     async fn update_version(
@@ -312,7 +335,8 @@ impl Store for SqliteStore {
         version: Sealed<VersionRow>,
         closing: Closing,
     ) -> Result<(), StoreError> {
-        self.write(move |db| write::update_version(db, expected, &version, &closing)).await
+        let max = self.max_requests;
+        self.write(move |db| write::update_version(db, expected, &version, &closing, max)).await
     }
 
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {

@@ -6,7 +6,7 @@ use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
-use rusqlite::{Connection, Params, Row};
+use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows;
 use crate::store::{
@@ -130,6 +130,18 @@ pub(super) fn request(
         (principal, request_id.as_bytes()),
         rows::request,
     )
+}
+
+/// Returns how many requests of a tenant are remembered.
+pub(super) fn requests_remembered(
+    connection: &Connection,
+    tenant: &TenantName,
+) -> Result<u64, StoreError> {
+    let sql = "SELECT remembered FROM request_counts WHERE tenant = ?1";
+    let count: Option<i64> =
+        connection.prepare_cached(sql)?.query_row([tenant.id()], |row| row.get(0)).optional()?;
+    // The table forbids negative numbers.
+    Ok(count.map_or(0, i64::unsigned_abs))
 }
 
 pub(super) fn intents(connection: &Connection) -> Result<Listed<Sealed<Intent>>, StoreError> {

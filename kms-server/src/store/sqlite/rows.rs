@@ -178,6 +178,7 @@ pub(super) fn root(row: &Row<'_>) -> Result<(RootPin, RowMac), StoreError> {
 pub(super) fn request(row: &Row<'_>) -> Result<Sealed<RequestRecord>, StoreError> {
     let columns = Columns { table: "requests", row };
     columns.sealed(RequestRecord {
+        tenant: columns.tenant()?,
         principal: columns.read("principal")?,
         request_id: RequestId::from_bytes(columns.array("request_id")?),
         method: columns.read("method")?,

@@ -9,8 +9,10 @@ use kms_core::clock::Timestamp;
 use rusqlite::Connection;
 
 use super::SqliteStore;
-use crate::store::suite::{applied, closing, intent, listed_intents, new_key, sealed, store_suite};
-use crate::store::{KeyRef, Store, StoreError, VersionChoice};
+use crate::store::suite::{
+    self, applied, closing, intent, listed_intents, new_key, sealed, store_suite,
+};
+use crate::store::{Closing, KeyRef, Store, StoreError, VersionChoice};
 
 fn fresh() -> (SqliteStore, tempfile::TempDir) {
     let root = tempfile::tempdir().unwrap();
@@ -30,7 +32,32 @@ fn is_unwritable(result: &Result<(), StoreError>) {
     assert!(matches!(result, Err(StoreError::Unwritable { .. })), "{result:?}");
 }
 
-store_suite!(fresh());
+/// As the suite wants it.
+fn fresh_and_small() -> (SqliteStore, tempfile::TempDir) {
+    let root = tempfile::tempdir().unwrap();
+    let bounds = super::Bounds { requests: suite::MAX_REQUESTS, ..super::Bounds::USUAL };
+    let store = SqliteStore::open_with(&file(&root), bounds, |_| Ok(())).unwrap();
+    (store, root)
+}
+
+store_suite!(fresh_and_small());
+
+#[tokio::test]
+async fn a_store_remembers_a_hundred_thousand_requests_of_a_tenant_and_not_one_more() {
+    let (store, root) = fresh();
+    let request = |number: u8| Some(sealed(suite::request(number, 100)));
+    let database = Connection::open(file(&root)).unwrap();
+    let sql = "INSERT INTO request_counts VALUES ('t1', 99999)";
+    database.execute(sql, []).unwrap();
+    for number in [1, 2] {
+        store.open_intent(sealed(intent(number))).await.unwrap();
+    }
+    let last = Closing { request: request(1), ..closing(1, 0) };
+    store.create_key(new_key(1), last).await.unwrap();
+    let one_more = Closing { request: request(2), ..closing(2, 1) };
+    let refused = store.create_key(new_key(2), one_more).await;
+    assert_eq!(refused, Err(StoreError::RequestsFull));
+}
 
 #[tokio::test]
 async fn files_are_for_the_owner_alone() {
@@ -146,7 +173,7 @@ async fn an_edited_value_outside_its_type_is_damage() {
 #[tokio::test]
 async fn the_writer_runs_with_the_safe_settings() {
     let root = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open_with(&file(&root), super::QUEUE, |connection| {
+    let store = SqliteStore::open_with(&file(&root), super::Bounds::USUAL, |connection| {
         let read = |name: &str| -> i64 {
             connection.pragma_query_value(None, name, |row| row.get(0)).unwrap()
         };
@@ -162,7 +189,7 @@ async fn the_writer_runs_with_the_safe_settings() {
 
 /// Opens a store whose file may not grow, as on a full disk.
 fn full(root: &tempfile::TempDir) -> SqliteStore {
-    SqliteStore::open_with(&file(root), super::QUEUE, |connection| {
+    SqliteStore::open_with(&file(root), super::Bounds::USUAL, |connection| {
         let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
         connection.pragma_update(None, "max_page_count", pages)?;
         Ok(())
@@ -203,7 +230,7 @@ async fn a_full_database_refuses_with_nothing_half_done_and_still_reads() {
 #[tokio::test]
 async fn a_read_only_database_refuses_writes_and_still_reads() {
     let root = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open_with(&file(&root), super::QUEUE, |connection| {
+    let store = SqliteStore::open_with(&file(&root), super::Bounds::USUAL, |connection| {
         connection.pragma_update(None, "query_only", true)?;
         Ok(())
     })
@@ -270,7 +297,8 @@ async fn a_refused_method_does_not_disturb_the_others_of_its_group() {
 #[tokio::test]
 async fn a_full_queue_is_saturated_and_empties_again() {
     let root = tempfile::tempdir().unwrap();
-    let store = Arc::new(SqliteStore::open_with(&file(&root), 1, |_| Ok(())).unwrap());
+    let bounds = super::Bounds { queue: 1, ..super::Bounds::USUAL };
+    let store = Arc::new(SqliteStore::open_with(&file(&root), bounds, |_| Ok(())).unwrap());
     let release = hold_writer(&store).await;
     // The writer is busy: the queue takes one method, and refuses the next.
     let (taken, receiver) = super::Task::new(|_: &Connection| Ok(()));

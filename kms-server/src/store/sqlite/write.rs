@@ -31,8 +31,9 @@ pub(super) fn create_key(
     connection: &Connection,
     new: &NewKey,
     closing: &Closing,
+    max_requests: u64,
 ) -> Result<(), StoreError> {
-    apply(connection, closing)?;
+    apply(connection, closing, max_requests)?;
     insert_key(connection, &new.key)?;
     insert_version(connection, &new.version)?;
     insert_counter(connection, &new.counter)?;
@@ -44,8 +45,9 @@ pub(super) fn update_key(
     expected: Revision,
     key: &Sealed<KeyRow>,
     closing: &Closing,
+    max_requests: u64,
 ) -> Result<(), StoreError> {
-    apply(connection, closing)?;
+    apply(connection, closing, max_requests)?;
     replace_key(connection, expected, key)?;
     require_primary(connection, &key.row)
 }
@@ -54,9 +56,10 @@ pub(super) fn roll_over(
     connection: &Connection,
     rollover: &Rollover,
     closing: &Closing,
+    max_requests: u64,
 ) -> Result<(), StoreError> {
     let Rollover { expected_key, key, version, counter, expected_previous, previous } = rollover;
-    apply(connection, closing)?;
+    apply(connection, closing, max_requests)?;
     replace_key(connection, *expected_key, key)?;
     insert_version(connection, version)?;
     insert_counter(connection, counter)?;
@@ -69,8 +72,9 @@ pub(super) fn update_version(
     expected: Revision,
     version: &Sealed<VersionRow>,
     closing: &Closing,
+    max_requests: u64,
 ) -> Result<(), StoreError> {
-    apply(connection, closing)?;
+    apply(connection, closing, max_requests)?;
     replace_version(connection, expected, version)
 }
 
@@ -169,10 +173,13 @@ pub(super) fn probe(connection: &Connection, now: Timestamp) -> Result<(), Store
 }
 
 /// The request id comes first: a repeat must see it taken, not that its name or revision is.
-fn apply(connection: &Connection, closing: &Closing) -> Result<(), StoreError> {
+fn apply(connection: &Connection, closing: &Closing, max_requests: u64) -> Result<(), StoreError> {
     let Closing { intent, manifest, request } = closing;
     if let Some(request) = request {
         remember(connection, request)?;
+        if super::read::requests_remembered(connection, &request.row.tenant)? > max_requests {
+            return Err(StoreError::RequestsFull);
+        }
     }
     let stamp = manifest.manifest.row.stamp();
     let Sealed { row: intent, mac, generation } = intent;
@@ -201,7 +208,7 @@ fn apply(connection: &Connection, closing: &Closing) -> Result<(), StoreError> {
 
 fn remember(connection: &Connection, request: &Sealed<RequestRecord>) -> Result<(), StoreError> {
     let Sealed { row, mac, generation } = request;
-    let RequestRecord { principal, request_id, method, request_hash, result, time } = row;
+    let RequestRecord { tenant, principal, request_id, method, request_hash, result, time } = row;
     let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
     let forgotten = time.as_unix_ms().saturating_sub(memory_ms);
     execute(
@@ -211,10 +218,11 @@ fn remember(connection: &Connection, request: &Sealed<RequestRecord>) -> Result<
     )?;
     insert(
         connection,
-        "INSERT INTO requests (principal, request_id, method, request_hash, result, time,
+        "INSERT INTO requests (tenant, principal, request_id, method, request_hash, result, time,
                                generation, mac)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         (
+            tenant.id(),
             principal,
             request_id.as_bytes(),
             method,

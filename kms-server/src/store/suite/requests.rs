@@ -127,6 +127,46 @@ pub(crate) async fn requests_before_a_time_are_forgotten(store: Arc<impl Store>)
     assert_eq!(store.forget_requests(time(301)).await, Ok(2));
 }
 
+pub(crate) async fn requests_of_a_tenant_are_bounded(store: Arc<impl Store>) {
+    let last = u8::try_from(MAX_REQUESTS).unwrap();
+    let other = TenantName::from_id("t2").unwrap();
+    for number in 1..=last {
+        assert_eq!(store.room_for_request(tenant()).await, Ok(()), "{number}");
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        let remembered = Some(sealed(request(number, number.into())));
+        let end = Closing { request: remembered, ..closing(number, u64::from(number) - 1) };
+        store.create_key(new_key(number), end).await.unwrap();
+    }
+    assert_eq!(store.room_for_request(tenant()).await, Err(StoreError::RequestsFull));
+    assert_eq!(store.room_for_request(other.clone()).await, Ok(()));
+    let (number, revision) = (last + 1, u64::from(last));
+    store.open_intent(sealed(intent(number))).await.unwrap();
+    let one_more =
+        || Closing { request: Some(sealed(request(number, 100))), ..closing(number, revision) };
+    let refused = store.create_key(new_key(number), one_more()).await;
+    assert_eq!(refused, Err(StoreError::RequestsFull));
+    // A repeat is told what it is, and what the server does by itself is not counted.
+    let repeat = Closing { request: Some(sealed(request(1, 100))), ..closing(number, revision) };
+    let refused = store.create_key(new_key(number), repeat).await;
+    assert_eq!(refused, Err(StoreError::RequestIdTaken));
+    let RequestRecord { principal, request_id, .. } = request(number, 0);
+    assert_eq!(store.request(principal, request_id).await, Ok(None));
+    store.create_key(new_key(number), closing(number, revision)).await.unwrap();
+    // Others have room of their own; so has the tenant, when the oldest is forgotten.
+    let (number, revision) = (number + 1, revision + 1);
+    store.open_intent(sealed(intent(number))).await.unwrap();
+    let others = RequestRecord { tenant: other, ..request(number, 100) };
+    let end = Closing { request: Some(sealed(others)), ..closing(number, revision) };
+    store.create_key(new_key(number), end).await.unwrap();
+    assert_eq!(store.forget_requests(time(2)).await, Ok(1));
+    assert_eq!(store.room_for_request(tenant()).await, Ok(()));
+    let (number, revision) = (number + 1, revision + 1);
+    store.open_intent(sealed(intent(number))).await.unwrap();
+    let end = Closing { request: Some(sealed(request(number, 100))), ..closing(number, revision) };
+    store.create_key(new_key(number), end).await.unwrap();
+    assert_eq!(store.room_for_request(tenant()).await, Err(StoreError::RequestsFull));
+}
+
 pub(crate) async fn of_parallel_repeats_exactly_one_wins(store: Arc<impl Store>) {
     for number in 1..9 {
         store.open_intent(sealed(intent(number))).await.unwrap();

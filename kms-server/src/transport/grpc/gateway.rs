@@ -131,13 +131,15 @@ impl Call {
             Err(refused) => return self.refuse(refused),
         };
         let Begun { context, decoded, event_id } = begun;
-        let span = self.span(event_id);
-        let kms = &self.gateway.0.parts.kms;
-        let outcome = match decoded {
-            Ok(domain) => work(kms.clone(), context, domain).instrument(span.clone()).await,
-            Err(error) => Err(kms.refuse(&context, error).instrument(span.clone()).await),
+        let answering = async {
+            let kms = &self.gateway.0.parts.kms;
+            let outcome = match decoded {
+                Ok(domain) => work(kms.clone(), context, domain).await,
+                Err(error) => Err(kms.refuse(&context, error).await),
+            };
+            self.finish(event_id, outcome, encode)
         };
-        span.in_scope(|| self.finish(event_id, outcome, encode))
+        answering.instrument(self.span(event_id)).await
     }
 
     /// Reads the message.

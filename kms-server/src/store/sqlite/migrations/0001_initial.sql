@@ -84,6 +84,7 @@ CREATE TABLE manifests (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE requests (
+    tenant       TEXT    NOT NULL CHECK (octet_length(tenant) BETWEEN 1 AND 63),
     principal    TEXT    NOT NULL CHECK (octet_length(principal) <= 2048),
     request_id   BLOB    NOT NULL CHECK (length(request_id) = 16),
     method       TEXT    NOT NULL CHECK (octet_length(method) <= 256),
@@ -96,6 +97,13 @@ CREATE TABLE requests (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX requests_by_time ON requests (time);
+
+-- How many requests of a tenant are remembered, kept by the triggers below: counting them takes longer than a change does.
+-- It has no MAC: it bounds the disk, which whoever edits the database can fill anyhow.
+CREATE TABLE request_counts (
+    tenant     TEXT    NOT NULL PRIMARY KEY CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    remembered INTEGER NOT NULL CHECK (remembered >= 0)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE intents (
     id          BLOB    NOT NULL UNIQUE CHECK (length(id) = 16),
@@ -121,6 +129,15 @@ CREATE TABLE probe (
     id   INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
     time INTEGER NOT NULL
 ) STRICT;
+
+CREATE TRIGGER requests_remembered AFTER INSERT ON requests
+BEGIN
+    INSERT INTO request_counts (tenant, remembered) VALUES (NEW.tenant, 1)
+    ON CONFLICT (tenant) DO UPDATE SET remembered = remembered + 1;
+END;
+
+CREATE TRIGGER requests_forgotten AFTER DELETE ON requests
+BEGIN UPDATE request_counts SET remembered = remembered - 1 WHERE tenant = OLD.tenant; END;
 
 -- A revision only grows, and what identifies a row never changes.
 CREATE TRIGGER keys_guard BEFORE UPDATE ON keys

@@ -1,0 +1,84 @@
+//! What can be wrong with a configuration, and what the operator is to do about it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use kms_hsm::pin::PinError;
+
+use crate::authz::InvalidPolicy;
+use crate::transport::tls::TlsError;
+
+/// Something an operator must mend.
+#[derive(Debug)]
+pub struct Problem {
+    /// The key in the file.
+    pub key: &'static str,
+    /// What is wrong with it.
+    pub cause: Cause,
+}
+
+/// What is wrong with a key.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// Both listeners want one port of one address.
+    #[error("takes the port of listen.address ({0}); give it another port")]
+    ListenersOverlap(SocketAddr),
+    /// Plain text would leave the machine.
+    #[error("may be false only when admin.address is a loopback address")]
+    PlainTextExposed,
+    /// Nobody could connect.
+    #[error("must name a network, else nobody can connect")]
+    NoNetworks,
+    /// Certificates, keys, CAs or revocation lists do not do.
+    #[error(transparent)]
+    Tls(TlsError),
+    /// There is no such file.
+    #[error("{} is not a file", .0.display())]
+    NotAFile(PathBuf),
+    /// There is no such directory.
+    #[error("{} is no directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// No token is named.
+    #[error("give the serial number or the label of the token")]
+    NoToken,
+    /// The PIN cannot be read, or others can.
+    #[error(transparent)]
+    Pin(PinError),
+    /// A credential is a file of one directory.
+    #[error("the credential must be a plain file name")]
+    CredentialName,
+    /// The database cannot be made.
+    #[error("its directory does not exist")]
+    NoStoreDirectory,
+    /// The audit log cannot be made.
+    #[error("neither it nor its parent exists")]
+    NoAuditDirectory,
+    /// The table of grants is refused.
+    #[error(transparent)]
+    Policy(InvalidPolicy),
+    /// A number is out of its bounds.
+    #[error("must be {least} to {most}")]
+    OutOfBounds {
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
+}
+
+impl Problem {
+    /// Returns whether a server may start all the same, with a warning.
+    ///
+    /// Dates are judged by the clock of this machine, which may not be set yet when it boots; and a server whose
+    /// certificate ran out overnight still has to say so on its admin listener.
+    pub const fn is_tolerable(&self) -> bool {
+        matches!(self.cause, Cause::Tls(TlsError::Expired { .. } | TlsError::NotYetValid { .. }))
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.cause)
+    }
+}
