@@ -4,7 +4,8 @@
 //! ciphertext on them is there, and every operation has its audit record; a change that was cut off is repeated with its
 //! request id and is done exactly once. At the end the audit chain verifies from its first entry, every mutation that
 //! began in the log has an outcome there, every version in the database that of its own mutation (the record of a repeat
-//! does not count), and the token holds no key that neither the database nor a record names. What kill -9 cannot show, fsync, is in durability.rs.
+//! does not count), and the token holds no key that neither the database nor a record names. What a kill leaves agrees with
+//! the log as `verify-store` sees it. What kill -9 cannot show, fsync, is in durability.rs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,6 +18,7 @@ mod support_crash;
 mod support_dev;
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use support_crash::Random;
@@ -81,6 +83,7 @@ async fn kill_and_examine(root: &Path, mut random: Random) -> Examiner {
         let stopped = kms_testkit::deadline::within(LIMIT, "the clients' end", working.join_all());
         clients = stopped.await;
         if round % (KILLS_UNDER_LOAD / KILLS_AT_START) == 0 {
+            verify_store(&directory);
             let mut starting = spawn(&directory);
             random_while(&mut random, START_MS, std::future::pending::<()>()).await;
             starting.kill();
@@ -97,7 +100,16 @@ async fn kill_and_examine(root: &Path, mut random: Random) -> Examiner {
     println!("{operations} operations were acknowledged");
     assert!(operations > KILLS_UNDER_LOAD * CLIENTS, "too little load: {operations}");
     assert_eq!(server.process.terminate(LIMIT).code(), Some(0));
+    verify_store(&directory);
     examiner
+}
+
+/// Whatever the moment of the kill: rows, manifests, counters and log agree, as far as open intents say.
+fn verify_store(directory: &Path) {
+    let mut command = Command::new(kms_testkit::process::binary("kms-server"));
+    command.args(["verify-store", "--module"]).arg(kms_testkit::softhsm::module());
+    let output = command.arg("--dir").arg(directory).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 fn log_and_token_agree(directory: &Path, examiner: &Examiner) {

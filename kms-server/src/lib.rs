@@ -2,7 +2,7 @@
 //! transport -> authn -> authz -> service -> keyring -> { hsm (crate kms-hsm) | store | audit }.
 //!
 //! `transport` and `admin` are the only modules that name tonic or axum, `store` the only one that holds SQL. Beside the
-//! path stand `config`, `dev`, `hardening` and `telemetry`, and `assembly`, which puts the parts together.
+//! path stand `config`, `dev`, `hardening`, `telemetry` and `verify_store`, and `assembly`, which puts the parts together.
 
 pub mod admin;
 pub mod assembly;
@@ -17,3 +17,4 @@ pub mod service;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
+pub mod verify_store;

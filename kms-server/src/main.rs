@@ -1,5 +1,7 @@
 //! The command line of the server.
 
+mod verify_command;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,8 +23,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_USAGE: u8 = 2;
 /// Exit statuses, shown by `--help`.
 const EXIT_STATUSES: &str = "Exit status:\n  \
-    0   stopped by SIGTERM or SIGINT after a drain\n  \
+    0   stopped by SIGTERM or SIGINT after a drain; or all is well\n  \
     2   wrong command line\n  \
+    65  the database is not the one that the audit log has last seen, or verify-store found more\n  \
     69  the HSM module cannot be used\n  \
     70  a defect of the server\n  \
     71  a socket or a thread was refused by the system\n  \
@@ -41,12 +44,18 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     serve: Serve,
+    #[command(flatten)]
+    start: Start,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Check a configuration and the files that it names, without starting
     CheckConfig(Serve),
+    /// Verify the database offline: row MACs, manifests, counters, and the audit log
+    ///
+    /// Refuses while a server has it open. Writes to neither database nor log.
+    VerifyStore(verify_command::VerifyStore),
     /// Run a DEV server with everything in one directory; never for production
     Dev(Dev),
 }
@@ -60,6 +69,15 @@ struct Serve {
     flags: Flags,
 }
 
+/// What is said of one start only, and therefore stands in no file.
+#[derive(Debug, Args)]
+struct Start {
+    /// Go on with a database that is not the one the audit log has last seen, as after a restore; the
+    /// log records it. Give it once
+    #[arg(long)]
+    accept_restored_store: bool,
+}
+
 #[derive(Debug, Args)]
 struct Dev {
     /// Directory for token, keys, database and logs; made when there is none
@@ -70,6 +88,8 @@ struct Dev {
     module: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
+    #[command(flatten)]
+    start: Start,
 }
 
 fn main() -> ExitCode {
@@ -85,8 +105,15 @@ fn main() -> ExitCode {
     hardening::keep_panics_short();
     match cli.command {
         Some(Command::CheckConfig(serve)) => check_config(&serve),
+        Some(Command::VerifyStore(wanted)) => match wanted.run() {
+            Ok((status, text)) => {
+                say(&text);
+                ExitCode::from(status)
+            }
+            Err((status, error)) => fail(status, &error),
+        },
         Some(Command::Dev(dev)) => run_dev(&dev, started),
-        None => run_server(&cli.serve, started),
+        None => run_server(&cli.serve, &cli.start, started),
     }
 }
 
@@ -113,24 +140,35 @@ fn check_config(serve: &Serve) -> ExitCode {
     ExitCode::from(EXIT_CONFIG)
 }
 
-fn run_server(serve: &Serve, started: std::time::Instant) -> ExitCode {
+fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> ExitCode {
     let config = match load(serve) {
         Ok(config) => config,
         Err((status, error)) => return fail(status, &error),
     };
     log::start(config.log);
-    let mode = Mode { create_roots: false, ready_file: None, on_ready: Box::new(|_, _| Ok(())) };
+    let mode = Mode {
+        create_roots: false,
+        accept_restored_store: start.accept_restored_store,
+        ready_file: None,
+        on_ready: Box::new(|_, _| Ok(())),
+    };
     serve_with(&config, &mode, started)
 }
 
 fn run_dev(dev: &Dev, started: std::time::Instant) -> ExitCode {
     match dev_server(dev, started) {
         Ok(status) => status,
-        Err(error @ (DevError::Held(_) | DevError::Exposed(_))) => {
-            fail(EXIT_HELD, &error.to_string())
+        Err(error) => {
+            let (status, text) = refused(&error);
+            fail(status, &text)
         }
-        Err(error) => fail(EXIT_CONFIG, &error.to_string()),
     }
+}
+
+/// Returns exit status and text.
+fn refused(error: &DevError) -> (u8, String) {
+    let held = matches!(error, DevError::Held(_) | DevError::Exposed(_));
+    (if held { EXIT_HELD } else { EXIT_CONFIG }, error.to_string())
 }
 
 fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevError> {
@@ -148,7 +186,12 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
         say(&banner(&directory, listen, admin));
         Ok(())
     });
-    let mode = Mode { create_roots: true, ready_file: Some(ready_file), on_ready };
+    let mode = Mode {
+        create_roots: true,
+        accept_restored_store: dev.start.accept_restored_store,
+        ready_file: Some(ready_file),
+        on_ready,
+    };
     let status = serve_with(&config, &mode, started);
     drop(held);
     Ok(status)

@@ -81,6 +81,63 @@ fn a_directory_is_held_by_one_process_even_when_it_is_killed() {
     assert_eq!(second.terminate(LIMIT).code(), Some(0));
 }
 
+/// Has the database of a dev server verified.
+fn verify_store(directory: &Path) -> Output {
+    let mut command = command(&["verify-store", "--dir"]);
+    command.arg(directory).arg("--module").arg(softhsm::module()).output().unwrap()
+}
+
+#[test]
+fn the_database_of_a_dev_server_is_verified_when_nobody_holds_it() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let nothing = verify_store(&directory);
+    assert_eq!(nothing.status.code(), Some(78), "{nothing:?}");
+    assert!(!directory.exists(), "nothing was made");
+    let mut server = Process::start(&mut dev(&directory));
+    let told = ready(&mut server, &directory);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        wrap(&connect(&directory, &told).await).await;
+    });
+    let held = verify_store(&directory);
+    assert_eq!(held.status.code(), Some(77), "{held:?}");
+    server.terminate(LIMIT);
+    let verified = verify_store(&directory);
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    let text = String::from_utf8(verified.stdout).unwrap();
+    for line in [
+        "verified 1 tenants, 1 keys, 1 versions, 1 counters, 0 intents, 1 requests",
+        "the database agrees with its MACs, its manifests and the log",
+    ] {
+        assert!(text.lines().any(|told| told == line), "{text}");
+    }
+}
+
+#[test]
+fn a_dev_server_refuses_a_database_that_was_put_back_until_it_is_accepted() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let (database, kept) = (directory.join("store.db"), parent.path().join("kept.db"));
+    let mut server = Process::start(&mut dev(&directory));
+    ready(&mut server, &directory);
+    server.terminate(LIMIT);
+    std::fs::copy(&database, &kept).unwrap();
+    let mut server = Process::start(&mut dev(&directory));
+    let told = ready(&mut server, &directory);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        wrap(&connect(&directory, &told).await).await;
+    });
+    server.terminate(LIMIT);
+    std::fs::copy(&kept, &database).unwrap();
+    let refused = dev(&directory).output().unwrap();
+    assert_eq!(refused.status.code(), Some(65), "{refused:?}");
+    let mut server = Process::start(dev(&directory).arg("--accept-restored-store"));
+    ready(&mut server, &directory);
+    assert_eq!(server.terminate(LIMIT).code(), Some(0));
+    let mut server = Process::start(&mut dev(&directory));
+    ready(&mut server, &directory);
+}
+
 #[test]
 fn a_wrong_pin_is_tried_once_and_the_server_stays_to_say_so() {
     let parent = tempfile::tempdir().unwrap();

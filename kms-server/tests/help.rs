@@ -7,7 +7,12 @@ use std::process::Command;
 #[test]
 fn the_help_of_every_command_is_pinned() {
     let mut all = String::new();
-    for words in [&["--help"][..], &["check-config", "--help"], &["dev", "--help"]] {
+    for words in [
+        &["--help"][..],
+        &["check-config", "--help"],
+        &["verify-store", "--help"],
+        &["dev", "--help"],
+    ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kms-server"));
         let output = command.args(words).env("COLUMNS", "100").output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{words:?}");

@@ -56,6 +56,8 @@ pub struct Rig {
     /// The longest deadline of a request.
     pub max_request_ms: u64,
     pub environment: Vec<(String, String)>,
+    /// More of the server's command line.
+    pub arguments: Vec<&'static str>,
     /// Put before the server's own command line: `strace`, for example.
     pub wrapper: Vec<String>,
     /// May do everything.
@@ -97,6 +99,7 @@ impl Rig {
             overlap_ms: 600_000,
             max_request_ms: 30_000,
             environment: vec![],
+            arguments: vec![],
             wrapper: vec![],
             operator: pki.issue_serial("operator", &Kind::Spiffe(OPERATOR), 100),
             stranger: pki.issue_serial("stranger", &Kind::Spiffe(STRANGER), 101),
@@ -204,13 +207,19 @@ impl Rig {
                 command
             }
         };
-        Process::start(self.configure(&mut command))
+        Process::start(self.configure(&mut command).args(&self.arguments))
     }
 
     /// Has the server check the configuration that it would start with.
     pub fn check_config(&self) -> Output {
         let mut command = Command::new(binary("kms-server"));
         self.configure(command.arg("check-config")).output().unwrap()
+    }
+
+    /// Has the database verified, with the result as JSON.
+    pub fn verify_store(&self) -> Output {
+        let mut command = Command::new(binary("kms-server"));
+        self.configure(command.args(["verify-store", "--output", "json"])).output().unwrap()
     }
 
     /// Writes the configuration, and names it and the environment.

@@ -12,4 +12,6 @@ mod common;
 mod device;
 mod disk;
 mod integrity;
+mod restore;
 mod token;
+mod verify_store;

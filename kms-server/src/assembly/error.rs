@@ -6,6 +6,8 @@ use kms_hsm::HsmError;
 
 use crate::audit::AuditStartError;
 use crate::config::Problem;
+use crate::keyring::KeyringError;
+use crate::service::CompareError;
 use crate::store::StoreError;
 use crate::transport::tls::TlsError;
 
@@ -15,6 +17,8 @@ pub const EXIT_INTERNAL: u8 = 70;
 pub const EXIT_SOCKET: u8 = 71;
 /// Database or audit log cannot be opened (EX_IOERR).
 pub const EXIT_STATE: u8 = 74;
+/// The database is not the one that the audit log has last seen (EX_DATAERR): an operator must act.
+pub const EXIT_DIVERGED: u8 = 65;
 /// The HSM module cannot be used at all (EX_UNAVAILABLE). A token that is only absent is waited for.
 pub const EXIT_HSM: u8 = 69;
 /// Another process holds the directory (EX_NOPERM).
@@ -43,12 +47,18 @@ pub enum StartError {
     /// The HSM cannot be used.
     #[error("hsm: {0}")]
     Hsm(#[from] HsmError),
+    /// The token makes no MACs, so that no row can be verified.
+    #[error("nothing was verified: row MACs need root `mac`, and the token cannot be used: {0}")]
+    Unverifiable(HsmError),
     /// No root set is pinned: a ceremony, or dev mode, must make one.
     #[error("no root set is pinned in the database; run a ceremony first, or use `kms-server dev`")]
     NoRoots,
     /// A pin's MAC is not right: the database was edited, or belongs to another token.
     #[error("the pinned root set of generation {0} fails its integrity check")]
     RootPinIntegrity(u32),
+    /// The database is not the one that the audit log has last seen, or that cannot be found out.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {cause}")]
     Listen {
@@ -75,10 +85,18 @@ impl StartError {
     pub const fn exit_status(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots => EXIT_CONFIG,
-            Self::Audit(_) | Self::Store(_) | Self::RootPinIntegrity(_) => EXIT_STATE,
-            Self::Hsm(_) => EXIT_HSM,
+            Self::Compare(CompareError::Diverged { .. }) => EXIT_DIVERGED,
+            Self::Hsm(_)
+            | Self::Unverifiable(_)
+            | Self::Compare(CompareError::Unverified(KeyringError::Hsm(_))) => EXIT_HSM,
+            Self::Audit(_)
+            | Self::Store(_)
+            | Self::RootPinIntegrity(_)
+            | Self::Compare(CompareError::Unverified(_) | CompareError::Unrecorded(_)) => {
+                EXIT_STATE
+            }
             Self::Listen { .. } | Self::System { .. } => EXIT_SOCKET,
-            Self::Bug(_) => EXIT_INTERNAL,
+            Self::Bug(_) | Self::Compare(CompareError::Bug(_)) => EXIT_INTERNAL,
         }
     }
 

@@ -19,13 +19,16 @@ const ROOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait before a root set is tried again on a token that is away.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// A pinned root set, with the MAC of its row.
+pub(super) type Pinned = (RootPin, RowMac);
+
 /// Reads the pins; in dev mode makes the first root set when there is none.
 pub(super) async fn pinned(
     hsm: &dyn Hsm,
     store: &dyn Store,
     clock: &dyn Clock,
     create: bool,
-) -> Result<Vec<(RootPin, RowMac)>, StartError> {
+) -> Result<Vec<Pinned>, StartError> {
     let pins = store.root_pins().await?;
     if !pins.is_empty() {
         return Ok(pins);
@@ -48,7 +51,7 @@ pub(super) async fn pinned(
 pub(super) async fn open(
     hsm: &dyn Hsm,
     clock: &dyn Clock,
-    pins: &[(RootPin, RowMac)],
+    pins: &[Pinned],
     shutdown: &mut Shutdown,
 ) -> Result<(), StartError> {
     let wanted: Vec<RootPin> = pins.iter().map(|(pin, _)| pin.clone()).collect();
@@ -70,6 +73,18 @@ pub(super) async fn open(
             Err(error) => return Err(error.into()),
         }
     }
+    verify_pins(hsm, clock, pins).await
+}
+
+/// Checks the MACs of the pins, whose root sets are open.
+///
+/// # Errors
+/// [`StartError::RootPinIntegrity`] when a pin was edited.
+pub(super) async fn verify_pins(
+    hsm: &dyn Hsm,
+    clock: &dyn Clock,
+    pins: &[Pinned],
+) -> Result<(), StartError> {
     for (pin, mac) in pins {
         let found = mac_of(hsm, clock, pin).await?;
         if !equal_in_constant_time(&found.0, &mac.0) {
@@ -80,7 +95,7 @@ pub(super) async fn open(
 }
 
 /// Returns the generation that new rows are sealed with: the highest.
-pub(super) fn newest(pins: &[(RootPin, RowMac)]) -> RootGeneration {
+pub(super) fn newest(pins: &[Pinned]) -> RootGeneration {
     pins.iter().map(|(pin, _)| pin.generation).max().unwrap_or(FIRST_GENERATION)
 }
 
@@ -90,12 +105,12 @@ async fn mac_of(hsm: &dyn Hsm, clock: &dyn Clock, pin: &RootPin) -> Result<RowMa
     macs.into_iter().next().ok_or(StartError::Bug("the hsm gave no MAC"))
 }
 
-fn deadline(clock: &dyn Clock) -> Instant {
+pub(super) fn deadline(clock: &dyn Clock) -> Instant {
     clock.monotonic() + ROOT_TIMEOUT
 }
 
 /// What passes by itself.
-const fn waits(error: &HsmError) -> bool {
+pub(super) const fn waits(error: &HsmError) -> bool {
     matches!(
         error,
         HsmError::Unavailable { .. }

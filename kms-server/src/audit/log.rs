@@ -15,7 +15,7 @@ use super::files::{LogFile, list, make_directory, sync_directory};
 use super::past::{Past, read_summary, write_summary};
 use super::scan::{End, head_at, scan};
 
-const LOCK_FILE: &str = "audit.lock";
+pub(super) const LOCK_FILE: &str = "audit.lock";
 /// Written and removed again to see that there is room, before the log calls itself mended.
 const TRIAL: [u8; 4096] = [0; 4096];
 

@@ -4,6 +4,7 @@
 //! never answer before the record is on stable storage.
 
 pub mod aggregate;
+mod agree;
 mod chain;
 mod file;
 mod files;
@@ -24,12 +25,13 @@ use kms_core::audit::AuditRecord;
 use kms_core::fault::{Fault, Retry};
 use tokio::sync::oneshot;
 
+pub use self::agree::Divergence;
 pub use self::chain::{EntryTooLong, Head, LineFault, MAX_ENTRY_BYTES, MAX_LINE_BYTES};
 pub use self::file::{FileSink, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, QUEUE};
 pub use self::files::{MAX_FILE_NUMBER, ROTATE_BYTES};
 pub use self::log::AuditStartError;
 pub use self::memory::MemorySink;
-pub use self::past::{MAX_PENDING, Past};
+pub use self::past::{ACCEPT_STORE, MAX_PENDING, Past};
 
 /// Why a record could not be made durable. The operation it belongs to is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

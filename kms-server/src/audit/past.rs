@@ -18,6 +18,10 @@ use super::chain::Head;
 /// Mutations without an outcome that are remembered: far more than can be under way. Of one that is not remembered
 /// nothing is undone in the HSM, so forgetting is safe.
 pub const MAX_PENDING: usize = 65_536;
+/// Operation of the record that makes a tenant's manifest, as it is in the database, the last that counts.
+pub const ACCEPT_STORE: &str = "internal/AcceptStore";
+/// How operations begin that the server does by itself.
+const INTERNAL: &str = "internal/";
 /// A summary is never longer than this: a million tenants.
 const MAX_SUMMARY_BYTES: u64 = 256 << 20;
 
@@ -40,7 +44,12 @@ impl Past {
             }
             _ => {}
         }
-        if let (Phase::Outcome, Some(stamp)) = (record.phase, &record.manifest) {
+        let Some(stamp) = &record.manifest else { return };
+        if record.phase == Phase::Complete && &*record.operation == ACCEPT_STORE {
+            // What the log has seen before no longer counts, however high its revision.
+            self.stamps.insert(record.tenant.to_string(), stamp.clone());
+        }
+        if record.phase == Phase::Outcome {
             // An outcome may be written late: it tells the manifest of its own mutation.
             let newer =
                 self.stamps.get(record.tenant.as_str()).is_none_or(|s| s.revision < stamp.revision);
@@ -62,7 +71,7 @@ impl Past {
 
     /// Takes note of a line of the log that is durable.
     pub(super) fn note_line(&mut self, line: &[u8]) {
-        if !concerns(line) {
+        if is_dull(line, ACCEPT_STORE) {
             return;
         }
         // Every line was made by, or verified as, `chain`; one that is not a record says nothing.
@@ -70,6 +79,15 @@ impl Past {
             self.note(&record);
         }
     }
+}
+
+/// Reads the record of a line that tells of more than a caller's one call: of a mutation, or of what the server did by
+/// itself.
+pub(super) fn record_of(line: &[u8]) -> Option<AuditRecord> {
+    if is_dull(line, INTERNAL) {
+        return None;
+    }
+    serde_json::from_slice(line).ok().map(|Outer { entry: Inner { record } }| record)
 }
 
 #[derive(Deserialize)]
@@ -82,16 +100,15 @@ struct Inner {
     record: AuditRecord,
 }
 
-/// Returns whether a line may say something of the past, without reading it as JSON: most lines do not.
+/// Returns whether a line tells of a call that begins otherwise than `operation`, without reading it as JSON: most do.
 ///
-/// Nothing that a caller chooses stands before the phase, so its first occurrence is the field.
-fn concerns(line: &[u8]) -> bool {
+/// Nothing that a caller chooses stands before the operation, so the first phase is the field.
+fn is_dull(line: &[u8], operation: &str) -> bool {
     const PHASE: &[u8] = b"\"phase\":\"";
-    const DULL: &[u8] = b"complete\"";
+    const CALL: &[u8] = b"complete\",\"operation\":\"";
     let found = line.windows(PHASE.len()).position(|window| window == PHASE);
-    found
-        .and_then(|start| line.get(start + PHASE.len()..))
-        .is_some_and(|rest| !rest.starts_with(DULL))
+    let Some(rest) = found.and_then(|start| line.get(start + PHASE.len()..)) else { return true };
+    rest.strip_prefix(CALL).is_some_and(|rest| !rest.starts_with(operation.as_bytes()))
 }
 
 /// A summary of all files before one: so that a start reads one file, not the whole log.
@@ -170,6 +187,23 @@ mod tests {
             let stamp = read(&outcomes).stamps().get("t1").cloned().unwrap();
             assert_eq!((stamp.revision, &*stamp.digest), (Revision::new(2), "digest-2"));
         }
+    }
+
+    #[test]
+    fn an_accepted_manifest_counts_also_when_it_is_lower() {
+        let accepted = AuditRecord {
+            intent_id: None,
+            operation: ACCEPT_STORE.into(),
+            ..mutation(Phase::Complete, 1, Some(2))
+        };
+        let late = mutation(Phase::Outcome, 2, Some(1));
+        let past = read(&[mutation(Phase::Outcome, 1, Some(5)), accepted.clone(), late]);
+        assert_eq!(past.stamps().get("t1").map(|stamp| stamp.revision), Some(Revision::new(2)));
+        let next = mutation(Phase::Outcome, 3, Some(3));
+        let past = read(&[mutation(Phase::Outcome, 1, Some(5)), accepted, next]);
+        assert_eq!(past.stamps().get("t1").map(|stamp| stamp.revision), Some(Revision::new(3)));
+        let other = mutation(Phase::Complete, 1, Some(9));
+        assert_eq!(read(&[other]), Past::default(), "only that operation");
     }
 
     #[test]

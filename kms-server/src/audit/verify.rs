@@ -4,12 +4,16 @@
 //! end of a line, or whose oldest files were taken away: for that it takes the head that the reader expects, and tells
 //! where the log begins.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 
+use kms_core::audit::AuditRecord;
+
 use super::chain::{Head, LineFault};
-use super::files::list;
+use super::files::{LogFile, list};
+use super::log::{AuditStartError, LOCK_FILE};
+use super::past;
 use super::scan::{End, scan};
 
 /// What a verified directory holds.
@@ -72,24 +76,87 @@ pub enum VerifyError {
     Io(#[from] io::Error),
 }
 
+/// Keeps servers from writing to the log of a directory as long as the answer lives; nothing is made for it. `None` when
+/// there is no lock file, so that no server ever wrote to this copy.
+///
+/// # Errors
+/// [`AuditStartError::Held`] when a server has it open.
+pub fn hold(directory: &Path) -> Result<Option<File>, AuditStartError> {
+    let file = match File::open(directory.join(LOCK_FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(AuditStartError::Io { what: "open the lock file", error }),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(AuditStartError::Held),
+        Err(TryLockError::Error(error)) => {
+            Err(AuditStartError::Io { what: "lock the directory", error })
+        }
+    }
+}
+
 /// Verifies all files of `directory`. With `expected`, the log must end exactly there.
 pub fn verify(directory: &Path, expected: Option<Head>) -> Result<Report, VerifyError> {
     let files = list(directory)?;
-    let Some(first) = files.first() else { return Err(VerifyError::Empty) };
+    let (report, unfinished) = walk(&files, |_| {})?;
+    if let Some(torn) = unfinished {
+        return Err(torn);
+    }
+    match expected {
+        Some(Head { seq, hash, group: _ })
+            if report.head.seq != seq || report.head.hash != hash =>
+        {
+            Err(VerifyError::Head { found: report.head.seq, expected: seq })
+        }
+        _ => Ok(report),
+    }
+}
+
+/// Verifies all files of `directory`, and hands over each record that does not just tell of a call. An unfinished write at
+/// the very end is no error: its length is returned. On error, what was handed over is worth nothing.
+pub(crate) fn verify_records(
+    directory: &Path,
+    mut each: impl FnMut(&AuditRecord),
+) -> Result<(Report, u64), VerifyError> {
+    let (report, unfinished) = walk(&list(directory)?, |line| {
+        if let Some(record) = past::record_of(line) {
+            each(&record);
+        }
+    })?;
+    let torn_bytes = match unfinished {
+        Some(VerifyError::Torn { bytes, .. }) => bytes,
+        _ => 0,
+    };
+    Ok((report, torn_bytes))
+}
+
+/// Walks the files; an unfinished write at the end of the last one is told beside the report of what is before it.
+fn walk(
+    files: &[LogFile],
+    mut each: impl FnMut(&[u8]),
+) -> Result<(Report, Option<VerifyError>), VerifyError> {
+    let (Some(first), Some(last)) = (files.first(), files.last()) else {
+        return Err(VerifyError::Empty);
+    };
     let mut head = (first.number == 1).then_some(Head::GENESIS);
     let mut report = Report { files: 0, entries: 0, first_seq: None, head: Head::GENESIS };
-    let mut expected_file = Some(first.clone());
-    for file in &files {
+    let (mut expected_file, mut unfinished) = (Some(first.clone()), None);
+    for file in files {
         if expected_file.as_ref() != Some(file) {
             let missing = expected_file.map(|file| file.name()).unwrap_or_default();
             return Err(VerifyError::Missing { file: missing });
         }
         expected_file = file.next();
-        let found = scan(&File::open(&file.path)?, head, |_| {})?;
+        let found = scan(&File::open(&file.path)?, head, &mut each)?;
         match found.end {
             End::Clean => {}
             End::Torn(bytes) => {
-                return Err(VerifyError::Torn { file: file.name(), lines: found.lines, bytes });
+                let torn = VerifyError::Torn { file: file.name(), lines: found.lines, bytes };
+                if file != last {
+                    return Err(torn);
+                }
+                unfinished = Some(torn);
             }
             End::Broken(fault) => {
                 let line = found.lines + 1;
@@ -102,12 +169,5 @@ pub fn verify(directory: &Path, expected: Option<Head>) -> Result<Report, Verify
         report.first_seq = report.first_seq.or(found.first);
     }
     report.head = head.unwrap_or(Head::GENESIS);
-    match expected {
-        Some(Head { seq, hash, group: _ })
-            if report.head.seq != seq || report.head.hash != hash =>
-        {
-            Err(VerifyError::Head { found: report.head.seq, expected: seq })
-        }
-        _ => Ok(report),
-    }
+    Ok((report, unfinished))
 }

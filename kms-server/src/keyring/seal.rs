@@ -133,6 +133,27 @@ impl Keyring {
         Ok(row)
     }
 
+    /// Reads manifests by tenant id, at most `limit`, after `after`, and verifies them.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`] when one was edited.
+    pub async fn list_manifests(
+        &self,
+        after: Option<TenantName>,
+        limit: u32,
+    ) -> Result<Vec<Manifest>, KeyringError> {
+        let listed = self.shared.store.list_manifests(after, limit).await;
+        let listed = self.shared.damaged(listed)?;
+        let checks = listed.iter().map(|Sealed { row, mac, generation }| Check {
+            input: row.mac_input(*generation),
+            mac: *mac,
+            generation: *generation,
+            what: format!("manifest of `{}`", row.tenant),
+        });
+        self.shared.verify(checks.collect()).await?;
+        Ok(listed.into_iter().map(|sealed| sealed.row).collect())
+    }
+
     /// Verifies rows that were read in bulk.
     ///
     /// # Errors

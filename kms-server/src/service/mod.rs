@@ -5,6 +5,7 @@
 
 mod change;
 mod claim;
+mod compare_store;
 mod create_key;
 mod crypto;
 mod describe_ciphertext;
@@ -29,6 +30,7 @@ mod update_key;
 mod verify_manifest;
 mod wrap;
 
+pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
 pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
 pub use kms::{Kms, Parts, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;

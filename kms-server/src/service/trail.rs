@@ -145,7 +145,8 @@ impl Inner {
         Ok(LoggedContext::Hashed(data_encoding::HEXLOWER.encode(&mac.0)))
     }
 
-    fn entry(
+    /// Makes a record.
+    pub(super) fn entry(
         &self,
         request: &RequestContext,
         trail: Trail,

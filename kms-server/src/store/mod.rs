@@ -341,6 +341,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Reads the manifest of a tenant.
     async fn manifest(&self, tenant: TenantName) -> Result<Option<Sealed<Manifest>>, StoreError>;
 
+    /// Lists manifests by tenant id, at most `limit`, after `after`.
+    async fn list_manifests(
+        &self,
+        after: Option<TenantName>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<Manifest>>, StoreError>;
+
     /// Reads a remembered request.
     async fn request(
         &self,

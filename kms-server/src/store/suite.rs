@@ -52,6 +52,7 @@ macro_rules! store_suite {
             lists::due_deactivations_are_those_of_active_versions,
             lists::keys_are_paged_by_create_time_and_uid,
             lists::lists_are_bounded,
+            lists::manifests_are_paged_by_tenant,
             lists::resident_ids_leave_out_destroyed_ones,
             lists::the_probe_writes,
             lists::versions_are_listed_by_number,

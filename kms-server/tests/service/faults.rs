@@ -315,6 +315,13 @@ impl Store for FaultyStore {
     async fn manifest(&self, tenant: TenantName) -> Result<Option<Sealed<Manifest>>, StoreError> {
         through!(self.manifest(tenant))
     }
+    async fn list_manifests(
+        &self,
+        after: Option<TenantName>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<Manifest>>, StoreError> {
+        through!(self.list_manifests(after, limit))
+    }
     async fn request(
         &self,
         principal: String,

@@ -88,6 +88,7 @@ forward! {
     counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;
     update_counters(changes: Vec<(Revision, Sealed<CounterRow>)>) -> Vec<Result<(), StoreError>>;
     manifest(tenant: TenantName) -> Option<Sealed<Manifest>>;
+    list_manifests(after: Option<TenantName>, limit: u32) -> Vec<Sealed<Manifest>>;
     request(principal: String, request_id: RequestId) -> Option<Sealed<RequestRecord>>;
     room_for_request(tenant: TenantName) -> ();
     forget_requests(before: Timestamp) -> u64;

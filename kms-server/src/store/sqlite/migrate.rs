@@ -69,6 +69,22 @@ pub(super) fn migrate(
     Ok(())
 }
 
+/// Checks that all of `migrations` were applied, and no others, without writing.
+pub(super) fn require_current(
+    connection: &Connection,
+    migrations: &[Migration],
+) -> Result<(), StoreError> {
+    refuse_foreign(connection)?;
+    let known = |migration: &Migration| {
+        (migration.number, digest(&SHA256, migration.sql.as_bytes()).as_ref().to_vec())
+    };
+    let known: Vec<_> = migrations.iter().map(known).collect();
+    if connection.table_exists(None, "migrations")? && applied(connection)? == known {
+        return Ok(());
+    }
+    Err(schema("the database has other migrations than this release".into()))
+}
+
 fn applied(connection: &Connection) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
     let mut statement =
         connection.prepare("SELECT number, checksum FROM migrations ORDER BY number")?;

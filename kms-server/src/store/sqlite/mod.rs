@@ -8,6 +8,7 @@
 
 mod error;
 mod migrate;
+pub mod offline;
 mod open;
 mod read;
 mod rows;
@@ -269,6 +270,14 @@ impl Store for SqliteStore {
 
     async fn manifest(&self, tenant: TenantName) -> Result<Option<Sealed<Manifest>>, StoreError> {
         self.read(move |db| read::manifest(db, &tenant)).await
+    }
+
+    async fn list_manifests(
+        &self,
+        after: Option<TenantName>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<Manifest>>, StoreError> {
+        self.read(move |db| read::list_manifests(db, after.as_ref(), limit)).await
     }
 
     async fn request(

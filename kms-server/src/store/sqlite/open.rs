@@ -66,7 +66,7 @@ pub(super) fn quick_check(connection: &Connection) -> Result<(), StoreError> {
     Err(StoreError::Damaged { detail: format!("integrity check: {verdict}: restore a backup") })
 }
 
-fn connect(file: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
+pub(super) fn connect(file: &Path, access: OpenFlags) -> Result<Connection, StoreError> {
     let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(file, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -117,6 +117,12 @@ fn require_private(file: &Path) -> Result<(), StoreError> {
     })
 }
 
+/// Another process has it open.
+pub(super) fn held() -> StoreError {
+    let detail = "another process holds the database (its .lock file is locked)".into();
+    StoreError::Unavailable { detail }
+}
+
 fn lock(path: &Path) -> Result<File, StoreError> {
     let file = OpenOptions::new()
         .write(true)
@@ -127,14 +133,12 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         .map_err(|error| unwritable("create the lock file", &error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Unavailable {
-            detail: "another process holds the database (its .lock file is locked)".into(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(held()),
         Err(TryLockError::Error(error)) => Err(unavailable("lock", &error)),
     }
 }
 
-fn lock_path(file: &Path) -> PathBuf {
+pub(super) fn lock_path(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".lock");
     name.into()
@@ -155,6 +159,6 @@ fn unwritable(what: &str, error: &io::Error) -> StoreError {
     StoreError::Unwritable { detail: format!("cannot {what}: {error}") }
 }
 
-fn unavailable(what: &str, error: &io::Error) -> StoreError {
+pub(super) fn unavailable(what: &str, error: &io::Error) -> StoreError {
     StoreError::Unavailable { detail: format!("cannot {what}: {error}") }
 }

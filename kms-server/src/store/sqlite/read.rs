@@ -106,6 +106,19 @@ pub(super) fn manifest(
     one(connection, "SELECT * FROM manifests WHERE tenant = ?1", [tenant.id()], rows::manifest)
 }
 
+pub(super) fn list_manifests(
+    connection: &Connection,
+    after: Option<&TenantName>,
+    limit: u32,
+) -> Result<Vec<Sealed<Manifest>>, StoreError> {
+    many(
+        connection,
+        "SELECT * FROM manifests WHERE tenant > ?1 ORDER BY tenant LIMIT ?2",
+        (after.map_or("", TenantName::id), limit.min(MAX_LIST_ROWS)),
+        rows::manifest,
+    )
+}
+
 pub(super) fn request(
     connection: &Connection,
     principal: &str,

@@ -62,6 +62,29 @@ pub(crate) async fn keys_are_paged_by_create_time_and_uid(store: Arc<impl Store>
     assert_eq!(store.list_keys(other, None, 10).await, Ok(vec![]));
 }
 
+pub(crate) async fn manifests_are_paged_by_tenant(store: Arc<impl Store>) {
+    let mut expected = Vec::new();
+    for (number, tenant) in (1..).zip(["t1", "b", "t", "z-z", "a"]) {
+        let mut closing = closing(number, 0);
+        closing.manifest.manifest.row.tenant = TenantName::from_id(tenant).unwrap();
+        expected.push(closing.manifest.manifest.clone());
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        store.create_key(new_key(number), closing).await.unwrap();
+    }
+    expected.sort_by_key(|manifest| manifest.row.tenant.id().to_owned());
+    for page_size in [1, 2, 5, 6] {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.list_manifests(after, page_size).await.unwrap();
+            assert!(page.len() <= page_size as usize);
+            let Some(last) = page.last() else { break };
+            after = Some(last.row.tenant.clone());
+            seen.extend(page);
+        }
+        assert_eq!(seen, expected, "{page_size}");
+    }
+}
+
 pub(crate) async fn lists_are_bounded(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
     assert_eq!(store.list_keys(tenant(), None, 0).await, Ok(vec![]));

@@ -1,0 +1,65 @@
+//! The database is compared with the audit log before anything is done with it.
+
+use std::time::Duration;
+
+use kms_hsm::HsmError;
+use tokio::time::timeout;
+
+use super::error::StartError;
+use super::roots::waits;
+use crate::keyring::KeyringError;
+use crate::service::{CompareError, Compared, Kms};
+use crate::transport::shutdown::Shutdown;
+
+/// How long to wait before a token that is away is asked again for MACs.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Compares, however long the token is away.
+///
+/// # Errors
+/// [`StartError::Compare`] when the database is not to be served.
+pub(super) async fn compare(
+    kms: &Kms,
+    accept: bool,
+    shutdown: &mut Shutdown,
+) -> Result<(), StartError> {
+    if accept {
+        tracing::warn!("started with --accept-restored-store: leave it out the next time");
+    }
+    loop {
+        match kms.compare_store(accept).await {
+            Ok(compared) => {
+                tell(compared);
+                return Ok(());
+            }
+            Err(CompareError::Unverified(KeyringError::Hsm(error))) if waits(&error) => {
+                tracing::warn!(%error, "the manifests cannot be verified yet; trying again");
+                if timeout(RETRY_PAUSE, shutdown.triggered()).await.is_ok() {
+                    return Err(error.into());
+                }
+            }
+            // A latch is lifted by the next start alone, which compares. Until then the HSM layer refuses everything, so
+            // that no row is acted upon.
+            Err(CompareError::Unverified(KeyringError::Hsm(HsmError::Latched { .. }))) => {
+                tracing::warn!("the database is not compared with the log: the hsm is latched");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn tell(compared: Compared) {
+    let Compared { agreeing, unknown, accepted } = compared;
+    if accepted > 0 {
+        tracing::warn!(accepted, "the database was accepted as it is, and the log says so");
+    } else if unknown > 0 {
+        tracing::warn!(
+            agreeing,
+            unknown,
+            "the log has no manifest of some tenants of the database: nothing to compare them with"
+        );
+    } else {
+        tracing::info!(agreeing, "the database is the one that the log has last seen");
+    }
+}

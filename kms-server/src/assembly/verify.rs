@@ -1,0 +1,75 @@
+//! `verify-store`: the database, the log and the token of a configuration, for looking at them and nothing else.
+//!
+//! It refuses while a server holds the database or the log, and keeps servers away as long as it runs. Neither is written
+//! to. The token is logged in to, as the MACs are made in it.
+
+use std::sync::Arc;
+
+use kms_core::clock::{Clock, SystemClock};
+use kms_hsm::Hsm as _;
+use kms_hsm::pkcs11::Pkcs11Hsm;
+
+use super::error::StartError;
+use super::run::close_hsm;
+use super::{parts, roots};
+use crate::audit::verify::hold;
+use crate::config::{Config, check};
+use crate::store::sqlite::offline::OfflineStore;
+use crate::verify_store::{Report, Seen, VerifyStoreError, verify};
+
+/// Verifies the database of a configuration. Blocks.
+///
+/// # Errors
+/// [`StartError::Store`] and [`StartError::Audit`] when they cannot be read or a server holds them,
+/// [`StartError::Unverifiable`] when the token makes no MACs. What does not agree is in the report.
+pub fn verify_store(config: &Config) -> Result<Report, StartError> {
+    // Listeners, certificates and grants are not needed, and may be missing where a copy is looked at.
+    let problems: Vec<_> = check(config, SystemClock.now())
+        .into_iter()
+        .filter(|problem| problem.key.starts_with("hsm."))
+        .collect();
+    if !problems.is_empty() {
+        return Err(StartError::Config(problems));
+    }
+    let store = OfflineStore::open(&config.store.path)?;
+    let _log_lock = hold(&config.audit.directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::system("start the threads"))?;
+    let pins = store.root_pins()?;
+    if pins.is_empty() {
+        return Err(StartError::NoRoots);
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let serials = pins.iter().map(|(pin, _)| pin.token_serial.clone()).collect();
+    let hsm = parts::start_hsm(config, serials, &clock)?.hsm;
+    let verified = with_token(config, &store, &runtime, &hsm, &clock, &pins);
+    runtime.block_on(close_hsm(hsm));
+    verified
+}
+
+fn with_token(
+    config: &Config,
+    store: &OfflineStore,
+    runtime: &tokio::runtime::Runtime,
+    hsm: &Arc<Pkcs11Hsm>,
+    clock: &Arc<dyn Clock>,
+    pins: &[roots::Pinned],
+) -> Result<Report, StartError> {
+    runtime.block_on(async {
+        let wanted = pins.iter().map(|(pin, _)| pin.clone()).collect();
+        let opened = hsm.open_roots(wanted, roots::deadline(&**clock)).await;
+        opened.map_err(StartError::Unverifiable)?;
+        roots::verify_pins(&**hsm, &**clock, pins).await
+    })?;
+    let log = Seen::read(&config.audit.directory);
+    let mut macs = |generation, inputs| {
+        runtime.block_on(hsm.mac(generation, inputs, roots::deadline(&**clock)))
+    };
+    verify(store, log, roots::newest(pins), &mut macs).map_err(|error| match error {
+        VerifyStoreError::Store(error) => StartError::Store(error),
+        VerifyStoreError::Hsm(error) => StartError::Unverifiable(error),
+        VerifyStoreError::Bug(reason) => StartError::Bug(reason),
+    })
+}

@@ -1,0 +1,332 @@
+//! Verifying the database offline: what agrees, and how each disagreement is named.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kms_core::audit::{AuditRecord, CounterStamp};
+use kms_core::id::{KeyUid, RootGeneration};
+use kms_hsm::Hsm as _;
+use kms_hsm_soft::SoftToken;
+use kms_server::audit::verify::VerifyError;
+use kms_server::keyring::LEASE_OPERATION;
+use kms_server::service::{ChangeVersionState, RotateKey};
+use kms_server::store::sqlite::SqliteStore;
+use kms_server::store::sqlite::offline::OfflineStore;
+use kms_server::verify_store::{Finding, LogSummary, MAX_FINDINGS, Report, Seen, verify};
+
+use crate::support::*;
+
+const KEY: &str = "tenants/t/keys/k";
+const CALL: &str = "kms.v1.KeyService/Call";
+const LOG: LogSummary = LogSummary { entries: 1, first: Some(1), last: 1, torn_bytes: 0 };
+
+/// What the schema guards against its own server; who writes the file passes it.
+const UNGUARD: &str = "PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON;
+    DROP TRIGGER keys_guard; DROP TRIGGER versions_guard; DROP TRIGGER counters_guard;
+    DROP TRIGGER manifests_guard; DROP TRIGGER keys_stay; DROP TRIGGER versions_stay;";
+
+/// A key with two versions, another in another tenant, both used.
+async fn world() -> World {
+    let world = World::new().await;
+    world.create(KEY).await;
+    world.create("tenants/u/keys/k").await;
+    let rotate = RotateKey { name: name(KEY), reason: "test".into(), request_id: fresh_id() };
+    world.kms.rotate_key(&world.request(CALL), rotate).await.unwrap();
+    world.wrap(KEY).await;
+    world.wrap("tenants/u/keys/k").await;
+    world
+}
+
+fn sql(world: &World, statement: &str) {
+    let database = rusqlite::Connection::open(world.database()).unwrap();
+    database.execute_batch(statement).unwrap();
+}
+
+fn uid(world: &World) -> KeyUid {
+    let record = world.records().into_iter().find(|record| record.key_uid.is_some()).unwrap();
+    record.key_uid.unwrap()
+}
+
+/// Makes a copy of the database as it is, as the server in this process holds the database itself.
+fn copy(world: &World, name: &str) -> PathBuf {
+    let copy = world.directory.path().join(name);
+    let _ = std::fs::remove_file(&copy);
+    sql(world, &format!("VACUUM INTO '{}'", copy.display()));
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)).unwrap();
+    copy
+}
+
+fn seen(records: &[AuditRecord]) -> (Seen, LogSummary) {
+    let mut seen = Seen::default();
+    for record in records {
+        seen.note(record);
+    }
+    (seen, LOG)
+}
+
+fn report_on(
+    world: &World,
+    database: &Path,
+    log: Result<(Seen, LogSummary), VerifyError>,
+) -> Report {
+    let store = OfflineStore::open(database).unwrap();
+    let token = SoftToken::new(world.device.clone(), world.clock.clone());
+    let deadline = world.request(CALL).deadline;
+    let pins = store.root_pins().unwrap().into_iter().map(|(pin, _)| pin).collect();
+    // On a thread of its own, as the command is: it blocks on the token.
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(token.open_roots(pins, deadline)).unwrap();
+        let mut macs =
+            |generation, inputs| runtime.block_on(token.mac(generation, inputs, deadline));
+        verify(&store, log, RootGeneration::FIRST, &mut macs).unwrap()
+    };
+    std::thread::spawn(work).join().unwrap()
+}
+
+fn report(world: &World) -> Report {
+    report_on(world, &copy(world, "copy.db"), Ok(seen(&world.records())))
+}
+
+/// Asserts that exactly these are found: kind of row, version, and a part of what is said.
+fn assert_finds(report: &Report, wanted: &[(&str, Option<u32>, &str)]) {
+    assert!(!report.agrees);
+    assert_eq!(report.findings.len(), wanted.len(), "{:#?}", report.findings);
+    for (row, version, part) in wanted {
+        let fits = |finding: &&Finding| {
+            finding.row == *row
+                && finding.key_version.map(kms_core::id::KeyVersion::get) == *version
+                && finding.detail.contains(part)
+        };
+        assert!(report.findings.iter().any(|finding| fits(&finding)), "{row} {part}: {report:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_nobody_touched_agrees() {
+    let world = world().await;
+    let report = report(&world);
+    let expected = Report {
+        agrees: true,
+        log: Some(LOG),
+        tenants: 2,
+        keys: 2,
+        versions: 3,
+        counters: 3,
+        requests: 3,
+        ..Report::default()
+    };
+    assert_eq!(report, expected);
+}
+
+#[tokio::test]
+async fn every_edited_row_is_named() {
+    let edits = [
+        ("UPDATE keys SET owner = 'mallory'", "key", None, "MAC"),
+        ("UPDATE versions SET state_reason = 'x' WHERE version = 2", "version", Some(2), "MAC"),
+        ("UPDATE counters SET leased = 9 WHERE version = 2", "counter", Some(2), "MAC"),
+        ("UPDATE manifests SET revision = 9 WHERE tenant = 'u'", "manifest", None, "MAC"),
+        ("UPDATE keys SET labels = '[1]'", "key", None, "labels has no valid value"),
+        ("UPDATE versions SET state = 'x' WHERE version = 2", "version", Some(2), "state has no"),
+        ("UPDATE keys SET generation = 2", "key", None, "generation 2 is not pinned"),
+        ("UPDATE requests SET time = 1", "request", None, "MAC"),
+    ];
+    for (edit, row, version, part) in edits {
+        let world = world().await;
+        sql(&world, &format!("{UNGUARD} {edit}"));
+        let report = report(&world);
+        assert!(!report.agrees, "{edit}");
+        let found = report.findings.iter().find(|finding| finding.detail.contains(part));
+        let found = found.unwrap_or_else(|| panic!("{edit}: {report:#?}"));
+        assert_eq!(found.row, row, "{edit}");
+        assert_eq!(found.key_version.map(kms_core::id::KeyVersion::get), version, "{edit}");
+        let of_key = !["manifest", "request"].contains(&row);
+        assert_eq!(found.key_uid.is_some(), of_key, "{edit}");
+        assert_eq!(found.tenant.is_some(), row != "request", "{edit}");
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_found_and_named_by_what_the_log_tells() {
+    let world = world().await;
+    let of = "(SELECT uid FROM keys WHERE tenant = 't')";
+    sql(
+        &world,
+        &format!(
+            "{UNGUARD} DELETE FROM counters WHERE key_uid = {of};
+             DELETE FROM versions WHERE key_uid = {of}; DELETE FROM keys WHERE tenant = 't'"
+        ),
+    );
+    let report = report(&world);
+    assert_finds(
+        &report,
+        &[
+            ("manifest", None, "the rows are not those of revision 2"),
+            ("version", Some(1), "the log tells of it"),
+            ("version", Some(2), "the log tells of it"),
+        ],
+    );
+    let named = report.findings.iter().filter(|finding| finding.key_uid == Some(uid(&world)));
+    assert_eq!(named.count(), 2);
+    assert!(report.findings.iter().all(|finding| finding.tenant.as_deref() == Some("t")));
+}
+
+#[tokio::test]
+async fn deleted_versions_and_counters_are_found() {
+    let world_1 = world().await;
+    sql(&world_1, &format!("{UNGUARD} DELETE FROM versions WHERE version = 2"));
+    assert_finds(
+        &report(&world_1),
+        &[
+            ("counter", Some(2), "there is no version for it"),
+            ("version", None, "the key has 2 versions, and 1 are there"),
+            ("counter", None, "of 1 versions 2 have a counter"),
+            ("manifest", None, "one was deleted, added or put back"),
+            ("version", Some(2), "the log tells of it"),
+        ],
+    );
+    let world_2 = world().await;
+    sql(&world_2, &format!("{UNGUARD} DELETE FROM counters WHERE version = 2"));
+    let found = report(&world_2);
+    assert_finds(&found, &[("counter", None, "of 2 versions 1 have a counter")]);
+}
+
+#[tokio::test]
+async fn a_row_that_was_put_back_is_found_though_its_mac_is_right() {
+    let world = world().await;
+    sql(&world, "CREATE TABLE old AS SELECT * FROM versions");
+    let change = ChangeVersionState {
+        name: format!("{KEY}/versions/2").parse().unwrap(),
+        reason: "test".into(),
+        request_id: fresh_id(),
+    };
+    world.kms.suspend_key_version(&world.request(CALL), change).await.unwrap();
+    assert!(report(&world).agrees);
+    sql(
+        &world,
+        &format!(
+            "{UNGUARD} DELETE FROM versions; INSERT INTO versions SELECT * FROM old; DROP TABLE old"
+        ),
+    );
+    let found = report(&world);
+    assert_finds(&found, &[("manifest", None, "the rows are not those of revision 3")]);
+}
+
+#[tokio::test]
+async fn a_counter_that_was_put_back_is_found() {
+    let world = world().await;
+    sql(&world, "CREATE TABLE old AS SELECT * FROM counters");
+    // Another process takes another lease.
+    let world = world.restart();
+    world.wrap(KEY).await;
+    assert!(report(&world).agrees);
+    let back = format!(
+        "{UNGUARD} DELETE FROM counters; INSERT INTO counters SELECT * FROM old; DROP TABLE old"
+    );
+    sql(&world, &back);
+    let found = report(&world);
+    assert_finds(&found, &[("counter", Some(2), "an older row was put back")]);
+    assert_eq!(found.findings[0].key_uid, Some(uid(&world)));
+    // Used again, the row is as new as the log, which shows that it went back.
+    let world = world.restart();
+    world.wrap(KEY).await;
+    let found = report(&world);
+    assert_finds(&found, &[("counter", Some(2), "an older row was put back and used")]);
+    world.kms.compare_store(true).await.unwrap();
+    assert!(report(&world).agrees, "accepted with the database");
+}
+
+/// A crash comes between a row and its record, never the other way round.
+#[tokio::test]
+async fn a_counter_may_be_newer_than_the_log_but_not_another_of_the_same_revision() {
+    let world = world().await;
+    let mut records = world.records();
+    let last = records.iter().rposition(|r| &*r.operation == LEASE_OPERATION).unwrap();
+    let newest = records.remove(last);
+    assert!(report_on(&world, &copy(&world, "copy.db"), Ok(seen(&records))).agrees);
+    let CounterStamp { revision, leased } = newest.counter.unwrap();
+    let counter = Some(CounterStamp { revision, leased: leased + 1 });
+    records.push(AuditRecord { counter, ..newest });
+    let found = report_on(&world, &copy(&world, "copy.db"), Ok(seen(&records)));
+    assert_finds(&found, &[("counter", Some(1), "the log has seen revision")]);
+}
+
+#[tokio::test]
+async fn an_older_database_and_one_without_its_log_are_told_apart() {
+    let world = world().await;
+    let (older, accepted) = (copy(&world, "older.db"), copy(&world, "accepted.db"));
+    world.create("tenants/t/keys/later").await;
+    let records = world.records();
+    let found = report_on(&world, &older, Ok(seen(&records)));
+    let wanted = [
+        ("manifest", None, "is at revision 2 in the database"),
+        ("version", Some(1), "the log tells of it"),
+    ];
+    assert_finds(&found, &wanted);
+    let broken = report_on(&world, &older, Err(VerifyError::Empty));
+    assert_finds(&broken, &[("log", None, "not compared with the log")]);
+    let unknown = report_on(&world, &older, Ok(seen(&[])));
+    assert!(unknown.agrees);
+    assert_eq!(unknown.tenants_not_in_log, 2);
+    // Accepted, it is what the log has last seen, and what was made after it is no longer missed.
+    let mut world = world.restart();
+    world.store = Arc::new(SqliteStore::open(&accepted).unwrap());
+    let world = world.restart();
+    world.kms.compare_store(true).await.unwrap();
+    let found = report_on(&world, &older, Ok(seen(&world.records())));
+    assert!(found.agrees, "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_commit_without_its_outcome_agrees_as_long_as_its_intent_is_genuine() {
+    let world = world().await;
+    let before = world.faults.calls();
+    world.create("tenants/t/keys/probe").await;
+    let calls = world.faults.calls() - before;
+    // Dies at the outcome's record.
+    world.faults.arm(calls - 2, false);
+    let _ = world.kms.create_key(&world.request(CALL), create("tenants/t/keys/crashed")).await;
+    let found = report(&world);
+    assert!(found.agrees, "{found:#?}");
+    assert_eq!(found.intents, 1);
+    sql(&world, "UPDATE intents SET principal = 'mallory'");
+    let found = report(&world);
+    assert_finds(&found, &[("intent", Some(1), "MAC"), ("manifest", None, "lost its end")]);
+}
+
+/// More rows than have their MACs made at a time.
+#[tokio::test]
+async fn rows_of_every_batch_are_verified() {
+    let world = World::new().await;
+    for number in 0..90 {
+        world.create(&format!("tenants/t/keys/k{number:02}")).await;
+    }
+    let clean = report(&world);
+    assert!(clean.agrees);
+    assert_eq!(clean.keys + clean.versions + clean.counters, 270);
+    let edit = "UPDATE keys SET owner = 'x' WHERE key_id IN ('k00', 'k86', 'k89')";
+    sql(&world, &format!("{UNGUARD} {edit}"));
+    assert_finds(&report(&world), &[("key", None, "MAC"); 3]);
+}
+
+#[tokio::test]
+async fn as_many_disagreements_are_listed_as_the_bound_and_one_more_is_counted() {
+    for (count, left_out) in [(MAX_FINDINGS, 0), (MAX_FINDINGS + 1, 1)] {
+        let world = World::new().await;
+        sql(
+            &world,
+            &format!(
+                "PRAGMA foreign_keys = OFF;
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+                 INSERT INTO counters SELECT randomblob(16), i, 0, 1, 1, zeroblob(32) FROM n"
+            ),
+        );
+        let report = report(&world);
+        assert_eq!((report.findings.len(), report.findings_left_out), (MAX_FINDINGS, left_out));
+        assert_eq!(report.disagreements(), count as u64);
+        let told = kms_server::verify_store::table(&report);
+        assert_eq!(told.contains("1 more are left out"), left_out > 0);
+        assert!(told.ends_with(&format!("does not agree: {count} disagreements\n")));
+    }
+}
