@@ -1,7 +1,7 @@
 //! What a worker does with its session: operations with loaded keys, MACs, randomness.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
@@ -36,7 +36,7 @@ pub(crate) fn perform(
     ivs: &mut IvPool,
     work: &mut Work,
 ) -> Result<Answer, Failure> {
-    let mut desk = Desk { bench, session, live, ivs };
+    let mut desk = Desk { bench, session, live, ivs, time: bench.shared.now() };
     match work {
         Work::Crypt(operation) => desk.finished(operation).map(Answer::Crypt),
         Work::Batch { operations, done } => {
@@ -50,6 +50,7 @@ pub(crate) fn perform(
             };
             let mut macs = Vec::with_capacity(inputs.len());
             for input in inputs {
+                desk.tick();
                 desk.moves()?;
                 macs.push(token::mac(session, root.mac, input)?);
             }
@@ -63,6 +64,8 @@ pub(crate) fn perform(
 
 struct Desk<'a> {
     bench: &'a Bench<'a>,
+    /// When the clock was last read: the end of one operation is the start of the next.
+    time: Instant,
     session: &'a Session,
     live: &'a Live,
     ivs: &'a mut IvPool,
@@ -98,16 +101,22 @@ impl Desk<'_> {
 
     /// Tells the watchdog that the job moves on, and ends it when no one waits any more.
     fn moves(&self) -> Result<(), Failure> {
-        if self.bench.seat.moves(self.bench.shared.now()) {
+        if self.bench.seat.moves(self.time) {
             return Ok(());
         }
         Err(Failure::Answer(HsmError::CallDeadline))
     }
 
+    /// Reads the clock, and returns when it was last read.
+    fn tick(&mut self) -> Instant {
+        std::mem::replace(&mut self.time, self.bench.shared.now())
+    }
+
     fn finished(&mut self, operation: &mut CryptoOp) -> Result<Finished, Failure> {
-        let started = self.bench.shared.now();
-        let output = self.crypt(operation)?;
-        let in_hsm = self.bench.shared.now().saturating_duration_since(started);
+        let output = self.crypt(operation);
+        let started = self.tick();
+        let output = output?;
+        let in_hsm = self.time.saturating_duration_since(started);
         Ok(Finished { output, timing: Timing { queued: self.bench.queued, in_hsm } })
     }
 

@@ -196,19 +196,23 @@ impl Writer {
         self.lines.clear();
         let mut head = self.log.head();
         let group = head.seq.saturating_add(1);
-        let mut answers = Vec::new();
+        let (mut answers, mut heeded) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(Waiting { records, size, answer }) = next {
             self.state.leave(size);
-            let (call_start, call_head) = (self.lines.len(), head);
-            let appended = records.iter().try_for_each(|record| {
-                head = append_line(&mut self.lines, head, group, record)?;
+            let (call_start, call_head, call_heeded) = (self.lines.len(), head, heeded.len());
+            let appended = records.into_iter().try_for_each(|record| {
+                head = append_line(&mut self.lines, head, group, &record)?;
+                if Past::heeds(&record) {
+                    heeded.push(record);
+                }
                 Ok(())
             });
             match appended {
                 Ok(()) => answers.push(answer),
                 Err(error @ super::chain::EntryTooLong) => {
                     self.lines.truncate(call_start);
+                    heeded.truncate(call_heeded);
                     head = call_head;
                     give(answer, Err(AuditError::Unwritable { detail: error.to_string() }));
                 }
@@ -220,7 +224,7 @@ impl Writer {
         if self.lines.is_empty() {
             return;
         }
-        let written = self.log.append(&self.lines, head);
+        let written = self.log.append(&self.lines, head, &heeded);
         self.note(written.as_ref().err());
         let outcome = written.map_err(|error| AuditError::Unwritable { detail: error.to_string() });
         for answer in answers {

@@ -10,6 +10,8 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kms_core::audit::AuditRecord;
+
 use super::chain::{Head, LineFault};
 use super::files::{LogFile, list, make_directory, sync_directory};
 use super::past::{Past, read_summary, write_summary};
@@ -137,11 +139,17 @@ impl Log {
         Arc::clone(&self.past)
     }
 
-    /// Writes the lines of a group and returns when they are durable. `head` is the head after them.
+    /// Writes the lines of a group and returns when they are durable. `head` is the head after them, `heeded` those of its
+    /// records that say something of the past.
     ///
     /// # Errors
     /// None of the lines is in the log, now or after a restart that follows a successful [`Log::mend`].
-    pub(super) fn append(&mut self, lines: &[u8], head: Head) -> io::Result<()> {
+    pub(super) fn append(
+        &mut self,
+        lines: &[u8],
+        head: Head,
+        heeded: &[AuditRecord],
+    ) -> io::Result<()> {
         self.mend()?;
         if self.durable_bytes >= self.rotate_bytes {
             self.rotate()?;
@@ -152,8 +160,12 @@ impl Log {
         self.suspect = false;
         self.durable_bytes += lines.len() as u64;
         self.head = head;
-        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| past.note_line(line));
+        if !heeded.is_empty() {
+            let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+            for record in heeded {
+                past.note(record);
+            }
+        }
         Ok(())
     }
 
