@@ -43,7 +43,7 @@ struct Cli {
 enum Part {
     /// Serves the echo with the certificates of a directory
     #[command(hide = true)]
-    Echo { directory: PathBuf },
+    Echo { directory: PathBuf, threads: usize },
     /// Measures the token with the server's allocator
     #[command(hide = true)]
     Token { module: PathBuf, millis: u64 },
@@ -52,7 +52,7 @@ enum Part {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.part {
-        Some(Part::Echo { directory }) => serve::run(directory),
+        Some(Part::Echo { directory, threads }) => serve::run(directory, *threads),
         Some(Part::Token { module, millis }) => {
             token::items_per_second(module, Duration::from_millis(*millis))
                 .and_then(|items| print(&format!("{items}\n")))

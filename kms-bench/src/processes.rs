@@ -27,13 +27,13 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts the echo with certificates of its own.
-    pub fn echo(directory: &Path) -> Result<Self, Error> {
+    /// Starts the echo with certificates of its own, and so many serving threads.
+    pub fn echo(directory: &Path, threads: usize) -> Result<Self, Error> {
         let pki = Pki::create(directory);
         let (_, client) = pki.usual();
         let this = std::env::current_exe().map_err(io("find this program"))?;
         let mut command = Command::new(this);
-        command.arg("echo").arg(directory).stdout(Stdio::piped());
+        command.arg("echo").arg(directory).arg(threads.to_string()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(io("start the echo"))?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {

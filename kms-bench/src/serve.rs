@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kms_core::clock::SystemClock;
-use kms_server::assembly::serving_threads;
 use kms_server::transport::{
     ConnectionLimits, Protocols, Security, ServeOptions, Shutdown, TlsFiles, TlsStore, serve,
 };
@@ -18,12 +17,9 @@ use crate::error::{Error, io};
 pub const LISTENING: &str = "listening ";
 
 /// Serves until the process is killed, with the certificates in `directory`; says on stdout where.
-pub fn run(directory: &Path) -> Result<(), Error> {
-    // As many threads as the server takes.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(serving_threads(0))
-        .enable_all()
-        .build();
+pub fn run(directory: &Path, threads: usize) -> Result<(), Error> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     runtime.map_err(io("start a runtime"))?.block_on(async {
         let files = TlsFiles {
             certificate: directory.join("server.pem"),

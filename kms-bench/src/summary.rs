@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kms_cli::bench::Op;
+use kms_server::assembly::serving_threads;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, io};
@@ -48,6 +49,12 @@ pub struct Summary {
     pub restart_ready_ms: f64,
     /// Single Wraps a second with durable audit, over the echo's, at concurrency 64.
     pub wrap_vs_echo_c64: f64,
+    /// As `wrap_vs_echo_c256`, over an echo that has a serving thread on every core.
+    pub wrap_vs_wide_echo_c256: f64,
+    /// As `wrap_vs_echo_mem_c256`, over that echo.
+    pub wrap_vs_wide_echo_mem_c256: f64,
+    /// As `wrap_vs_echo_mem_c64`, over that echo.
+    pub wrap_vs_wide_echo_mem_c64: f64,
     /// Median of append and fdatasync, in microseconds.
     pub fdatasync_p50_us: f64,
     /// Echoes a second at concurrency 256.
@@ -80,7 +87,9 @@ impl Summary {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(io("start a runtime"))?;
         let server_binary = binary("kms-server")?;
-        let echo_peer = Peer::echo(&disk_root.join("echo"))?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let echo_peer = Peer::echo(&disk_root.join("echo"), serving_threads(0))?;
+        let wide_peer = Peer::echo(&disk_root.join("echo-wide"), cores)?;
         let durable_dir = disk_root.join("durable");
         let restart_ready_ms = restarts(&server_binary, &durable_dir)?;
         let (durable, _) = Peer::server(&server_binary, &durable_dir)?;
@@ -91,19 +100,21 @@ impl Summary {
             let runtime = &runtime;
             move || server(runtime, peer, Op::Wrap, &load)
         };
-        let echoes = |concurrency| {
+        let echoes = |peer, concurrency| {
             let load = load(concurrency, plan.duration);
-            let (runtime, echo_peer) = (&runtime, &echo_peer);
-            move || echo(runtime, echo_peer, &load)
+            let runtime = &runtime;
+            move || echo(runtime, peer, &load)
         };
         let unwrap_load = load(256, plan.duration);
         let batch_load = load(16, plan.duration);
-        let mut turns: [Turn<'_>; 9] = [
-            Turn::new(echoes(256)),
+        let mut turns: [Turn<'_>; 11] = [
+            Turn::new(echoes(&echo_peer, 256)),
+            Turn::new(echoes(&wide_peer, 256)),
             Turn::new(wraps(&durable, 256)),
             Turn::new(wraps(&memory, 256)),
             Turn::new(|| server(&runtime, &durable, Op::Unwrap, &unwrap_load)),
-            Turn::new(echoes(64)),
+            Turn::new(echoes(&echo_peer, 64)),
+            Turn::new(echoes(&wide_peer, 64)),
             Turn::new(wraps(&durable, 64)),
             Turn::new(wraps(&memory, 64)),
             Turn::new(wraps(&durable, 1)),
@@ -113,10 +124,12 @@ impl Summary {
         let mut fsync = alternate(plan.rounds, &mut turns, disk_root)?;
         let [
             echo_256,
+            wide_256,
             wrap_256,
             memory_256,
             unwrap_256,
             echo_64,
+            wide_64,
             wrap_64,
             memory_64,
             one,
@@ -144,6 +157,9 @@ impl Summary {
             idle_rss_mib,
             restart_ready_ms,
             wrap_vs_echo_c64: speed(&wrap_64) / speed(&echo_64),
+            wrap_vs_wide_echo_c256: speed(&wrap_256) / speed(&wide_256),
+            wrap_vs_wide_echo_mem_c256: speed(&memory_256) / speed(&wide_256),
+            wrap_vs_wide_echo_mem_c64: speed(&memory_64) / speed(&wide_64),
             fdatasync_p50_us: fsync,
             echo_c256_per_second: speed(&echo_256),
             wrap_c256_per_second: speed(&wrap_256),
@@ -153,7 +169,7 @@ impl Summary {
             token_items_per_second: token,
             token_server_allocator_items_per_second: median(&mut token_server_allocator),
             seal_mib_per_second,
-            cores: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+            cores,
             rounds: plan.rounds,
             round_seconds: plan.duration.as_secs_f64(),
         };
