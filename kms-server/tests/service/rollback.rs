@@ -230,6 +230,32 @@ async fn what_cannot_be_recorded_is_not_accepted() {
     refusal(&world.restart()).await;
 }
 
+/// Else the new history would overtake the log's last word, and the next start would find that they agree.
+#[tokio::test]
+async fn nothing_is_built_on_a_manifest_that_was_put_back_while_it_is_served() {
+    let (world, _backup) = world_with_backup().await;
+    sql(&world, "CREATE TABLE kept AS SELECT * FROM manifests WHERE tenant = 't'");
+    world.create("tenants/t/keys/third").await;
+    let third = "(SELECT uid FROM keys WHERE key_id = 'third')";
+    sql(
+        &world,
+        &format!(
+            "DROP TRIGGER keys_stay; DROP TRIGGER versions_stay;
+             DELETE FROM manifests WHERE tenant = 't'; INSERT INTO manifests SELECT * FROM kept;
+             DELETE FROM counters WHERE key_uid = {third}; DELETE FROM versions WHERE key_uid = {third};
+             DELETE FROM keys WHERE key_id = 'third'; DROP TABLE kept;"
+        ),
+    );
+    for attempt in 0..2 {
+        let request = world.request(CREATE);
+        let refused = world.kms.create_key(&request, create("tenants/t/keys/fourth")).await;
+        assert_eq!(refused.unwrap_err().reason(), "KEY_INTEGRITY", "{attempt}");
+    }
+    world.create("tenants/u/keys/other").await;
+    let told = refusal(&world.restart()).await;
+    assert!(told.contains("revision 2 in") && told.contains("seen revision 3"), "{told}");
+}
+
 /// One more than are written at a time, of a log that knows more than the database.
 #[tokio::test]
 async fn as_many_tenants_as_there_are_are_accepted() {
