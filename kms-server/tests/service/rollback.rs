@@ -219,6 +219,25 @@ async fn a_new_log_knows_nothing_until_the_database_is_accepted() {
     refusal(&restored(&world, backup)).await;
 }
 
+/// The outcome of an earlier mutation is the first that a new log hears of a tenant.
+#[tokio::test]
+async fn a_late_outcome_in_a_new_log_is_no_reason_to_refuse() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    let before = world.faults.calls();
+    world.create("tenants/t/keys/probe").await;
+    world.faults.arm(world.faults.calls() - before - 2, false);
+    let _ = world.kms.create_key(&world.request(CREATE), create("tenants/t/keys/late")).await;
+    let world = world.restart();
+    world.create("tenants/t/keys/after").await;
+    assert_eq!(world.store.intents().await.unwrap().rows.len(), 1);
+    let world = on_log(&world, vec![]).await;
+    let compared = world.kms.compare_store(false).await;
+    assert_eq!(compared, Ok(Compared { unknown: 1, ..Compared::default() }));
+    assert_eq!(world.kms.recover().await.unwrap().finished, 1);
+    agrees(&world.restart(), 1).await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_recorded_is_not_accepted() {
     let (world, backup) = world_with_backup().await;
