@@ -67,6 +67,7 @@ async fn a_database_that_was_rolled_back_is_refused_accepted_once_and_then_agree
     rig.arguments = vec![FLAG];
     let (mut rig, said) = start_and_stop(rig).await;
     assert!(said.contains("leave it out the next time"), "{said}");
+    assert!(said.contains("alert=\"store_accepted_unseen\""), "{said}");
     let records = rig.records();
     let [record] = accepted(&records)[..] else { panic!("{records:?}") };
     assert_eq!((&record["tenant"], &record["result"]), (&"acme".into(), &"STORE_ACCEPTED".into()));

@@ -24,7 +24,11 @@ pub(super) async fn compare(
     shutdown: &mut Shutdown,
 ) -> Result<(), StartError> {
     if accept {
-        tracing::warn!("started with --accept-restored-store: leave it out the next time");
+        // An alert also when nothing differs: left in a unit file, it would accept in silence until something does.
+        tracing::error!(
+            alert = "store_accepted_unseen",
+            "started with --accept-restored-store, so whatever database is there is served: leave it out the next time"
+        );
     }
     loop {
         match kms.compare_store(accept).await {

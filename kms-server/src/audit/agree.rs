@@ -35,14 +35,19 @@ impl Divergence {
         let agrees = match stored {
             // Without a manifest it has no rows: what the log says after such a database was accepted.
             None => *seen == no_rows(),
-            Some(stored) => match stored.revision.cmp(&seen.revision) {
-                Ordering::Less => false,
-                Ordering::Equal => stored.digest == seen.digest,
-                Ordering::Greater => is_explained(seen.revision, stored, applied),
-            },
+            Some(stored) if stored.revision > seen.revision => {
+                is_explained(seen.revision, stored, applied)
+            }
+            Some(stored) => !Self::is_behind(seen, stored),
         };
         let stored = stored.cloned();
         (!agrees).then(|| Self { tenant: tenant.to_owned(), seen: seen.clone(), stored })
+    }
+
+    /// Whether a manifest is older than the one that the log has seen, or another of the same revision.
+    pub fn is_behind(seen: &ManifestStamp, stored: &ManifestStamp) -> bool {
+        stored.revision < seen.revision
+            || (stored.revision == seen.revision && stored.digest != seen.digest)
     }
 
     /// Returns the revision in the database; 0 when it has no manifest.

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
-use kms_core::audit::AuditRecord;
+use kms_core::audit::{AuditRecord, ManifestStamp};
 use tokio::sync::oneshot;
 
 use super::chain::append_line;
@@ -149,6 +149,12 @@ impl AuditSink for FileSink {
 
     fn past(&self) -> Past {
         self.past.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn last_manifest(&self, tenant: &str) -> Option<ManifestStamp> {
+        // Asked at every mutation: no copy of all tenants.
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        past.stamps().get(tenant).cloned()
     }
 
     /// Blocks until the last group is durable or refused.

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kms_core::audit::AuditRecord;
+use kms_core::audit::{AuditRecord, ManifestStamp};
 
 use super::{Appended, AuditError, AuditSink, Past};
 
@@ -81,6 +81,10 @@ impl AuditSink for MemorySink {
 
     fn past(&self) -> Past {
         self.kept().past.clone()
+    }
+
+    fn last_manifest(&self, tenant: &str) -> Option<ManifestStamp> {
+        self.kept().past.stamps().get(tenant).cloned()
     }
 
     fn close(&self) {

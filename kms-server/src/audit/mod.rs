@@ -21,7 +21,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use kms_core::audit::AuditRecord;
+use kms_core::audit::{AuditRecord, ManifestStamp};
 use kms_core::fault::{Fault, Retry};
 use tokio::sync::oneshot;
 
@@ -75,6 +75,11 @@ pub trait AuditSink: Send + Sync + fmt::Debug + 'static {
 
     /// Returns what the log says of the past: of every record that was acknowledged, in this process or before.
     fn past(&self) -> Past;
+
+    /// Returns the last manifest of one tenant that [`AuditSink::past`] would tell of.
+    fn last_manifest(&self, tenant: &str) -> Option<ManifestStamp> {
+        self.past().stamps().get(tenant).cloned()
+    }
 
     /// Writes what is queued, then stops.
     fn close(&self);

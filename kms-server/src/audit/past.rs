@@ -3,7 +3,7 @@
 //! The database can be put back to what it once was, by an attacker or by a backup; the log only grows. So the log is
 //! asked before anything is done that a later state of the database would regret.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::chain::Head;
 
-/// Mutations without an outcome that are remembered: far more than can be under way. Of one that is not remembered
-/// nothing is undone in the HSM, so forgetting is safe.
+/// Mutations without an outcome that are remembered: far more than can be under way. What stays is left by databases that
+/// were put back without their intents. The oldest are forgotten: of those nothing is undone in the HSM, while a new one that
+/// were not remembered could not tell after a kill why the database is ahead.
 pub const MAX_PENDING: usize = 65_536;
 /// Operation of the record that makes a tenant's manifest, as it is in the database, the last that counts.
 pub const ACCEPT_STORE: &str = "internal/AcceptStore";
@@ -29,19 +30,21 @@ const MAX_SUMMARY_BYTES: u64 = 256 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Past {
     stamps: BTreeMap<String, ManifestStamp>,
-    pending: HashSet<IntentId>,
+    /// The oldest first. A few mostly, so looking through them is cheap.
+    pending: VecDeque<IntentId>,
 }
 
 impl Past {
     /// Takes note of a record that is durable.
     pub fn note(&mut self, record: &AuditRecord) {
         match (record.phase, record.intent_id) {
-            (Phase::Intent, Some(id)) if self.pending.len() < MAX_PENDING => {
-                self.pending.insert(id);
+            (Phase::Intent, Some(id)) if !self.awaits_outcome(id) => {
+                if self.pending.len() >= MAX_PENDING {
+                    self.pending.pop_front();
+                }
+                self.pending.push_back(id);
             }
-            (Phase::Outcome, Some(id)) => {
-                self.pending.remove(&id);
-            }
+            (Phase::Outcome, Some(id)) => self.pending.retain(|pending| *pending != id),
             _ => {}
         }
         let Some(stamp) = &record.manifest else { return };
@@ -221,19 +224,24 @@ mod tests {
     }
 
     #[test]
-    fn pending_mutations_are_remembered_up_to_the_bound() {
+    fn pending_mutations_are_remembered_up_to_the_bound_and_the_oldest_forgotten() {
         let mut past = Past::default();
         let numbered = |number: usize| {
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&number.to_be_bytes());
             IntentId::from_bytes(bytes)
         };
-        for number in 0..=MAX_PENDING {
+        // As many as there may be, noted before: noting each looks through all.
+        past.pending = (0..MAX_PENDING - 1).map(numbered).collect();
+        let begin = |past: &mut Past, number| {
             let intent_id = Some(numbered(number));
             past.note(&AuditRecord { intent_id, ..mutation(Phase::Intent, 1, None) });
-        }
-        assert!(past.awaits_outcome(numbered(MAX_PENDING - 1)));
-        assert!(!past.awaits_outcome(numbered(MAX_PENDING)));
+        };
+        begin(&mut past, MAX_PENDING - 1);
+        assert!(past.awaits_outcome(numbered(0)) && past.awaits_outcome(numbered(MAX_PENDING - 1)));
+        begin(&mut past, MAX_PENDING);
+        assert!(!past.awaits_outcome(numbered(0)), "the oldest");
+        assert!(past.awaits_outcome(numbered(1)) && past.awaits_outcome(numbered(MAX_PENDING)));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kms_core::id::RootGeneration;
 use kms_core::key::{RowMac, Sealed};
+use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use serde::Serialize;
 
@@ -11,6 +12,7 @@ use super::claim::Claim;
 use super::kms::Inner;
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
+use crate::audit::Divergence;
 use crate::keyring::MacInput;
 use crate::store::{Closing, Intent, ManifestChange, RequestRecord, StoreError};
 
@@ -47,6 +49,27 @@ impl From<ServiceError> for Failure {
     }
 }
 
+impl Inner {
+    /// Reads a tenant's manifest for a change that builds on it.
+    ///
+    /// Invariant: never one that is older than the log has seen. Built upon, a database that was put back while it is
+    /// served would grow past the log's last stamp, and the next start would find them agreeing
+    /// (`nothing_is_built_on_a_manifest_that_was_put_back_while_it_is_served`).
+    async fn current_manifest(&self, tenant: &TenantName) -> Result<Manifest, ServiceError> {
+        // Before the manifest: what the log has seen by now was committed before.
+        let seen = self.audit.last_manifest(tenant.id());
+        let manifest = self.keyring.manifest(tenant).await?;
+        if seen.is_some_and(|seen| Divergence::is_behind(&seen, &manifest.stamp())) {
+            let detail = format!(
+                "the manifest of `{tenant}` at revision {} was put back: the log has seen a later one, or another",
+                manifest.revision
+            );
+            return Err(self.keyring.integrity(detail).into());
+        }
+        Ok(manifest)
+    }
+}
+
 impl Change<'_> {
     /// Seals a row under the current root.
     pub(super) async fn seal<R: MacInput>(&self, row: R) -> Result<Sealed<R>, ServiceError> {
@@ -71,7 +94,7 @@ impl Change<'_> {
         rows: RowChanges<'_>,
         result: &T,
     ) -> Result<Closing, ServiceError> {
-        let mut manifest = self.inner.keyring.manifest(tenant).await?;
+        let mut manifest = self.inner.current_manifest(tenant).await?;
         let expected = manifest.revision;
         manifest.revision = expected.next();
         rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));

@@ -35,13 +35,18 @@ impl Inner {
         let intent = &sealed.row;
         self.keyring.verify_row(sealed, format!("intent {}", intent.id)).await?;
         match &intent.applied {
-            Some(stamp) => self.finish(intent, stamp).await.map(|()| Ended::Finished),
+            Some(stamp) => self.finish(intent, stamp, past).await.map(|()| Ended::Finished),
             None => self.undo(intent, past).await,
         }
     }
 
     /// Writes the outcome of a mutation that was committed.
-    async fn finish(&self, intent: &Intent, stamp: &ManifestStamp) -> Result<(), ServiceError> {
+    async fn finish(
+        &self,
+        intent: &Intent,
+        stamp: &ManifestStamp,
+        past: &Past,
+    ) -> Result<(), ServiceError> {
         let (request, mut trail) = self.trail_of(intent)?;
         let manifest = self.keyring.manifest(intent.key_name.tenant()).await?.stamp();
         let earlier = stamp.revision < manifest.revision;
@@ -49,7 +54,10 @@ impl Inner {
             let detail = format!("intent {} names a manifest that is not there", intent.id);
             return Err(self.keyring.integrity(detail).into());
         }
-        trail.manifest = Some(stamp.clone());
+        // A log that began anew knows of no later mutation, and had this one's manifest for the last: the next start would
+        // find the database ahead of it (`a_late_outcome_in_a_new_log_is_no_reason_to_refuse`).
+        let known = past.stamps().contains_key(intent.key_name.tenant().id());
+        trail.manifest = Some(if known { stamp.clone() } else { manifest });
         self.record_phase(&request, &trail, Phase::Outcome, OK).await?;
         Ok(self.store.close_intent(intent.id).await?)
     }

@@ -219,6 +219,25 @@ async fn a_new_log_knows_nothing_until_the_database_is_accepted() {
     refusal(&restored(&world, backup)).await;
 }
 
+/// The outcome of an earlier mutation is the first that a new log hears of a tenant.
+#[tokio::test]
+async fn a_late_outcome_in_a_new_log_is_no_reason_to_refuse() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    let before = world.faults.calls();
+    world.create("tenants/t/keys/probe").await;
+    world.faults.arm(world.faults.calls() - before - 2, false);
+    let _ = world.kms.create_key(&world.request(CREATE), create("tenants/t/keys/late")).await;
+    let world = world.restart();
+    world.create("tenants/t/keys/after").await;
+    assert_eq!(world.store.intents().await.unwrap().rows.len(), 1);
+    let world = on_log(&world, vec![]).await;
+    let compared = world.kms.compare_store(false).await;
+    assert_eq!(compared, Ok(Compared { unknown: 1, ..Compared::default() }));
+    assert_eq!(world.kms.recover().await.unwrap().finished, 1);
+    agrees(&world.restart(), 1).await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_recorded_is_not_accepted() {
     let (world, backup) = world_with_backup().await;
@@ -228,6 +247,32 @@ async fn what_cannot_be_recorded_is_not_accepted() {
     assert!(matches!(refused, CompareError::Unrecorded(_)), "{refused:?}");
     world.sink.refuse(false);
     refusal(&world.restart()).await;
+}
+
+/// Else the new history would overtake the log's last word, and the next start would find that they agree.
+#[tokio::test]
+async fn nothing_is_built_on_a_manifest_that_was_put_back_while_it_is_served() {
+    let (world, _backup) = world_with_backup().await;
+    sql(&world, "CREATE TABLE kept AS SELECT * FROM manifests WHERE tenant = 't'");
+    world.create("tenants/t/keys/third").await;
+    let third = "(SELECT uid FROM keys WHERE key_id = 'third')";
+    sql(
+        &world,
+        &format!(
+            "DROP TRIGGER keys_stay; DROP TRIGGER versions_stay;
+             DELETE FROM manifests WHERE tenant = 't'; INSERT INTO manifests SELECT * FROM kept;
+             DELETE FROM counters WHERE key_uid = {third}; DELETE FROM versions WHERE key_uid = {third};
+             DELETE FROM keys WHERE key_id = 'third'; DROP TABLE kept;"
+        ),
+    );
+    for attempt in 0..2 {
+        let request = world.request(CREATE);
+        let refused = world.kms.create_key(&request, create("tenants/t/keys/fourth")).await;
+        assert_eq!(refused.unwrap_err().reason(), "KEY_INTEGRITY", "{attempt}");
+    }
+    world.create("tenants/u/keys/other").await;
+    let told = refusal(&world.restart()).await;
+    assert!(told.contains("revision 2 in") && told.contains("seen revision 3"), "{told}");
 }
 
 /// One more than are written at a time, of a log that knows more than the database.
