@@ -281,7 +281,7 @@ pub fn admin_address(process: &mut Process) -> SocketAddr {
 }
 
 /// Reads an address out of a log line.
-fn address(line: &str, field: &str) -> SocketAddr {
+pub fn address(line: &str, field: &str) -> SocketAddr {
     let (_, rest) = line.split_once(field).unwrap();
     rest.split_whitespace().next().unwrap().parse().unwrap()
 }
