@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use kms_core::clock::{Clock as _, SystemClock};
 use kms_server::assembly::{
-    EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Mode, ReadyFile, run,
+    EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
 };
 use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
@@ -29,7 +29,7 @@ const EXIT_USAGE: u8 = 2;
 const BANNER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Exit statuses, shown by `--help`.
 const EXIT_STATUSES: &str = "Exit status:\n  \
-    0   stopped by SIGTERM or SIGINT after a drain; or all is well\n  \
+    0   stopped by SIGTERM or SIGINT, after a drain if it served; or all is well\n  \
     2   wrong command line\n  \
     65  the database is not the one that the audit log has last seen, or verify-store found more\n  \
     69  the HSM module cannot be used\n  \
@@ -38,8 +38,9 @@ const EXIT_STATUSES: &str = "Exit status:\n  \
     74  the database or the audit log cannot be opened\n  \
     75  the HSM hangs: start the process again\n  \
     77  another process holds the dev directory\n  \
-    78  the configuration, a certificate or the PIN's place is wrong\n\n\
-    Signals:\n  SIGTERM, SIGINT  drain and stop\n  SIGHUP           read certificates, CAs and CRLs again";
+    78  the configuration, a certificate or the PIN's place is wrong\n  \
+    143 told twice to stop: ended at once, the drain not finished\n\n\
+    Signals:\n  SIGTERM, SIGINT  drain and stop; a second one ends at once\n  SIGHUP           read certificates, CAs and CRLs again";
 
 /// Holdfast: an HSM-backed key management service
 #[derive(Debug, Parser)]
@@ -211,7 +212,8 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
 
 fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> ExitCode {
     match run(config, mode, started) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Orderly) => ExitCode::SUCCESS,
+        Ok(Ended::AtOnce) => ExitCode::from(EXIT_AT_ONCE),
         // Who reads JSON lines reads this one, too.
         Err(error) if config.log.format == LogFormat::Json => {
             let status = error.exit_status();
