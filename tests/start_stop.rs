@@ -14,10 +14,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use common::rig::{admin_address, get, serving};
 use common::{LIMIT, Rig};
+use rustix::process::Signal;
 use tokio::net::TcpSocket;
 
 /// Exit status of a server that the system refuses a socket.
 const EXIT_SOCKET: i32 = 71;
+/// Exit status of a server that was told twice to stop.
+const EXIT_AT_ONCE: i32 = 143;
 /// What an HSM that cannot be reached says.
 const AWAY: [&str; 1] = ["C_Initialize * return CKR_DEVICE_ERROR"];
 
@@ -72,7 +75,10 @@ fn sigterm_at_any_step_of_a_start_ends_it_with_0() {
         let mut process = rig.spawn();
         process.await_line(step, LIMIT);
         assert_eq!(process.terminate(LIMIT).code(), Some(0), "{step}: {}", process.stderr());
-        assert!(!process.stderr().contains("panic"), "{step}: {}", process.stderr());
+        let told = process.stderr();
+        assert!(!told.contains("panic"), "{step}: {told}");
+        assert!(told.lines().last().unwrap().ends_with(" stopped"), "{step}: {told}");
+        assert!(!told.contains("recovered"), "{step}: nothing was left to recover: {told}");
     }
 }
 
@@ -109,5 +115,24 @@ async fn a_call_that_hangs_in_the_hsm_does_not_keep_a_stop() {
     let (code, told) = (server.process.terminate(LIMIT).code(), server.process.stderr());
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("the drain was cut off at its deadline"), "{told}");
+    assert!(!hanging.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_sigterm_ends_a_drain_at_once_and_the_status_says_so() {
+    let mut rig = Rig::new();
+    let faulty = rig.use_faulty_module();
+    let mut server = rig.start();
+    let client = server.operator().await;
+    let key = client.create("hang").await.name;
+    let mark = faulty.mark();
+    faulty.script(&["C_Encrypt 1 hang"]);
+    let hanging = tokio::spawn(async move { client.wrap(&key, b"x", &[]).await.is_ok() });
+    faulty.await_hang(mark, "C_Encrypt", LIMIT);
+    server.process.signal(Signal::TERM);
+    server.process.await_line("stopping: draining", LIMIT);
+    let (code, told) = (server.process.terminate(LIMIT).code(), server.process.stderr());
+    assert_eq!(code, Some(EXIT_AT_ONCE), "{told}");
+    assert!(told.lines().last().unwrap().contains("the drain was not finished"), "{told}");
     assert!(!hanging.await.unwrap());
 }

@@ -2,9 +2,11 @@
 //!
 //! Called by the binary before anything else. It must never depend on a configuration: there is none yet.
 
-use std::io::{self, Write as _};
+use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+use crate::telemetry::log;
 
 /// Forbids core dumps: they would hold PIN and data keys.
 ///
@@ -33,7 +35,6 @@ pub fn keep_panics_short() {
             Some(place) => format!("panic at {place}\n"),
             None => "panic\n".to_owned(),
         };
-        // Nobody may read standard error any more.
-        let _ = io::stderr().write_all(told.as_bytes());
+        log::tell(&told);
     }));
 }

@@ -6,10 +6,14 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use kms_core::clock::{Clock as _, SystemClock};
-use kms_server::assembly::{EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Mode, ReadyFile, run};
+use kms_server::assembly::{
+    EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
+};
 use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
 use kms_server::hardening;
@@ -21,9 +25,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The command line is wrong; clap ends so, too.
 const EXIT_USAGE: u8 = 2;
+/// How long the banner may take before the server goes on without it.
+const BANNER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Exit statuses, shown by `--help`.
 const EXIT_STATUSES: &str = "Exit status:\n  \
-    0   stopped by SIGTERM or SIGINT after a drain; or all is well\n  \
+    0   stopped by SIGTERM or SIGINT, after a drain if it served; or all is well\n  \
     2   wrong command line\n  \
     65  the database is not the one that the audit log has last seen, or verify-store found more\n  \
     69  the HSM module cannot be used\n  \
@@ -32,8 +38,9 @@ const EXIT_STATUSES: &str = "Exit status:\n  \
     74  the database or the audit log cannot be opened\n  \
     75  the HSM hangs: start the process again\n  \
     77  another process holds the dev directory\n  \
-    78  the configuration, a certificate or the PIN's place is wrong\n\n\
-    Signals:\n  SIGTERM, SIGINT  drain and stop\n  SIGHUP           read certificates, CAs and CRLs again";
+    78  the configuration, a certificate or the PIN's place is wrong\n  \
+    143 told twice to stop: ended at once, the drain not finished\n\n\
+    Signals:\n  SIGTERM, SIGINT  drain and stop; a second one ends at once\n  SIGHUP           read certificates, CAs and CRLs again";
 
 /// Holdfast: an HSM-backed key management service
 #[derive(Debug, Parser)]
@@ -145,7 +152,10 @@ fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> Exit
         Ok(config) => config,
         Err((status, error)) => return fail(status, &error),
     };
-    log::start(config.log);
+    let _last = match log::start(config.log) {
+        Ok(last) => last,
+        Err(error) => return fail(EXIT_SOCKET, &no_log(&error)),
+    };
     let mode = Mode {
         create_roots: false,
         accept_restored_store: start.accept_restored_store,
@@ -176,14 +186,17 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
     enter(&directory)?;
     let held = directory.hold()?;
     let config = prepare(&directory, dev.module.clone(), &dev.flags, &SystemClock)?;
-    log::start(config.log);
+    let _last = match log::start(config.log) {
+        Ok(last) => last,
+        Err(error) => return Ok(fail(EXIT_SOCKET, &no_log(&error))),
+    };
     tracing::warn!(directory = %directory.path().display(), "DEV MODE: never for production");
     let path = directory.join("ready.json");
     let ready_file =
         ReadyFile::prepare(path.clone()).map_err(|cause| DevError::File { path, cause })?;
     let on_ready = Box::new(move |listen: SocketAddr, admin: SocketAddr| {
         write_cli_context(&directory, listen).map_err(std::io::Error::other)?;
-        say(&banner(&directory, listen, admin));
+        say_bounded(banner(&directory, listen, admin));
         Ok(())
     });
     let mode = Mode {
@@ -199,7 +212,8 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
 
 fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> ExitCode {
     match run(config, mode, started) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Orderly) => ExitCode::SUCCESS,
+        Ok(Ended::AtOnce) => ExitCode::from(EXIT_AT_ONCE),
         // Who reads JSON lines reads this one, too.
         Err(error) if config.log.format == LogFormat::Json => {
             let status = error.exit_status();
@@ -215,11 +229,28 @@ fn fail(status: u8, error: &str) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Nobody may read standard output or error any more: then there is nobody to tell.
+/// Nobody may read standard output any more: then there is nobody to tell.
 fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
+/// Says it from a thread of its own: a reader who does not read must keep no signal from being heard.
+fn say_bounded(text: String) {
+    let (said, heard) = mpsc::channel();
+    let saying = std::thread::Builder::new().name("banner".to_owned()).spawn(move || {
+        say(&text);
+        // Nobody may wait any more.
+        let _ = said.send(());
+    });
+    if saying.is_ok() {
+        let _ = heard.recv_timeout(BANNER_TIMEOUT);
+    }
+}
+
 fn tell(text: &str) {
-    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+    log::tell(&format!("{text}\n"));
+}
+
+fn no_log(error: &std::io::Error) -> String {
+    format!("cannot start the thread of the log: {error}")
 }

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kms_core::clock::SystemClock;
-use kms_server::assembly::{EXIT_CONFIG, EXIT_DIVERGED, EXIT_INTERNAL, verify_store};
+use kms_server::assembly::{EXIT_CONFIG, EXIT_DIVERGED, EXIT_INTERNAL, EXIT_SOCKET, verify_store};
 use kms_server::config::{Config, Flags};
 use kms_server::dev::{DevDirectory, DevError, enter, prepare};
 use kms_server::telemetry::log;
 use kms_server::verify_store::table;
+
+use crate::no_log;
 
 /// Exit status and text.
 type Told = (u8, String);
@@ -49,7 +51,7 @@ impl VerifyStore {
     /// Verifies, and returns what to print and how to exit; `Err` when it could not be verified.
     pub(crate) fn run(&self) -> Result<Told, Told> {
         let (config, _held) = self.place()?;
-        log::start(config.log);
+        let _last = log::start(config.log).map_err(|error| (EXIT_SOCKET, no_log(&error)))?;
         let report = verify_store(&config);
         let report = report.map_err(|error| (error.exit_status(), error.to_string()))?;
         let text = match self.output {

@@ -264,12 +264,12 @@ impl Rig {
 /// Waits until a started server serves, well or not.
 pub fn serving(mut process: Process, rig: Rig) -> Server {
     let (listen, admin) = if rig.log_format == "json" {
-        let line = process.await_line("\"message\":\"serving\"", LIMIT);
+        let line = process.await_line("\"listen\":", LIMIT);
         let line: Value = serde_json::from_str(&line).unwrap();
         let address = |field: &str| line["fields"][field].as_str().unwrap().parse().unwrap();
         (address("listen"), address("admin"))
     } else {
-        let line = process.await_line("serving listen=", LIMIT);
+        let line = process.await_line(" listen=", LIMIT);
         (address(&line, "listen="), address(&line, "admin="))
     };
     Server { listen, admin, process, rig }
@@ -281,7 +281,7 @@ pub fn admin_address(process: &mut Process) -> SocketAddr {
 }
 
 /// Reads an address out of a log line.
-fn address(line: &str, field: &str) -> SocketAddr {
+pub fn address(line: &str, field: &str) -> SocketAddr {
     let (_, rest) = line.split_once(field).unwrap();
     rest.split_whitespace().next().unwrap().parse().unwrap()
 }

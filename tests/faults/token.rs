@@ -41,6 +41,8 @@ async fn is_latched(server: &Server) {
     let (code, body) = readiness(server.admin);
     assert_eq!((code, &body["ready"], &body["hsm"]), (503, &false.into(), &false.into()));
     assert_eq!(server.get("/livez").0, 200, "it lives, so nothing restarts it");
+    let told = server.process.stderr();
+    assert!(told.contains("listening, but not ready") && !told.contains(" serving "), "{told}");
 }
 
 #[tokio::test]

@@ -21,6 +21,11 @@ pub enum FatalReason {
 
 /// Logs the reason and ends the process with [`EXIT_HSM_HUNG`]; the service manager starts it again.
 pub fn exit_process(reason: FatalReason) {
-    tracing::error!(%reason, status = EXIT_HSM_HUNG, "exiting: only a new process can use the HSM again");
+    log_fatal(reason);
     std::process::exit(EXIT_HSM_HUNG);
+}
+
+/// Logs why the process ends, for a hook that does more than [`exit_process`] before it exits.
+pub fn log_fatal(reason: FatalReason) {
+    tracing::error!(%reason, status = EXIT_HSM_HUNG, "exiting: only a new process can use the HSM again");
 }

@@ -44,7 +44,7 @@ use kms_core::secret::{Pin, Plaintext};
 pub use config::{
     Budgets, DEFAULT_WORKERS, FatalHook, MAX_QUEUE, MAX_WORKERS, Pkcs11Config, TokenSelector,
 };
-pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_process};
+pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_process, log_fatal};
 pub use keeper::MAX_RESIDENTS;
 
 use crate::error::HsmError;

@@ -1,4 +1,4 @@
-//! Numbers that are read when they are asked for: HSM, health, keyring, connections.
+//! Numbers that are read when they are asked for: HSM, health, log, keyring, connections.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::readiness::Readiness;
 use crate::service::Kms;
+use crate::telemetry::log;
 use crate::transport::stats::ConnectionStats;
 
 /// Where the numbers come from.
@@ -32,6 +33,12 @@ impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.encode_hsm(&mut encoder)?;
         self.encode_health(&mut encoder)?;
+        counter(
+            &mut encoder,
+            "holdfast_log_lines_dropped",
+            "Log lines lost because standard error was not read",
+            log::dropped_lines(),
+        )?;
         if let Some(kms) = self.kms.get() {
             encode_keyring(&mut encoder, kms)?;
         }

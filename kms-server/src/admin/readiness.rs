@@ -132,11 +132,12 @@ pub async fn watch(
             () = readiness.ask_now.notified() => {}
             _ = ticks.tick() => {}
         }
-        let store_was_down = !readiness.report().store;
-        readiness.ask(&probes, store_was_down || round.is_multiple_of(STORE_PROBE_ROUNDS)).await;
+        // What was asked before requests were accepted says nothing of the time after.
+        let ReadinessReport { store, serving, .. } = readiness.report();
+        readiness.ask(&probes, !store || round.is_multiple_of(STORE_PROBE_ROUNDS)).await;
         let report = readiness.report();
         health.set_ready(report.ready).await;
-        let now = report.serving.then_some(report.ready);
+        let now = serving.then_some(report.ready);
         rounds.send_if_modified(|last| std::mem::replace(last, now) != now);
         round = round.wrapping_add(1);
     }

@@ -23,6 +23,8 @@ pub const EXIT_DIVERGED: u8 = 65;
 pub const EXIT_HSM: u8 = 69;
 /// Another process holds the directory (EX_NOPERM).
 pub const EXIT_HELD: u8 = 77;
+/// Told twice to stop: the drain was not finished. As a shell shows a process that SIGTERM ended.
+pub const EXIT_AT_ONCE: u8 = 143;
 /// The configuration is wrong (EX_CONFIG).
 pub const EXIT_CONFIG: u8 = 78;
 

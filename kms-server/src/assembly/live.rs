@@ -9,7 +9,7 @@ use kms_core::clock::{Clock as _, SystemClock};
 use super::error::StartError;
 use super::open::Core;
 use super::parts;
-use super::run::{Mode, warn_of_dates};
+use super::run::{Ended, Mode, warn_of_dates};
 use super::signals::{Signals, Wish};
 use super::sockets::{address, bind, listen};
 use super::start::Listeners;
@@ -24,7 +24,7 @@ impl Core {
         mode: &Mode,
         started: Instant,
         mut signals: Signals,
-    ) -> Result<(), StartError> {
+    ) -> Result<Ended, StartError> {
         let public_tls = Arc::new(TlsStore::load(config.tls.files(), Protocols::Http2)?);
         let admin_tls = if config.admin.tls {
             Some(Arc::new(TlsStore::load(config.tls.files(), Protocols::Http1AndHttp2)?))
@@ -49,7 +49,10 @@ impl Core {
             tokio::select! {
                 running = &mut starting => break running?,
                 wish = signals.next() => match wish {
-                    Wish::Stop => return Ok(()),
+                    Wish::Stop => {
+                        tracing::info!("stopping: the start is not over");
+                        return Ok(Ended::Orderly);
+                    }
                     Wish::Reload => reload(&reloads, &config.tls.files()),
                 },
             }
@@ -63,20 +66,23 @@ impl Core {
                 },
                 Ok(()) = running.rounds.changed(), if !told => {
                     told = *running.rounds.borrow_and_update() == Some(true);
+                    let (listen, admin) = addresses;
                     if told {
                         self.tell_ready(mode, addresses, started)?;
-                    }
-                    if !std::mem::replace(&mut said, true) {
-                        tracing::info!(listen = %addresses.0, admin = %addresses.1, "serving");
+                        tracing::info!(%listen, %admin, "serving");
+                    } else if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(%listen, %admin, "listening, but not ready: calls are refused");
                     }
                 }
             }
         }
         tokio::select! {
-            () = self.stop(config, running) => {}
-            () = signals.stop() => tracing::warn!("told to stop again: ending at once"),
+            () = self.stop(config, running) => Ok(Ended::Orderly),
+            () = signals.stop() => {
+                tracing::warn!("told to stop again: ending at once");
+                Ok(Ended::AtOnce)
+            }
         }
-        Ok(())
     }
 
     /// Tells clients and people where, and that all is ready.

@@ -23,10 +23,10 @@ mod threads;
 mod verify;
 
 pub use error::{
-    EXIT_CONFIG, EXIT_DIVERGED, EXIT_HELD, EXIT_HSM, EXIT_INTERNAL, EXIT_SOCKET, EXIT_STATE,
-    StartError,
+    EXIT_AT_ONCE, EXIT_CONFIG, EXIT_DIVERGED, EXIT_HELD, EXIT_HSM, EXIT_INTERNAL, EXIT_SOCKET,
+    EXIT_STATE, StartError,
 };
 pub use ready::ReadyFile;
-pub use run::{Mode, run};
+pub use run::{Ended, Mode, run};
 pub use threads::serving_threads;
 pub use verify::verify_store;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
 use kms_hsm::pin::PinSource;
-use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
+use kms_hsm::pkcs11::{EXIT_HSM_HUNG, Pkcs11Config, Pkcs11Hsm, TokenSelector, log_fatal};
 
 use super::error::StartError;
 use crate::audit::FileSink;
@@ -16,6 +16,7 @@ use crate::authz::StaticPolicy;
 use crate::config::{Cause, Config, PinPlace, Problem};
 use crate::keyring::KeyringConfig;
 use crate::store::sqlite::SqliteStore;
+use crate::telemetry::log;
 
 /// Where systemd puts credentials.
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
@@ -47,6 +48,12 @@ pub(super) fn start_hsm(
     pkcs11.verify_encrypt = section.verify_encrypt;
     pkcs11.queue_capacity = section.queue_capacity;
     pkcs11.token_dir.clone_from(&section.token_dir);
+    pkcs11.on_fatal = Arc::new(|reason| {
+        log_fatal(reason);
+        // The process ends here, and nothing else waits for that line.
+        log::finish();
+        std::process::exit(EXIT_HSM_HUNG);
+    });
     let begun = clock.monotonic();
     let hsm = Pkcs11Hsm::start(pkcs11, pin, Arc::clone(clock))?;
     let login = since(begun, clock.as_ref());

@@ -41,8 +41,17 @@ impl fmt::Debug for Mode {
     }
 }
 
+/// How a server ended that was told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// After a drain, or before it served.
+    Orderly,
+    /// Told a second time, before the drain was over.
+    AtOnce,
+}
+
 /// Runs the server until SIGTERM or SIGINT. Blocks.
-pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartError> {
+pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<Ended, StartError> {
     let (tolerable, wrong): (Vec<_>, Vec<_>) =
         check(config, SystemClock.now()).into_iter().partition(Problem::is_tolerable);
     if !wrong.is_empty() {
@@ -72,12 +81,18 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<(), StartEr
                 if let Some(Ok(core)) = patience.ends(opening).await {
                     close_hsm(core.hsm.hsm).await;
                 }
-                return Ok(());
+                tracing::info!("stopped");
+                return Ok(Ended::Orderly);
             }
         };
         let hsm = Arc::clone(&core.hsm.hsm);
         let ended = core.live(config, mode, started, signals).await;
         close_hsm(hsm).await;
+        match &ended {
+            Ok(Ended::Orderly) => tracing::info!("stopped"),
+            Ok(Ended::AtOnce) => tracing::warn!("ended at once: the drain was not finished"),
+            Err(_) => {}
+        }
         ended
     });
     // What still runs was given its time, or belongs to a start that was cut short.

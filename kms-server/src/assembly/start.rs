@@ -19,7 +19,7 @@ use super::run::Mode;
 use super::sockets::listen;
 use crate::admin::{self, Gauges, Probes, Readiness};
 use crate::config::Config;
-use crate::service::{Kms, Parts, SystemRandomness};
+use crate::service::{Kms, Parts, Reconciled, SystemRandomness};
 use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::grpc::{Gateway, GatewayParts, GrpcService};
 use crate::transport::health::HealthService;
@@ -197,12 +197,29 @@ impl Core {
         // Recovery acts on what the database says, so it must be the right one.
         compare(&kms, mode.accept_restored_store, &mut shutdown).await?;
         match kms.recover().await {
-            Ok(done) => tracing::info!(?done, "recovered what an earlier process left"),
+            Ok(done) => log_recovered(done),
             // The periodic run tries again; what is not recovered yet is refused or reported, never lost.
             Err(error) => tracing::warn!(%error, "recovery at start failed; it is tried again"),
         }
         Ok(kms)
     }
+}
+
+fn log_recovered(done: Reconciled) {
+    // What is forgotten is of age, and nothing that a process left.
+    if (Reconciled { forgotten: 0, ..done }) == Reconciled::default() {
+        return;
+    }
+    let Reconciled { finished, undone, deactivated, orphans, forgotten, failed } = done;
+    tracing::info!(
+        finished,
+        undone,
+        deactivated,
+        orphans,
+        forgotten,
+        failed,
+        "recovered what an earlier process left"
+    );
 }
 
 async fn write_refusals(refusals: Arc<FoldedRefusals>, kms: Kms, mut shutdown: Shutdown) {

@@ -65,10 +65,8 @@ impl Core {
             Ok(closing) => closed.ends(closing).await.is_some(),
             Err(_) => false,
         };
-        if ended {
-            tracing::info!("stopped");
-        } else {
-            tracing::warn!("stopped; the audit log or the hsm did not close in time");
+        if !ended {
+            tracing::warn!("the audit log or the hsm did not close in time");
         }
     }
 }

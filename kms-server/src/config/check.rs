@@ -3,6 +3,7 @@
 //! It reads files and opens nothing else: no token, no database, no socket, so that it can run beside a live server.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use kms_core::clock::Timestamp;
@@ -111,14 +112,24 @@ fn check_hsm(config: &Config, problems: &mut Problems) {
 }
 
 fn check_directories(config: &Config, problems: &mut Problems) {
-    let parent = config.store.path.parent().filter(|path| path.is_dir());
-    if parent.is_none() {
-        problems.add("store.path", Cause::NoStoreDirectory);
+    match config.store.path.parent().filter(|path| path.is_dir()) {
+        Some(parent) => check_mode("store.path", parent, problems),
+        None => problems.add("store.path", Cause::NoStoreDirectory),
     }
     let audit = &config.audit.directory;
     let creatable = audit.is_dir() || audit.parent().is_some_and(Path::is_dir);
     if !creatable {
         problems.add("audit.directory", Cause::NoAuditDirectory);
+    }
+    check_mode("audit.directory", audit, problems);
+}
+
+/// Refuses a directory that others may use. One that is not there yet is made so that they may not.
+fn check_mode(key: &'static str, directory: &Path, problems: &mut Problems) {
+    let Ok(metadata) = directory.metadata() else { return };
+    let mode = metadata.mode() & 0o7777;
+    if metadata.is_dir() && mode & 0o077 != 0 {
+        problems.add(key, Cause::DirectoryExposed { path: directory.to_owned(), mode });
     }
 }
 

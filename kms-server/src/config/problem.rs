@@ -51,6 +51,17 @@ pub enum Cause {
     /// The database cannot be made.
     #[error("its directory does not exist")]
     NoStoreDirectory,
+    /// Others than its owner could read what is in it, or put another file in its place.
+    #[error(
+        "the directory {} is open to its group or others (mode {mode:04o}); run `chmod 0700` on it",
+        .path.display()
+    )]
+    DirectoryExposed {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// The audit log cannot be made.
     #[error("neither it nor its parent exists")]
     NoAuditDirectory,

@@ -20,6 +20,7 @@ fn parse(text: &str) -> Result<Config, toml::de::Error> {
 
 /// A configuration whose files exist, in `directory`.
 fn good(directory: &Path) -> Config {
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).unwrap();
     let authority = Authority::create("test", NOW).unwrap();
     let name = LeafName::Server { spiffe_id: "spiffe://td/s".into(), addresses: vec![] };
     let server = authority.issue(&name).unwrap();
@@ -161,14 +162,16 @@ fn a_key_of_another_certificate_is_a_problem() {
 }
 
 #[test]
-fn a_private_key_that_everyone_can_read_is_a_problem() {
+fn a_private_key_that_its_group_or_everyone_can_read_is_a_problem() {
     let directory = tempfile::tempdir().unwrap();
     let config = good(directory.path());
-    let open_to_all = std::fs::Permissions::from_mode(0o604);
-    std::fs::set_permissions(&config.tls.private_key, open_to_all).unwrap();
-    let (key, cause) = only(&config, NOW);
-    assert_eq!(key, "tls.private_key");
-    assert!(matches!(cause, Cause::Tls(TlsError::Exposed { .. })));
+    for mode in [0o604, 0o640] {
+        let open = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&config.tls.private_key, open).unwrap();
+        let (key, cause) = only(&config, NOW);
+        assert_eq!(key, "tls.private_key");
+        assert!(matches!(cause, Cause::Tls(TlsError::Exposed { .. })), "{mode:o}");
+    }
 }
 
 #[test]
@@ -244,6 +247,32 @@ fn a_pin_file_of_its_owner_alone_is_good_and_one_that_others_may_use_is_a_proble
             assert_eq!(key, "hsm.pin");
             assert!(matches!(cause, Cause::Pin(PinError::Exposed { .. })), "{mode:o}: {cause}");
             assert!(cause.to_string().contains("run `chmod 0600 "), "{cause}");
+        }
+    }
+}
+
+#[test]
+fn directories_of_their_owner_alone_are_good_and_ones_that_others_may_use_are_a_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = good(directory.path());
+    let (store, audit) = (directory.path().join("store"), directory.path().join("audit"));
+    config.store.path = store.join("store.db");
+    std::fs::create_dir(&store).unwrap();
+    std::fs::create_dir(&audit).unwrap();
+    let open_to = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open_to(&store, 0o700);
+    open_to(&audit, 0o700);
+    assert_eq!(keys(&config), [""; 0]);
+    for mode in [0o755, 0o710, 0o701, 0o720] {
+        for (path, expected) in [(&store, "store.path"), (&audit, "audit.directory")] {
+            open_to(path, mode);
+            let (key, cause) = only(&config, NOW);
+            assert_eq!(key, expected);
+            assert!(matches!(cause, Cause::DirectoryExposed { .. }), "{mode:o}: {cause}");
+            assert!(cause.to_string().contains("run `chmod 0700`"), "{cause}");
+            open_to(path, 0o700);
         }
     }
 }

@@ -20,8 +20,10 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 
 /// The largest certificate, key, CA or CRL file: a CRL of some 100,000 entries.
 pub const MAX_TLS_FILE_BYTES: u64 = 8 * 1024 * 1024;
-/// Permission bits that nobody but owner and group may have on a private key.
-const OTHERS_MASK: u32 = 0o007;
+/// Permission bits that a private key may not have when it belongs to the server's own account.
+const OTHERS_MASK: u32 = 0o077;
+/// The same when it belongs to another account, root as a rule, which lets the server read it through a group.
+const FOREIGN_MASK: u32 = 0o037;
 
 /// Where the parts of a TLS set are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +55,10 @@ pub enum TlsError {
         /// The file.
         path: PathBuf,
     },
-    /// The private key can be read by everyone.
-    #[error("{path} is open to everyone; run `chmod o-rwx` on it")]
+    /// Others may use the private key.
+    #[error(
+        "{path} is open to its group or others; run `chmod 0600` on it, or `chmod 0640` where it belongs to another account"
+    )]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -254,7 +258,9 @@ pub(super) fn read_crls(
 
 pub(super) fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let unreadable = |cause| TlsError::Unreadable { path: path.to_owned(), cause };
-    if fs::metadata(path).map_err(unreadable)?.mode() & OTHERS_MASK != 0 {
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    let own = metadata.uid() == rustix::process::geteuid().as_raw();
+    if is_exposed(metadata.mode(), own) {
         return Err(TlsError::Exposed { path: path.to_owned() });
     }
     let pem = zeroize::Zeroizing::new(read_bounded(path)?);
@@ -263,6 +269,11 @@ pub(super) fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Tl
         expected: "private key",
         detail: error.to_string(),
     })
+}
+
+/// As PostgreSQL judges its key: a group may read one that the server does not own, as it could not read it otherwise.
+const fn is_exposed(mode: u32, own: bool) -> bool {
+    mode & if own { OTHERS_MASK } else { FOREIGN_MASK } != 0
 }
 
 fn read_all<T>(
@@ -287,4 +298,27 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, TlsError> {
         return Err(TlsError::TooLarge { path: path.to_owned() });
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_exposed;
+
+    #[test]
+    fn a_group_may_read_a_private_key_of_another_account_and_nothing_more() {
+        for (mode, exposed, exposed_foreign) in [
+            (0o100_600, false, false),
+            (0o100_400, false, false),
+            (0o100_640, true, false),
+            (0o100_440, true, false),
+            (0o100_660, true, true),
+            (0o100_650, true, true),
+            (0o100_604, true, true),
+            (0o100_602, true, true),
+            (0o100_601, true, true),
+        ] {
+            assert_eq!(is_exposed(mode, true), exposed, "{mode:o}");
+            assert_eq!(is_exposed(mode, false), exposed_foreign, "{mode:o}");
+        }
+    }
 }
