@@ -147,7 +147,7 @@ async fn secrets_are_nowhere_in_json_logs_either() {
 
 /// Makes secrets, looks for them everywhere, and returns the log.
 async fn secrets_are_nowhere_with(mut rig: Rig) -> String {
-    rig.log_level = "debug";
+    rig.log_level = "trace";
     let pin = rig.pin();
     let server = rig.start();
     let client = server.operator().await;
@@ -183,7 +183,7 @@ async fn secrets_are_nowhere_with(mut rig: Rig) -> String {
         }
     }
     let (rig, output) = stop_and_read(server).await;
-    assert!(output.contains("DEBUG"), "the log is at its most talkative: {output}");
+    assert!(output.contains("TRACE"), "the log is at its most talkative: {output}");
     is_clean("the log", output.as_bytes(), &secrets);
     // Everything that the server wrote; the token's own files are the token's affair, and the PIN's file is its place.
     let mut searched = vec![];

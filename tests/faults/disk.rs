@@ -147,8 +147,12 @@ async fn with_a_full_database_loaded_keys_work_and_changes_are_refused() {
     assert_eq!(refused.message, "the store is unavailable");
     assert_eq!(client.unwrap(&key, &wrapped, &[]).await.unwrap(), b"before");
     assert!(client.wrap(&key, b"x", &[]).await.is_ok(), "its lease covers it");
+    eventually(LIMIT, "readiness says no", || !ready(&server));
+    let (_, body) = server.get("/readyz");
+    assert!(body.contains("\"store\":false") && body.contains("\"audit\":true"), "{body}");
 
     limit_files(&server, None);
+    eventually(LIMIT, "readiness says yes again", || ready(&server));
     let describing = proto::DescribeKeyRequest { name: key_name("never") };
     refusal(client.keys().describe_key(describing).await).is(Code::NotFound, "KEY_NOT_FOUND");
     assert!(client.keys().create_key(new_key("never")).await.is_ok());
