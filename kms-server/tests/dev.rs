@@ -150,7 +150,7 @@ fn a_wrong_pin_is_tried_once_and_the_server_stays_to_say_so() {
     std::fs::write(&pin_file, "canary-wrong-pin").unwrap();
     let mut latched = Process::start(&mut dev(&directory));
     latched.await_line("the token refused the PIN", LIMIT);
-    latched.await_line("serving", LIMIT);
+    latched.await_line("listening, but not ready", LIMIT);
     assert!(!directory.join("ready.json").exists());
     assert_eq!(latched.terminate(LIMIT).code(), Some(0));
     assert!(!latched.stderr().contains("canary-wrong-pin"));
