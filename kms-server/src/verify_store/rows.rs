@@ -323,7 +323,7 @@ impl Walk<'_, '_> {
             counters += 1;
             let of = |counter: &CounterRow| place.at(uid, Some(counter.version));
             if let Some(sealed) = self.take(looked, of, &place)? {
-                self.counter(&place, &sealed.row);
+                self.counter(tenant, &place, &sealed.row);
             }
             Ok::<_, VerifyStoreError>(())
         })?;
@@ -335,8 +335,9 @@ impl Walk<'_, '_> {
     }
 
     /// A crash may have come between a row and its record, so a row may be newer than the log, and never older.
-    fn counter(&mut self, place: &Place, row: &CounterRow) {
-        let seen = self.seen.as_ref().and_then(|seen| seen.counter(row.key_uid, row.version));
+    fn counter(&mut self, tenant: &str, place: &Place, row: &CounterRow) {
+        let seen = self.seen.as_ref();
+        let seen = seen.and_then(|seen| seen.counter(tenant, row.key_uid, row.version));
         let Some(seen) = seen else { return };
         let back = row.revision < seen.revision;
         if back || (row.revision == seen.revision && row.leased != seen.leased) {

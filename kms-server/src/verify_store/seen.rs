@@ -14,16 +14,14 @@ use crate::audit::{ACCEPT_STORE, Past};
 #[derive(Debug, Default)]
 pub struct Seen {
     past: Past,
-    numbers: HashMap<String, u32>,
-    versions: HashMap<(KeyUid, KeyVersion), VersionSeen>,
+    /// By tenant: an accepted database concerns the versions of one.
+    versions: HashMap<String, HashMap<(KeyUid, KeyVersion), VersionSeen>>,
     /// Counters that went back within the log.
     returned: Vec<Finding>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct VersionSeen {
-    /// Number of the tenant.
-    tenant: u32,
     /// The manifest's revision when the version was first told of.
     made: Option<Revision>,
     counter: Option<CounterStamp>,
@@ -56,13 +54,8 @@ impl Seen {
         if made.is_none() && record.counter.is_none() {
             return;
         }
-        let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
-        let tenant = *self.numbers.entry(record.tenant.to_string()).or_insert(next);
-        let entry = self.versions.entry((uid, version)).or_insert(VersionSeen {
-            tenant,
-            made: None,
-            counter: None,
-        });
+        let of_tenant = self.versions.entry(record.tenant.to_string()).or_default();
+        let entry = of_tenant.entry((uid, version)).or_default();
         entry.made = entry.made.into_iter().chain(made).min();
         let Some(counter) = record.counter else { return };
         match entry.counter {
@@ -78,12 +71,9 @@ impl Seen {
 
     /// An accepted database has no version that was made after it, and the counters that it has.
     fn forget(&mut self, record: &AuditRecord) {
-        let Some(number) = self.numbers.get(&*record.tenant).copied() else { return };
+        let Some(of_tenant) = self.versions.get_mut(&*record.tenant) else { return };
         let baseline = record.manifest.as_ref().map_or(Revision::new(0), |stamp| stamp.revision);
-        self.versions.retain(|_, version| {
-            if version.tenant != number {
-                return true;
-            }
+        of_tenant.retain(|_, version| {
             version.counter = None;
             version.made.is_some_and(|made| made <= baseline)
         });
@@ -100,9 +90,14 @@ impl Seen {
         self.past.awaits_outcome(intent)
     }
 
-    /// Returns the newest counter of a version.
-    pub(super) fn counter(&self, uid: KeyUid, version: KeyVersion) -> Option<CounterStamp> {
-        self.versions.get(&(uid, version)).and_then(|seen| seen.counter)
+    /// Returns the newest counter of a tenant's version.
+    pub(super) fn counter(
+        &self,
+        tenant: &str,
+        uid: KeyUid,
+        version: KeyVersion,
+    ) -> Option<CounterStamp> {
+        self.versions.get(tenant)?.get(&(uid, version))?.counter
     }
 
     /// Returns the versions of a tenant that the log tells of.
@@ -110,9 +105,8 @@ impl Seen {
         &self,
         tenant: &str,
     ) -> impl Iterator<Item = (KeyUid, KeyVersion)> + '_ {
-        let number = self.numbers.get(tenant).copied();
-        let made = self.versions.iter().filter(|(_, seen)| seen.made.is_some());
-        made.filter(move |(_, seen)| Some(seen.tenant) == number).map(|(id, _)| *id)
+        let of_tenant = self.versions.get(tenant).into_iter().flatten();
+        of_tenant.filter(|(_, seen)| seen.made.is_some()).map(|(id, _)| *id)
     }
 
     /// Returns the counters that went back within the log.
