@@ -47,6 +47,7 @@ for _ in $(seq 300); do
     # The exit statuses are those of \`kms-server --help\`.
     case $status in
     77) fail "another server holds $dir: stop that server, then run again; its keys are in use, delete nothing" ;;
+    65) fail "the database in $dir is not the one its audit log has last seen; remove $dir and run again" ;;
     74) fail "the database or the audit log in $dir cannot be opened; if an earlier build made them, remove $dir and run again" ;;
     *) fail "the server stopped before it was ready, with exit status $status" ;;
     esac
@@ -119,7 +120,7 @@ kms key versions "$key"
 say "9. What the audit log says of it"
 echo "   (one JSON line each in $dir/audit; shown: number, phase, operation, principal, result)"
 grep -h "$key" "$dir"/audit/*.jsonl | tail -n 8 | sed -E \
-  's/.*"seq":([0-9]+),.*"phase":"([a-z]+)".*"operation":"kms.v1.([^"]+)","principal":"([^"]+)".*"result":"([^"]+)".*/   \1  \2  \3  \4  \5/'
+  's/.*"seq":([0-9]+),.*"phase":"([a-z]+)".*"operation":"(kms\.v1\.)?([^"]+)","principal":"([^"]+)".*"result":"([^"]+)".*/   \1  \2  \4  \5  \6/'
 
 say "10. Stop"
 stop
