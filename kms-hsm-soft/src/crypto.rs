@@ -5,7 +5,7 @@ use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded as _};
 use aws_lc_rs::{hmac, rand};
 use kms_core::envelope::{Aad, Iv, TAG_BYTES};
 use kms_core::secret::Plaintext;
-use kms_hsm::HsmError;
+use kms_hsm::{HsmError, Sealed};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::device::Secret;
@@ -34,7 +34,7 @@ pub(crate) fn encrypt(
     key: &LessSafeKey,
     aad: &mut Aad,
     plaintext: &[u8],
-) -> Result<(Iv, Vec<u8>), HsmError> {
+) -> Result<(Iv, Sealed), HsmError> {
     let mut iv = Iv::default();
     fill(&mut iv)?;
     let mut buffer = Vec::with_capacity(plaintext.len() + TAG_BYTES);
@@ -48,7 +48,7 @@ pub(crate) fn encrypt(
         buffer.zeroize();
         return Err(FAILED);
     }
-    Ok((iv, buffer))
+    Ok((iv, Sealed::from_vec(buffer)))
 }
 
 pub(crate) fn decrypt(

@@ -158,7 +158,7 @@ impl SoftToken {
         let cipher = crypto::aead(&secret)?;
         let mut aad = CheckBlob::aad(spec.key_uid, spec.version);
         let (iv, ciphertext_and_tag) = crypto::encrypt(&cipher, &mut aad, CheckBlob::PATTERN)?;
-        let check = CheckBlob { iv, ciphertext_and_tag };
+        let check = CheckBlob { iv, ciphertext_and_tag: ciphertext_and_tag.into_vec() };
         let wrapped = self.with_root(spec.generation, |root| match spec.protection {
             Protection::HsmWrapped => crypto::wrap(&root.wrap, &secret).map(WrappedKey).map(Some),
             Protection::HsmResident => Ok(None),

@@ -5,10 +5,7 @@
 
 use std::any::Any;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin as StdPin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use kms_core::envelope::{Aad, Iv};
@@ -16,9 +13,10 @@ use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::key::{CheckBlob, CkaId, Protection, RowMac, WrappedKey};
 use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
-use tokio::sync::oneshot;
+use smallvec::SmallVec;
 
 use crate::error::HsmError;
+pub use crate::pending::Pending;
 
 /// The most random bytes of one call.
 pub const MAX_RANDOM_BYTES: usize = 1024;
@@ -170,6 +168,16 @@ impl HsmKey {
         Self(state)
     }
 
+    /// Returns whether both are clones of one key.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Lends the provider's state, or `None` when the key is another provider's.
+    pub fn state_ref<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+
     /// Returns the provider's state, or `None` when the key is another provider's.
     pub fn state<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         Arc::clone(&self.0).downcast().ok()
@@ -233,6 +241,10 @@ pub enum CryptoOp {
     },
 }
 
+/// Ciphertext and tag. Those of a 32-byte key stand in place: what one thread takes from the allocator and another gives
+/// back costs more than the copy.
+pub type Sealed = SmallVec<[u8; 48]>;
+
 /// What an operation gave.
 #[derive(Debug)]
 pub enum CryptoOutput {
@@ -241,7 +253,7 @@ pub enum CryptoOutput {
         /// The IV that was drawn.
         iv: Iv,
         /// Ciphertext and tag.
-        ciphertext_and_tag: Vec<u8>,
+        ciphertext_and_tag: Sealed,
     },
     /// Of `Decrypt`.
     Decrypted(Plaintext),
@@ -252,7 +264,7 @@ pub enum CryptoOutput {
         /// The IV that was drawn.
         iv: Iv,
         /// Ciphertext and tag.
-        ciphertext_and_tag: Vec<u8>,
+        ciphertext_and_tag: Sealed,
     },
 }
 
@@ -302,40 +314,4 @@ pub struct HsmStatus {
     pub loaded_keys: usize,
     /// How often the module was initialised anew since the start.
     pub reconnects: u64,
-}
-
-/// The answer to a job, to be awaited.
-#[derive(Debug)]
-pub struct Pending<T>(oneshot::Receiver<Result<T, HsmError>>);
-
-impl<T> Pending<T> {
-    /// Makes an answer to be given later, and the place to give it.
-    pub fn channel() -> (oneshot::Sender<Result<T, HsmError>>, Self) {
-        let (sender, receiver) = oneshot::channel();
-        (sender, Self(receiver))
-    }
-
-    /// Makes an answer that is already there.
-    pub fn ready(result: Result<T, HsmError>) -> Self {
-        let (sender, pending) = Self::channel();
-        // The receiver is alive: it is in `pending`.
-        let _ = sender.send(result);
-        pending
-    }
-
-    /// Waits on a thread that is not part of a runtime (start-up, tests, tools).
-    pub fn wait(self) -> Result<T, HsmError> {
-        self.0.blocking_recv().unwrap_or(Err(GONE))
-    }
-}
-
-/// The answer when a worker was lost together with its job.
-const GONE: HsmError = HsmError::CallDeadline;
-
-impl<T> Future for Pending<T> {
-    type Output = Result<T, HsmError>;
-
-    fn poll(mut self: StdPin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        StdPin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(GONE)))
-    }
 }

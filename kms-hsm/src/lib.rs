@@ -9,6 +9,7 @@ pub mod dev;
 pub mod doctor;
 pub mod error;
 pub mod hsm;
+mod pending;
 pub mod pin;
 pub mod pkcs11;
 #[cfg(feature = "suite")]
@@ -17,5 +18,5 @@ pub mod suite;
 pub use error::HsmError;
 pub use hsm::{
     CryptoOp, CryptoOutput, Finished, GeneratedKey, Hsm, HsmHealth, HsmKey, HsmStatus, KeySource,
-    KeySpec, Pending, Stray, Timing, TokenKeys,
+    KeySpec, Pending, Sealed, Stray, Timing, TokenKeys,
 };

@@ -1,6 +1,5 @@
 //! What a worker does with its session: operations with loaded keys, MACs, randomness.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cryptoki::object::ObjectHandle;
@@ -8,7 +7,7 @@ use cryptoki::session::Session;
 use kms_core::secret::equal_in_constant_time;
 
 use crate::error::HsmError;
-use crate::hsm::{CryptoOp, CryptoOutput, Finished, HsmKey, Timing};
+use crate::hsm::{CryptoOp, CryptoOutput, Finished, HsmKey, Sealed, Timing};
 use crate::pkcs11::canary::{Tried, settle};
 use crate::pkcs11::ckr::Failure;
 use crate::pkcs11::gate::Live;
@@ -80,8 +79,13 @@ impl Desk<'_> {
     ) -> Result<(), Failure> {
         // Stale keys first, so that the keeper mends them all in one go.
         if !self.bench.retried {
+            let mut resolved = None;
             for key in operations.iter().flat_map(keys_of) {
-                self.resolve(key)?;
+                // Most batches are of one key.
+                if !resolved.is_some_and(|last| key.same(last)) {
+                    self.resolve(key)?;
+                    resolved = Some(key);
+                }
             }
         }
         while let Some(operation) = operations.get_mut(done.len()) {
@@ -156,10 +160,10 @@ impl Desk<'_> {
         key: &HsmKey,
         aad: &mut kms_core::envelope::Aad,
         plaintext: &[u8],
-    ) -> Result<(kms_core::envelope::Iv, Vec<u8>), Failure> {
+    ) -> Result<(kms_core::envelope::Iv, Sealed), Failure> {
         let (key, object) = self.resolve(key)?;
         token::encrypt(self.session, self.ivs, object, aad, plaintext).map_err(|failure| {
-            settle(self.bench.shared, self.session, &key, object, Tried::Encrypt, failure)
+            settle(self.bench.shared, self.session, key, object, Tried::Encrypt, failure)
         })
     }
 
@@ -169,7 +173,7 @@ impl Desk<'_> {
         key: &HsmKey,
         aad: &mut kms_core::envelope::Aad,
         plaintext: &[u8],
-    ) -> Result<(kms_core::envelope::Iv, Vec<u8>), Failure> {
+    ) -> Result<(kms_core::envelope::Iv, Sealed), Failure> {
         let (iv, ciphertext_and_tag) = self.encrypt(key, aad, plaintext)?;
         let fits = match self.decrypt(key, aad, &iv, &ciphertext_and_tag) {
             Ok(opened) => equal_in_constant_time(opened.expose(), plaintext),
@@ -191,12 +195,12 @@ impl Desk<'_> {
     ) -> Result<kms_core::secret::Plaintext, Failure> {
         let (key, object) = self.resolve(key)?;
         token::decrypt(self.session, object, aad, iv, ciphertext_and_tag).map_err(|failure| {
-            settle(self.bench.shared, self.session, &key, object, Tried::Decrypt, failure)
+            settle(self.bench.shared, self.session, key, object, Tried::Decrypt, failure)
         })
     }
 
-    fn resolve(&self, key: &HsmKey) -> Result<(Arc<KeyState>, ObjectHandle), Failure> {
-        let Some(key) = key.state::<KeyState>() else {
+    fn resolve<'k>(&self, key: &'k HsmKey) -> Result<(&'k KeyState, ObjectHandle), Failure> {
+        let Some(key) = key.state_ref::<KeyState>() else {
             return Err(Failure::Answer(HsmError::Bug { reason: "a key of another provider" }));
         };
         match key.object(self.live.epoch) {

@@ -7,10 +7,10 @@ use kms_core::id::RootGeneration;
 use kms_core::key::{CkaId, RowMac};
 use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
-use tokio::sync::oneshot;
 
 use crate::error::HsmError;
 use crate::hsm::{CryptoOp, Finished, GeneratedKey, HsmKey, KeySource, KeySpec, TokenKeys};
+use crate::pending::{Spent, To};
 
 /// Work for a worker.
 #[derive(Debug)]
@@ -29,7 +29,8 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) work: Work,
-    pub(crate) reply: Reply,
+    /// Where the answer goes; taken while a seat answers for the job.
+    pub(crate) reply: Option<Reply>,
     pub(crate) deadline: Instant,
     pub(crate) queued_at: Instant,
     /// Whether it was rescued once; there is no second time.
@@ -37,6 +38,13 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Answers with an error.
+    pub(crate) fn fail(mut self: Box<Self>, error: HsmError) {
+        if let Some(reply) = self.reply.take() {
+            reply.send(Err(error), Some(self));
+        }
+    }
+
     /// Returns the answer when its deadline has passed: what was tried before may be done in part.
     pub(crate) const fn expired(&self) -> HsmError {
         if self.retried { HsmError::CallDeadline } else { HsmError::QueueDeadline }
@@ -103,8 +111,6 @@ pub(crate) enum Answer {
     Done,
 }
 
-type To<T> = oneshot::Sender<Result<T, HsmError>>;
-
 /// Where the answer goes. It is given once: by the worker, or by the watchdog when the deadline passes.
 #[derive(Debug)]
 pub(crate) enum Reply {
@@ -120,35 +126,41 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// Gives the answer; one who no longer waits is no concern.
-    pub(crate) fn send(self, result: Result<Answer, HsmError>) {
+    /// Gives the answer, and back with it what the job was made of; one who no longer waits is no concern.
+    pub(crate) fn send(self, result: Result<Answer, HsmError>, spent: Spent) {
         match (self, result) {
-            (reply, Err(error)) => reply.fail(error),
-            (Self::Crypt(to), Ok(Answer::Crypt(answer))) => drop(to.send(Ok(answer))),
-            (Self::Batch(to), Ok(Answer::Batch(answer))) => drop(to.send(Ok(answer))),
-            (Self::Macs(to), Ok(Answer::Macs(answer))) => drop(to.send(Ok(answer))),
-            (Self::Random(to), Ok(Answer::Random(answer))) => drop(to.send(Ok(answer))),
-            (Self::Pin(to), Ok(Answer::Pin(answer))) => drop(to.send(Ok(answer))),
-            (Self::Generated(to), Ok(Answer::Generated(answer))) => drop(to.send(Ok(*answer))),
-            (Self::Key(to), Ok(Answer::Key(answer))) => drop(to.send(Ok(answer))),
-            (Self::TokenKeys(to), Ok(Answer::TokenKeys(answer))) => drop(to.send(Ok(answer))),
-            (Self::Done(to), Ok(Answer::Done)) => drop(to.send(Ok(()))),
-            (reply, Ok(_)) => reply.fail(HsmError::Bug { reason: "an answer of another kind" }),
+            (reply, Err(error)) => reply.give_error(error, spent),
+            (Self::Crypt(to), Ok(Answer::Crypt(answer))) => to.give(Ok(answer), spent),
+            (Self::Batch(to), Ok(Answer::Batch(answer))) => to.give(Ok(answer), spent),
+            (Self::Macs(to), Ok(Answer::Macs(answer))) => to.give(Ok(answer), spent),
+            (Self::Random(to), Ok(Answer::Random(answer))) => to.give(Ok(answer), spent),
+            (Self::Pin(to), Ok(Answer::Pin(answer))) => to.give(Ok(answer), spent),
+            (Self::Generated(to), Ok(Answer::Generated(answer))) => to.give(Ok(*answer), spent),
+            (Self::Key(to), Ok(Answer::Key(answer))) => to.give(Ok(answer), spent),
+            (Self::TokenKeys(to), Ok(Answer::TokenKeys(answer))) => to.give(Ok(answer), spent),
+            (Self::Done(to), Ok(Answer::Done)) => to.give(Ok(()), spent),
+            (reply, Ok(_)) => {
+                reply.give_error(HsmError::Bug { reason: "an answer of another kind" }, spent);
+            }
         }
     }
 
     /// Gives an error.
     pub(crate) fn fail(self, error: HsmError) {
+        self.give_error(error, None);
+    }
+
+    fn give_error(self, error: HsmError, spent: Spent) {
         match self {
-            Self::Crypt(to) => drop(to.send(Err(error))),
-            Self::Batch(to) => drop(to.send(Err(error))),
-            Self::Macs(to) => drop(to.send(Err(error))),
-            Self::Random(to) => drop(to.send(Err(error))),
-            Self::Pin(to) => drop(to.send(Err(error))),
-            Self::Generated(to) => drop(to.send(Err(error))),
-            Self::Key(to) => drop(to.send(Err(error))),
-            Self::TokenKeys(to) => drop(to.send(Err(error))),
-            Self::Done(to) => drop(to.send(Err(error))),
+            Self::Crypt(to) => to.give(Err(error), spent),
+            Self::Batch(to) => to.give(Err(error), spent),
+            Self::Macs(to) => to.give(Err(error), spent),
+            Self::Random(to) => to.give(Err(error), spent),
+            Self::Pin(to) => to.give(Err(error), spent),
+            Self::Generated(to) => to.give(Err(error), spent),
+            Self::Key(to) => to.give(Err(error), spent),
+            Self::TokenKeys(to) => to.give(Err(error), spent),
+            Self::Done(to) => to.give(Err(error), spent),
         }
     }
 }

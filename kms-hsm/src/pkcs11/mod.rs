@@ -52,6 +52,7 @@ use crate::hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, KeySource, KeySpec, MAX_BATCH,
     MAX_RANDOM_BYTES, Pending, TokenKeys,
 };
+use crate::pending::To;
 use job::{Job, KeeperMessage, KeeperWork, Reply, Ticket, Work};
 use keeper::Keeper;
 use shared::Shared;
@@ -100,7 +101,8 @@ impl Pkcs11Hsm {
     fn submit<T>(&self, work: Work, deadline: Instant, reply: fn(To<T>) -> Reply) -> Pending<T> {
         let (sender, pending) = Pending::channel();
         let queued_at = self.shared.now();
-        self.shared.submit(Job { work, reply: reply(sender), deadline, queued_at, retried: false });
+        let reply = Some(reply(sender));
+        self.shared.submit(Box::new(Job { work, reply, deadline, queued_at, retried: false }));
         pending
     }
 
@@ -115,8 +117,6 @@ impl Pkcs11Hsm {
         pending
     }
 }
-
-type To<T> = tokio::sync::oneshot::Sender<Result<T, HsmError>>;
 
 impl Hsm for Pkcs11Hsm {
     fn create_root(&self, generation: RootGeneration, deadline: Instant) -> Pending<RootPin> {

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::HsmError;
+use crate::pending::Spent;
 use crate::pkcs11::job::{Answer, Reply};
 
 /// The seat of a worker or of the keeper.
@@ -14,7 +15,7 @@ pub(crate) struct Seat(Mutex<State>);
 struct State {
     running: Option<Running>,
     /// Answers that are there and wait to be given together with those of the next jobs.
-    held: Vec<(Reply, Answer)>,
+    held: Vec<(Reply, Answer, Spent)>,
     written_off: bool,
 }
 
@@ -47,9 +48,9 @@ impl Seat {
     }
 
     /// Keeps an answer back, to be given together with those of the next jobs; returns how many are kept.
-    pub(crate) fn hold(&self, reply: Reply, answer: Answer) -> usize {
+    pub(crate) fn hold(&self, reply: Reply, answer: Answer, spent: Spent) -> usize {
         let mut state = self.lock();
-        state.held.push((reply, answer));
+        state.held.push((reply, answer, spent));
         state.held.len()
     }
 
@@ -57,8 +58,8 @@ impl Seat {
     pub(crate) fn release(&self) {
         // Taken out first: whoever waits is woken outside the lock.
         let held = std::mem::take(&mut self.lock().held);
-        for (reply, answer) in held {
-            reply.send(Ok(answer));
+        for (reply, answer, spent) in held {
+            reply.send(Ok(answer), spent);
         }
     }
 
@@ -149,8 +150,8 @@ mod tests {
     fn what_a_thread_keeps_back_does_not_wait_for_a_call_that_hangs() {
         let (seat, now) = (Seat::default(), SystemClock.monotonic());
         let ((first, one), (second, two)) = (Pending::channel(), Pending::channel());
-        assert_eq!(seat.hold(Reply::Done(first), Answer::Done), 1);
-        assert_eq!(seat.hold(Reply::Done(second), Answer::Done), 2);
+        assert_eq!(seat.hold(Reply::Done(first), Answer::Done, None), 1);
+        assert_eq!(seat.hold(Reply::Done(second), Answer::Done, None), 2);
         seat.begin(None, now + BUDGET, now);
         assert_eq!(seat.inspect(now, BUDGET), Finding::Fine);
         assert_eq!((one.wait(), two.wait()), (Ok(()), Ok(())));

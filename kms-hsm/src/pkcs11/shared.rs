@@ -75,11 +75,11 @@ impl Shared {
     }
 
     /// Queues a job for the workers, or answers it at once.
-    pub(crate) fn submit(&self, job: Job) {
+    pub(crate) fn submit(&self, job: Box<Job>) {
         if let Err(error) = self.health.check(|| self.now()) {
-            return job.reply.fail(error);
+            return job.fail(error);
         }
-        self.requeue(Box::new(job));
+        self.requeue(job);
         // Closing may have come between the check and the queue: then no worker is left to answer.
         if self.workers.load(Ordering::Acquire) == 0 {
             self.refuse_waiting();
@@ -91,7 +91,7 @@ impl Shared {
         if let Err(error) = self.queue_in.try_send(Ticket::Job(job))
             && let Ticket::Job(job) = error.into_inner()
         {
-            job.reply.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
+            job.fail(HsmError::Saturated { retry_after: SATURATED_RETRY });
         }
     }
 
@@ -109,7 +109,7 @@ impl Shared {
     /// Hands a worker's job to the keeper, or answers it at once.
     pub(crate) fn submit_rescue(&self, job: Box<Job>, cause: Cause, login: u64) {
         if let Err(error) = self.room_at_keeper() {
-            return job.reply.fail(error);
+            return job.fail(error);
         }
         self.tell_keeper(KeeperMessage::Rescue { job, cause, login });
     }
@@ -153,7 +153,7 @@ impl Shared {
         held.extend(self.queue_out.try_iter());
         for ticket in held.drain(..) {
             if let Ticket::Job(job) = ticket {
-                job.reply.fail(self.unavailable("no HSM worker is left"));
+                job.fail(self.unavailable("no HSM worker is left"));
             }
         }
     }
@@ -170,7 +170,7 @@ impl Shared {
             match ticket {
                 Ticket::Job(job) if now >= job.deadline => {
                     let error = job.expired();
-                    job.reply.fail(error);
+                    job.fail(error);
                 }
                 ticket => {
                     if let Err(error) = self.queue_in.try_send(ticket) {
@@ -192,14 +192,18 @@ impl Shared {
             }
         });
         for message in refused {
-            let (reply, error) = match message {
-                KeeperMessage::Job { reply, .. } => (reply, HsmError::QueueDeadline),
+            match message {
+                KeeperMessage::Job { reply, .. } => {
+                    self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+                    reply.fail(HsmError::QueueDeadline);
+                }
                 // It was tried already.
-                KeeperMessage::Rescue { job, .. } => (job.reply, HsmError::CallDeadline),
-                _ => continue,
-            };
-            self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
-            reply.fail(error);
+                KeeperMessage::Rescue { job, .. } => {
+                    self.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
+                    job.fail(HsmError::CallDeadline);
+                }
+                _ => {}
+            }
         }
     }
 
@@ -244,7 +248,7 @@ mod tests {
 
     fn job(deadline: Instant, retried: bool) -> (Ticket, Pending<Plaintext>) {
         let (sender, pending) = Pending::channel();
-        let (work, reply) = (Work::Random(1), Reply::Random(sender));
+        let (work, reply) = (Work::Random(1), Some(Reply::Random(sender)));
         let job = Job { work, reply, deadline, queued_at: deadline, retried };
         (Ticket::Job(Box::new(job)), pending)
     }

@@ -10,7 +10,7 @@ use kms_core::key::{CheckBlob, RowMac};
 use kms_core::secret::{Plaintext, equal_in_constant_time};
 
 use crate::error::HsmError;
-use crate::hsm::KeySource;
+use crate::hsm::{KeySource, Sealed};
 use crate::pkcs11::ckr::Failure;
 use crate::pkcs11::continuous::Continuous;
 use crate::pkcs11::iv::IvPool;
@@ -23,7 +23,7 @@ pub(crate) fn encrypt(
     key: ObjectHandle,
     aad: &mut Aad,
     plaintext: &[u8],
-) -> Result<(Iv, Vec<u8>), Failure> {
+) -> Result<(Iv, Sealed), Failure> {
     let iv = ivs.take(session)?;
     // A module in FIPS mode may draw its own IV and write it back; our AAD holds the one we drew.
     let mut written = iv;
@@ -32,7 +32,7 @@ pub(crate) fn encrypt(
     if written != iv || ciphertext_and_tag.len() != plaintext.len() + TAG_BYTES {
         return Err(Failure::lie("C_Encrypt gave another IV or length"));
     }
-    Ok((iv, ciphertext_and_tag))
+    Ok((iv, Sealed::from_vec(ciphertext_and_tag)))
 }
 
 /// Decrypts. A wrong tag may come as [`Failure::Ambiguous`]: the caller asks the canary.

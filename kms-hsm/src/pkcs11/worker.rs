@@ -28,7 +28,7 @@ pub(crate) fn run(shared: &Arc<Shared>, seat: &Arc<Seat>) {
     let mut worker =
         Worker { shared, seat, session: None, module_epoch: 0, ivs: IvPool::default(), held: None };
     while let Ok(Ticket::Job(job)) = shared.queue_out.recv() {
-        worker.serve(*job);
+        worker.serve(job);
         worker.give_held();
         if seat.written_off() {
             seat.release();
@@ -64,42 +64,42 @@ impl Worker<'_> {
         }
     }
 
-    fn serve(&mut self, job: Job) {
+    fn serve(&mut self, mut job: Box<Job>) {
         let expired = job.expired();
-        let Job { mut work, reply, deadline, queued_at, retried } = job;
+        let deadline = job.deadline;
         let shared = self.shared;
         if shared.now() >= deadline {
-            return reply.fail(expired);
+            return job.fail(expired);
         }
         if let Err(error) = shared.health.check_taken(|| shared.now()) {
-            return reply.fail(error);
+            return job.fail(error);
         }
         let inside = match shared.gate.enter(deadline, &*shared.clock) {
             Ok(inside) => inside,
-            Err(Refused::Deadline) => return reply.fail(expired),
+            Err(Refused::Deadline) => return job.fail(expired),
             Err(Refused::NotLive) => {
                 shared.trouble("not connected");
-                return reply.fail(shared.unavailable("not connected"));
+                return job.fail(shared.unavailable("not connected"));
             }
         };
         let started = shared.now();
-        let alone = matches!(work, Work::Crypt(_));
+        let alone = matches!(job.work, Work::Crypt(_));
         if !alone {
             // It may take long: those who have their answers do not wait for it.
             self.held = None;
             self.seat.release();
         }
-        self.seat.begin(Some(reply), deadline, started);
+        self.seat.begin(job.reply.take(), deadline, started);
         let bench = Bench {
             shared,
             seat: self.seat,
-            queued: started.saturating_duration_since(queued_at),
-            retried,
+            queued: started.saturating_duration_since(job.queued_at),
+            retried: job.retried,
         };
-        let mut result = self.attempt(&inside, &bench, &mut work);
+        let mut result = self.attempt(&inside, &bench, &mut job.work);
         if matches!(result, Err(Failure::Session(_))) {
             self.discard_session(&inside.live);
-            result = self.attempt(&inside, &bench, &mut work);
+            result = self.attempt(&inside, &bench, &mut job.work);
         }
         let login = inside.live.login;
         drop(inside);
@@ -107,16 +107,19 @@ impl Worker<'_> {
         let cause = match result {
             Ok(answer) if alone => {
                 let since = self.held.map_or(started, |(since, _)| since);
-                self.held = Some((since, self.seat.hold(reply, answer)));
+                self.held = Some((since, self.seat.hold(reply, answer, Some(job))));
                 return;
             }
-            Ok(answer) => return reply.send(Ok(answer)),
-            Err(Failure::Stale) if !retried => Cause::StaleKey,
-            Err(Failure::Object(_)) if !retried => Cause::ObjectGone,
-            Err(Failure::Login(_)) if !retried => Cause::LoginLost,
-            Err(failure) => return reply.send(self.give_up(failure, work)),
+            Ok(answer) => return reply.send(Ok(answer), Some(job)),
+            Err(Failure::Stale) if !job.retried => Cause::StaleKey,
+            Err(Failure::Object(_)) if !job.retried => Cause::ObjectGone,
+            Err(Failure::Login(_)) if !job.retried => Cause::LoginLost,
+            Err(failure) => {
+                let answer = self.give_up(failure, &mut job.work);
+                return reply.send(answer, Some(job));
+            }
         };
-        let job = Box::new(Job { work, reply, deadline, queued_at, retried });
+        job.reply = Some(reply);
         shared.submit_rescue(job, cause, login);
     }
 
@@ -133,7 +136,7 @@ impl Worker<'_> {
     }
 
     /// Turns a failure that no one can mend for this job into its answer.
-    fn give_up(&mut self, failure: Failure, work: Work) -> Result<Answer, HsmError> {
+    fn give_up(&mut self, failure: Failure, work: &mut Work) -> Result<Answer, HsmError> {
         let error = match failure {
             Failure::Answer(error) => error,
             Failure::Latch(reason) => {
@@ -154,9 +157,9 @@ impl Worker<'_> {
         };
         match work {
             // What is done is done; the rest has the same answer.
-            Work::Batch { operations, mut done } if !done.is_empty() => {
+            Work::Batch { operations, done } if !done.is_empty() => {
                 done.resize_with(operations.len(), || Err(error.clone()));
-                Ok(Answer::Batch(done))
+                Ok(Answer::Batch(std::mem::take(done)))
             }
             _ => Err(error),
         }

@@ -125,7 +125,7 @@ pub fn data_key_with_plaintext_opens_to_it(device: &dyn Device) {
         else {
             panic!("not a data key with plaintext: {output:?}")
         };
-        let opened = bench.decrypt(&key, "context", &(iv, ciphertext_and_tag));
+        let opened = bench.decrypt(&key, "context", &(iv, ciphertext_and_tag.into_vec()));
         assert_eq!(opened.as_deref(), Ok(plaintext.expose()));
         assert_eq!(plaintext.len(), 32);
         seen.push(opened);
@@ -147,7 +147,8 @@ pub fn data_key_without_plaintext_hands_out_none(device: &dyn Device) {
     let CryptoOutput::DataKey { plaintext: None, iv, ciphertext_and_tag } = output else {
         panic!("not a data key without plaintext: {output:?}")
     };
-    let opened = bench.decrypt(&key, "context", &(iv, ciphertext_and_tag)).expect("opens");
+    let opened =
+        bench.decrypt(&key, "context", &(iv, ciphertext_and_tag.into_vec())).expect("opens");
     assert_eq!(opened.len(), 24);
 }
 

@@ -154,7 +154,7 @@ pub fn decrypt_op(key: &HsmKey, context: &str, sealed: &(Iv, Vec<u8>)) -> Crypto
 /// Takes what an encryption gave.
 pub fn encrypted(finished: Finished) -> (Iv, Vec<u8>) {
     match finished.output {
-        CryptoOutput::Encrypted { iv, ciphertext_and_tag } => (iv, ciphertext_and_tag),
+        CryptoOutput::Encrypted { iv, ciphertext_and_tag } => (iv, ciphertext_and_tag.into_vec()),
         other => panic!("not a ciphertext: {other:?}"),
     }
 }

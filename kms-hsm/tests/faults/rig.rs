@@ -193,7 +193,7 @@ pub(crate) fn aad() -> Aad {
 
 pub(crate) fn sealed(finished: Finished) -> (Iv, Vec<u8>) {
     match finished.output {
-        CryptoOutput::Encrypted { iv, ciphertext_and_tag } => (iv, ciphertext_and_tag),
+        CryptoOutput::Encrypted { iv, ciphertext_and_tag } => (iv, ciphertext_and_tag.into_vec()),
         other => panic!("unexpected {other:?}"),
     }
 }

@@ -96,7 +96,7 @@ impl Keeper {
             self.session.as_ref().ok_or_else(|| Failure::Device("not connected".into()))?;
         let (iv, ciphertext_and_tag) =
             token::encrypt(session, &mut self.ivs, object, &mut aad, CheckBlob::PATTERN)?;
-        let check = CheckBlob { iv, ciphertext_and_tag };
+        let check = CheckBlob { iv, ciphertext_and_tag: ciphertext_and_tag.into_vec() };
         let KeySpec { key_uid, version, generation, resident_id, .. } = *spec;
         let material = Material::Resident(resident_id);
         let source = KeySource { key_uid, version, generation, material, check };

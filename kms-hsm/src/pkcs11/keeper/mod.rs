@@ -108,7 +108,7 @@ impl Keeper {
                 }
                 Some(KeeperMessage::Rescue { job, cause, login }) => {
                     self.shared.keeper_waiting.fetch_sub(1, Ordering::AcqRel);
-                    self.rescue(*job, cause, login);
+                    self.rescue(job, cause, login);
                 }
                 Some(KeeperMessage::Release { epoch, object }) => {
                     self.seated(|keeper| keeper.release(epoch, object));
@@ -146,7 +146,7 @@ impl Keeper {
         }
         let result = result.map_err(|failure| self.give_up(failure));
         if let Some(reply) = self.shared.keeper_seat.finish() {
-            reply.send(result);
+            reply.send(result, None);
         }
     }
 

@@ -12,25 +12,26 @@ use crate::pkcs11::token;
 
 impl Keeper {
     /// Mends what the job needs and queues it again, or answers it.
-    pub(super) fn rescue(&mut self, job: Job, cause: Cause, login: u64) {
+    pub(super) fn rescue(&mut self, mut job: Box<Job>, cause: Cause, login: u64) {
         let now = self.shared.now();
         if now >= job.deadline {
             // Not "not done": a worker tried it, and part of a batch may be.
-            return job.reply.fail(HsmError::CallDeadline);
+            return job.fail(HsmError::CallDeadline);
         }
         if let Err(error) = self.shared.health.check_taken(|| now) {
-            return job.reply.fail(error);
+            return job.fail(error);
         }
-        let Job { work, reply, deadline, queued_at, .. } = job;
-        self.shared.keeper_seat.begin(Some(reply), deadline, now);
-        let result = self.prepare(&work, cause, login);
+        self.shared.keeper_seat.begin(job.reply.take(), job.deadline, now);
+        let result = self.prepare(&job.work, cause, login);
         let result = result.map_err(|failure| self.give_up(failure));
-        let Some(reply) = self.shared.keeper_seat.finish() else { return };
-        if let Err(error) = result {
-            return reply.fail(error);
+        job.reply = self.shared.keeper_seat.finish();
+        job.retried = true;
+        match result {
+            // The watchdog has answered.
+            _ if job.reply.is_none() => {}
+            Ok(()) => self.shared.requeue(job),
+            Err(error) => job.fail(error),
         }
-        let job = Box::new(Job { work, reply, deadline, queued_at, retried: true });
-        self.shared.requeue(job);
     }
 
     fn prepare(&mut self, work: &Work, cause: Cause, login: u64) -> Result<(), Failure> {
