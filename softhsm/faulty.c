@@ -18,7 +18,6 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +40,7 @@ struct call {
 
 static CK_FUNCTION_LIST *real;
 static int log_file = -1;
+static volatile int *volatile nowhere; /* NULL */
 static pthread_once_t loaded = PTHREAD_ONCE_INIT;
 
 static void load(void)
@@ -102,8 +102,9 @@ static int before(struct call *call)
         plan_sleep(fate->delay_ms);
     if (fate->exits)
         _exit(fate->exit_code);
+    /* A real fault: Rust's handler of SIGSEGV takes its leave and has the instruction tried again, so raise() is survived. */
     if (fate->crash)
-        raise(SIGSEGV);
+        *nowhere = 1;
     return fate->returns;
 }
 

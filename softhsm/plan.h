@@ -9,7 +9,7 @@
  *   delay 50ms      waits before the call
  *   hang            waits until the file changes, then calls the real module
  *   exit 137        ends the process at once, without clean-up
- *   crash           raises SIGSEGV
+ *   crash           writes to address 0, for a SIGSEGV
  *   flip            flips the lowest bit of the first byte of the output
  *   short           takes one byte off the output
  *   long            adds one byte to the output of C_Encrypt, C_Decrypt, C_Sign or C_WrapKey, where the caller's buffer has
