@@ -6,7 +6,7 @@
  *
  *   HOLDFAST_FAULTY_REAL   the module to forward to (default: Debian's SoftHSM)
  *   HOLDFAST_FAULTY_PLAN   the script (plan.h); may be replaced while the program runs
- *   HOLDFAST_FAULTY_LOG    one line a call: `FUNCTION session=N rv=0x0`; `enter FUNCTION` when a call starts to hang
+ *   HOLDFAST_FAULTY_LOG    one line a call: `FUNCTION session=N rv=0x0 thread=NAME`; `enter FUNCTION` when it starts to hang
  *
  * A call that only asks for the length of its output (NULL buffer) is logged with `query`; it is neither counted nor
  * made to fail, and lies only where `long` says so. Thread-safe: no lock is held while the real module works.
@@ -27,6 +27,7 @@
 #define GCM_IV_BYTES 12
 #define FILL 0x5a
 #define MAX_TEMPLATE 32
+#define THREAD_NAME 16
 
 struct call {
     const char *function;
@@ -210,9 +211,10 @@ static CK_RV after(struct call *call, CK_RV rv)
         *call->length += (fate->lies & LIE_LONG) != 0;
     else if (rv == CKR_OK)
         lie_about_output(call);
-    char line[96];
-    log_line(line, snprintf(line, sizeof line, "%s session=%lu rv=0x%lx%s\n", call->function, call->session, rv,
-                            call->query ? " query" : ""));
+    char line[128], thread[THREAD_NAME] = "";
+    pthread_getname_np(pthread_self(), thread, sizeof thread);
+    log_line(line, snprintf(line, sizeof line, "%s session=%lu rv=0x%lx thread=%s%s\n", call->function, call->session,
+                            rv, thread, call->query ? " query" : ""));
     return rv;
 }
 
