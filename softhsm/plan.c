@@ -118,6 +118,8 @@ static void parse_action(const char *line, const char *action, const char *argum
         effect->lies = LIE_FLIP;
     } else if (strcmp(action, "short") == 0) {
         effect->lies = LIE_SHORT;
+    } else if (strcmp(action, "long") == 0) {
+        effect->lies = LIE_LONG;
     } else if (strcmp(action, "constant") == 0) {
         effect->lies = LIE_CONSTANT;
     } else if (strcmp(action, "empty") == 0) {
@@ -204,6 +206,11 @@ static void combine(struct fate *fate, const struct fate *effect)
         fate->edits[fate->edit_count++] = effect->edits[i];
 }
 
+static int is_for(const struct rule *rule, const char *function)
+{
+    return strcmp(rule->function, "*") == 0 || strcmp(rule->function, function) == 0;
+}
+
 void plan_decide(const char *function, struct fate *fate)
 {
     memset(fate, 0, sizeof *fate);
@@ -212,7 +219,7 @@ void plan_decide(const char *function, struct fate *fate)
     fate->generation = generation;
     for (size_t i = 0; i < rule_count; i++) {
         struct rule *rule = &rules[i];
-        if (strcmp(rule->function, "*") != 0 && strcmp(rule->function, function) != 0)
+        if (!is_for(rule, function))
             continue;
         rule->seen++;
         if (rule->seen < rule->first || rule->seen > rule->last)
@@ -221,6 +228,21 @@ void plan_decide(const char *function, struct fate *fate)
         combine(fate, &rule->effect);
     }
     pthread_mutex_unlock(&lock);
+}
+
+unsigned plan_foresee(const char *function)
+{
+    unsigned lies = 0;
+    pthread_mutex_lock(&lock);
+    refresh();
+    for (size_t i = 0; i < rule_count; i++) {
+        const struct rule *rule = &rules[i];
+        unsigned long next = rule->seen + 1;
+        if (is_for(rule, function) && next >= rule->first && next <= rule->last)
+            lies |= rule->effect.lies;
+    }
+    pthread_mutex_unlock(&lock);
+    return lies;
 }
 
 const struct edit *plan_edit(const struct fate *fate, enum lie lie, unsigned long type)

@@ -9,9 +9,11 @@
  *   delay 50ms      waits before the call
  *   hang            waits until the file changes, then calls the real module
  *   exit 137        ends the process at once, without clean-up
- *   crash           raises SIGSEGV
+ *   crash           writes to address 0, for a SIGSEGV
  *   flip            flips the lowest bit of the first byte of the output
  *   short           takes one byte off the output
+ *   long            adds one byte to the output of C_Encrypt, C_Decrypt, C_Sign or C_WrapKey, where the caller's buffer has
+ *                   room for it; asked for the length before such a call, says one more too
  *   constant        fills the output with 0x5a
  *   empty           makes C_FindObjects find nothing
  *   serial TEXT     makes C_GetTokenInfo show another serial number
@@ -39,7 +41,8 @@ enum lie {
     LIE_SESSIONS = 64,
     LIE_ATTRIBUTE = 128,
     LIE_ANY_IV = 256,
-    LIE_TEMPLATE = 512
+    LIE_TEMPLATE = 512,
+    LIE_LONG = 1024
 };
 
 /* Another value of an attribute. */
@@ -71,6 +74,9 @@ struct fate {
 
 /* Counts a call of `function` and decides its fate. Reads the file again when it has changed. Thread-safe. */
 void plan_decide(const char *function, struct fate *fate);
+
+/* Returns the lies of the next call of `function`, which is not counted yet. Thread-safe. */
+unsigned plan_foresee(const char *function);
 
 /* Returns what is said of an attribute, or NULL. */
 const struct edit *plan_edit(const struct fate *fate, enum lie lie, unsigned long type);

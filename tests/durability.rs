@@ -2,8 +2,9 @@
 //!
 //! The real server runs under strace. No byte of an answer may leave before the fdatasync that covers its records; the
 //! rows of a mutation are written only after its intent was synced in the audit log, and it is acknowledged only after
-//! they, and the token's files when a resident key was made, were synced. Each check is shown to fail on a trace in which
-//! the order is another.
+//! they, and the token's files when a resident key was made, were synced. The threads that serve requests touch no file:
+//! each one is left to threads that may wait for a disk. Each check is shown to fail on a trace in which the order, or the
+//! thread, is another.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,9 +19,13 @@ mod strace;
 mod support_dev;
 mod support_durability;
 
+use std::path::Path;
+use std::sync::LazyLock;
+
 use kms_proto::v1 as proto;
 use strace::{Call, Effect};
 use support_dev::{TENANT, new_key, request_id};
+use support_durability::threads::{SERVING, Touch, is_store};
 use support_durability::{Trace, Traced, early_answer, is_log, is_token, is_wal, unsynced, writes};
 use tonic::transport::Channel;
 
@@ -125,6 +130,9 @@ fn keys() -> Vec<(String, proto::Protection)> {
     std::iter::once(alone).chain(together).collect()
 }
 
+/// All tests look at one run.
+static TRACE: LazyLock<Trace> = LazyLock::new(trace);
+
 /// Runs the server: one client alone, then several at a time, each on its own connection with its own key.
 fn trace() -> Trace {
     let traced = Traced::start();
@@ -165,25 +173,56 @@ fn resource(key_id: &str) -> String {
 
 #[test]
 fn nothing_is_answered_before_it_is_durable() {
-    let Trace { calls, connections } = trace();
+    let Trace { calls, connections, .. } = &*TRACE;
     assert_eq!(connections.len(), 1 + CONNECTIONS);
-    for ((key_id, protection), connection) in keys().iter().zip(&connections) {
+    for ((key_id, protection), connection) in keys().iter().zip(connections) {
         let answers = &connection.answers;
         let expected: usize = LINES.iter().map(|(answers, _)| answers).sum();
         assert_eq!(answers.len(), expected, "{key_id}: {answers:?}");
         let (needed, resource) = (needed(answers), resource(key_id));
-        records_come_first(&calls, &resource, &needed);
+        records_come_first(calls, &resource, &needed);
         for (version, index) in FIRST_USES {
-            lease_comes_first(&calls, &resource, version, answers[index].1);
+            lease_comes_first(calls, &resource, version, answers[index].1);
         }
         for (operation, index) in MUTATIONS {
-            let row = row_comes_first(&calls, &mark(operation, key_id), answers[index].1);
-            intent_comes_first(&calls, &resource, operation, row);
+            let row = row_comes_first(calls, &mark(operation, key_id), answers[index].1);
+            intent_comes_first(calls, &resource, operation, row);
         }
         let (began, created) = answers[0];
         if *protection == proto::Protection::HsmResident {
-            token_files_come_first(&calls, began, created);
+            token_files_come_first(calls, began, created);
         }
+    }
+}
+
+#[test]
+fn threads_that_serve_touch_no_file() {
+    let Trace { connections, touches, threads, .. } = &*TRACE;
+    assert!(threads.iter().any(|name| name == SERVING), "{threads:?}");
+    let serving: Vec<_> = touches.iter().filter(|touch| touch.thread == SERVING).collect();
+    assert_eq!(serving, Vec::<&Touch>::new());
+    let requests = || connections.iter().flat_map(|connection| &connection.answers);
+    let first = requests().map(|(began, _)| *began).min().unwrap();
+    let last = requests().map(|(_, answered)| *answered).max().unwrap();
+    let during = || touches.iter().filter(|touch| first < touch.start && touch.start < last);
+    let misplaced: Vec<_> = during().filter(|touch| !touch.belongs()).collect();
+    assert_eq!(misplaced, Vec::<&Touch>::new());
+    // What is not looked at cannot be misplaced: each kind of file is written meanwhile, by the one that it belongs to.
+    for (owner, is_its) in [
+        ("audit-write", is_log as fn(&Path) -> bool),
+        ("store-write", is_store),
+        ("hsm-keeper", is_token),
+    ] {
+        let mut written =
+            during().filter(|touch| touch.writes && touch.thread == owner && is_its(&touch.path));
+        let mut touch = written.next().unwrap_or_else(|| panic!("{owner} wrote nothing")).clone();
+        SERVING.clone_into(&mut touch.thread);
+        assert!(!touch.belongs(), "{touch:?}");
+    }
+    for (owner, is_its) in [("store-read", is_store as fn(&Path) -> bool), ("hsm-worker", is_token)]
+    {
+        let read = |touch: &Touch| touch.thread.starts_with(owner) && is_its(&touch.path);
+        assert!(during().any(read), "{owner} read nothing");
     }
 }
 

@@ -98,6 +98,28 @@ async fn requests_on_loaded_keys_neither_search_nor_open_sessions_nor_log_in() {
 }
 
 #[tokio::test]
+async fn the_module_is_called_by_the_hsm_s_threads_alone() {
+    let mut rig = Rig::new();
+    let faulty = rig.use_faulty_module();
+    let server = rig.start();
+    let client = server.operator().await;
+    let key = client.create("threads").await.name;
+    let old = client.wrap(&key, b"old", &[]).await.unwrap().ciphertext;
+    client.rotate(&key).await;
+    use_key(&client, &key, &old).await;
+    // From the start of the server to its end. The log lies in the rig's directory.
+    let _rig = server.stop().await;
+    let calls = faulty.calls_since(0);
+    let others: Vec<_> = calls.iter().filter(|call| !call.thread.starts_with("hsm-")).collect();
+    assert_eq!(others, Vec::<&kms_testkit::faulty::Call>::new());
+    for (thread, function) in [("hsm-keeper", "C_WrapKey"), ("hsm-worker", "C_Encrypt")] {
+        let seen =
+            |call: &kms_testkit::faulty::Call| call.thread == thread && call.function == function;
+        assert!(calls.iter().any(seen), "{function} of {thread}");
+    }
+}
+
+#[tokio::test]
 async fn loading_a_key_searches_nothing() {
     let mut rig = Rig::new();
     let faulty = rig.use_faulty_module();

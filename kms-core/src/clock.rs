@@ -113,6 +113,64 @@ impl Clock for ManualClock {
 mod tests {
     use super::*;
 
+    /// Makes a test of everything that is true of every [`Clock`], for one that `pass` lets a span go by on.
+    macro_rules! clock_suite {
+        ($module:ident, $clock:expr, $pass:expr) => {
+            mod $module {
+                use super::*;
+
+                #[test]
+                fn monotonic_time_moves_by_what_passes_at_least() {
+                    let (clock, pass) = ($clock, $pass);
+                    let before = clock.monotonic();
+                    for span in [Duration::from_millis(1), Duration::ZERO, Duration::from_millis(2)]
+                    {
+                        let start = clock.monotonic();
+                        pass(&clock, span);
+                        assert!(clock.monotonic() >= start + span, "{span:?}");
+                    }
+                    assert!(clock.monotonic() >= before + Duration::from_millis(3));
+                }
+
+                #[test]
+                fn monotonic_time_goes_back_on_no_thread() {
+                    let (clock, pass) = ($clock, $pass);
+                    let mut seen = clock.monotonic();
+                    for _ in 0..20 {
+                        let other = || {
+                            pass(&clock, Duration::from_micros(10));
+                            clock.monotonic()
+                        };
+                        let there = std::thread::scope(|scope| scope.spawn(other).join().unwrap());
+                        assert!(there >= seen);
+                        seen = clock.monotonic();
+                        assert!(seen >= there);
+                    }
+                }
+
+                /// Milliseconds, not seconds or microseconds: both clocks of these tests show a time of this century.
+                #[test]
+                fn wall_time_is_in_milliseconds() {
+                    let shown = $clock.now().to_string();
+                    assert!(shown.starts_with("20") && shown.ends_with('Z'), "{shown}");
+                }
+            }
+        };
+    }
+
+    clock_suite!(system, SystemClock, |clock: &SystemClock, span: Duration| {
+        let over = clock.monotonic() + span;
+        while clock.monotonic() < over {
+            std::thread::yield_now();
+        }
+    });
+
+    clock_suite!(
+        manual,
+        ManualClock::new(Timestamp::from_unix_ms(1_700_000_000_000)),
+        ManualClock::advance
+    );
+
     #[test]
     fn timestamp_is_written_as_rfc_3339_with_milliseconds() {
         assert_eq!(

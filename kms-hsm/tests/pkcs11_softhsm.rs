@@ -17,7 +17,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType};
 use cryptoki::session::Session;
 use kms_core::clock::{Clock as _, SystemClock};
 use kms_core::id::RootGeneration;
-use kms_core::key::Protection;
+use kms_core::key::{CkaId, Protection};
 use kms_core::secret::Pin;
 use kms_hsm::error::LatchReason;
 use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
@@ -359,6 +359,31 @@ fn loaded_keys_are_bounded_at_the_limit_and_one_past_it() {
         let source = source(&spec(1, Protection::HsmWrapped), &one);
         drop(one);
         assert!(bench.hsm.load_key(source, soon()).wait().is_ok(), "there is room again");
+    });
+}
+
+#[test]
+fn resident_keys_are_bounded_at_the_limit_and_one_past_it() {
+    isolated("resident_keys_are_bounded_at_the_limit_and_one_past_it", |token| {
+        let bounded = || Pkcs11Config { max_residents: 2, ..config(token) };
+        let first = bench(bounded());
+        let generate = |hsm: &dyn Hsm, number: u8| {
+            hsm.generate_key(spec(number, Protection::HsmResident), soon()).wait()
+        };
+        first.resident_key(1);
+        first.resident_key(2);
+        let third = generate(&*first.hsm, 3);
+        assert!(matches!(third, Err(HsmError::TokenFull { .. })), "{third:?}");
+        assert_eq!(first.residents().map(|made| made.len()), Ok(2), "a refused key left nothing");
+        first.wrapped_key(4);
+        first.hsm.close();
+
+        let hsm = start(bounded());
+        hsm.open_roots(vec![first.pin], soon()).wait().expect("open");
+        let third = generate(&hsm, 3);
+        assert!(matches!(third, Err(HsmError::TokenFull { .. })), "counted anew: {third:?}");
+        hsm.destroy_resident(CkaId([1; 16]), soon()).wait().expect("destroy");
+        assert!(generate(&hsm, 3).is_ok(), "there is room again");
     });
 }
 

@@ -84,6 +84,8 @@ pub struct Call {
     pub session: u64,
     /// The CKR that was answered.
     pub rv: u64,
+    /// Name of the thread, at most 15 bytes.
+    pub thread: String,
     /// Whether only the length of the output was asked for.
     pub query: bool,
 }
@@ -159,7 +161,8 @@ fn parse(line: &str) -> Option<Call> {
     let function = fields.next().filter(|name| *name != "enter")?.to_owned();
     let session = fields.next()?.strip_prefix("session=")?.parse().ok()?;
     let rv = u64::from_str_radix(fields.next()?.strip_prefix("rv=0x")?, 16).ok()?;
-    Some(Call { function, session, rv, query: fields.next() == Some("query") })
+    let thread = fields.next()?.strip_prefix("thread=")?.to_owned();
+    Some(Call { function, session, rv, thread, query: fields.next() == Some("query") })
 }
 
 #[cfg(test)]
@@ -168,11 +171,12 @@ mod tests {
 
     #[test]
     fn a_line_of_the_log_is_read() {
-        let call = parse("C_Encrypt session=3 rv=0x30 query").expect("a call");
+        let call = parse("C_Encrypt session=3 rv=0x30 thread=hsm-worker query").expect("a call");
         assert_eq!(
             (call.function.as_str(), call.session, call.rv, call.query),
             ("C_Encrypt", 3, 0x30, true)
         );
+        assert_eq!(call.thread, "hsm-worker");
         assert_eq!(parse("enter C_Encrypt session=3"), None);
     }
 

@@ -55,6 +55,8 @@ pub struct Rig {
     pub overlap_ms: u64,
     /// The longest deadline of a request.
     pub max_request_ms: u64,
+    /// Worker threads of the HSM; 0 takes the default.
+    pub hsm_workers: usize,
     pub environment: Vec<(String, String)>,
     /// More of the server's command line.
     pub arguments: Vec<&'static str>,
@@ -98,6 +100,7 @@ impl Rig {
             drain_ms: 20_000,
             overlap_ms: 600_000,
             max_request_ms: 30_000,
+            hsm_workers: 0,
             environment: vec![],
             arguments: vec![],
             wrapper: vec![],
@@ -165,7 +168,7 @@ impl Rig {
             "[listen]\naddress = \"{}\"\n\
              [tls]\ncertificate = {}\nprivate_key = {}\nclient_ca = {}\ncrls = [{}]\n\
              [admin]\naddress = \"127.0.0.1:0\"\ntls = {}\n\
-             [hsm]\nmodule = {}\ntoken_serial = {}\npin = {pin}\ntoken_dir = {}\n\
+             [hsm]\nmodule = {}\ntoken_serial = {}\npin = {pin}\ntoken_dir = {}\nworkers = {}\n\
              [store]\npath = {}\n[audit]\ndirectory = {}\n\
              [log]\nformat = {}\nlevel = {}\n\
              [limits]\ndrain_ms = {}\noverlap_ms = {}\nmax_request_ms = {}\n",
@@ -178,6 +181,7 @@ impl Rig {
             quoted(&self.module),
             toml_text(&self.token_serial),
             quoted(&self.path("tokens")),
+            self.hsm_workers,
             quoted(&self.path("store.db")),
             quoted(&self.path("audit")),
             toml_text(self.log_format),

@@ -11,6 +11,7 @@
 mod common;
 mod device;
 mod disk;
+mod ends;
 mod integrity;
 mod restore;
 mod token;

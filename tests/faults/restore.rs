@@ -4,9 +4,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{LIMIT, Rig, refusal};
+use crate::common::calls::new_key;
+use crate::common::{Grant, LIMIT, OPERATOR, Rig, refusal};
 
 const FLAG: &str = "--accept-restored-store";
+/// So many tenants are told of one by one.
+const MAX_TOLD: usize = 100;
 
 /// Copies the database of a server that was stopped in an orderly way: everything is in the one file.
 fn keep(rig: &Rig) {
@@ -117,6 +120,30 @@ async fn another_database_is_refused_and_said_to_be_another() {
     let said = refused(&rig, 65);
     assert!(said.contains("tenant `acme` has no manifest in the database"), "{said}");
     assert!(said.contains("this is another database"), "{said}");
+}
+
+#[tokio::test]
+async fn disagreements_are_told_up_to_their_bound_and_not_one_more() {
+    let mut rig = Rig::new();
+    let tenants: Vec<_> = (0..=MAX_TOLD).map(|number| format!("p{number}")).collect();
+    rig.grants =
+        tenants.iter().map(|tenant| Grant::new(OPERATOR, tenant, &["create_key"])).collect();
+    let server = rig.start();
+    let client = server.operator().await;
+    for tenant in &tenants {
+        let mut key = new_key("k");
+        key.parent = format!("tenants/{tenant}");
+        client.keys().create_key(key).await.unwrap();
+    }
+    let rig = server.stop().await;
+    for (gone, disagreeing) in [("tenant <> 'p0'", MAX_TOLD), ("tenant = 'p0'", MAX_TOLD + 1)] {
+        let database = rusqlite::Connection::open(rig.path("store.db")).unwrap();
+        database.execute(&format!("DELETE FROM manifests WHERE {gone}"), []).unwrap();
+        database.close().unwrap();
+        let said = refused(&rig, 65);
+        assert_eq!(said.matches("alert=\"store_rolled_back\"").count(), MAX_TOLD, "{disagreeing}");
+        assert!(said.contains(&format!("and {} more tenants", disagreeing - 1)), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 )]
 
 pub mod sockets;
+pub mod threads;
 
 use std::path::Path;
 use std::process::Command;
@@ -18,6 +19,7 @@ use tempfile::TempDir;
 use crate::strace::{Call, Effect, parse};
 use crate::support_dev::{DevServer, LIMIT, dev_command, forget_ready};
 use sockets::Connection;
+use threads::Touch;
 
 /// The calls that are traced. `recvfrom` tells where a request begins.
 const CALLS: &str = "openat,close,lseek,read,write,pwrite64,writev,pwritev,sendto,sendmsg,recvfrom,fsync,fdatasync,\
@@ -36,6 +38,9 @@ pub struct Traced {
 pub struct Trace {
     pub calls: Vec<Call>,
     pub connections: Vec<Connection>,
+    pub touches: Vec<Touch>,
+    /// Names of the threads that have one.
+    pub threads: Vec<String>,
 }
 
 impl Traced {
@@ -46,7 +51,8 @@ impl Traced {
         forget_ready(&directory);
         let plain = dev_command(&directory);
         let mut strace = Command::new("strace");
-        strace.args(["-f", "-y", "-xx", "-s", "4000000", "-e"]).arg(format!("trace={CALLS}"));
+        strace.args(["-f", "-y", "-xx", "-s", "4000000", "-e"]);
+        strace.arg(format!("trace={CALLS},{}", threads::CALLS));
         strace.arg("-o").arg(home.path().join("trace")).arg(plain.get_program());
         strace.args(plain.get_args()).env_remove("SOFTHSM2_CONF");
         let server = DevServer::ready(Process::start(&mut strace), &directory);
@@ -60,7 +66,9 @@ impl Traced {
         self.signal("-TERM");
         assert_eq!(self.server.process.await_end(LIMIT).code(), Some(0));
         let text = std::fs::read_to_string(self.home.path().join("trace")).unwrap();
-        Trace { calls: parse(&sockets::without(&text)), connections: sockets::connections(&text) }
+        let (touches, threads) = threads::touches(&text);
+        let (calls, connections) = (parse(&for_files(&text)), sockets::connections(&text));
+        Trace { calls, connections, touches, threads }
     }
 
     /// strace does not pass signals on: they go to the server itself.
@@ -77,6 +85,23 @@ impl Drop for Traced {
             let _ = Command::new("kill").args(["-KILL", &self.pid]).output();
         }
     }
+}
+
+/// Returns the name of the call in a line.
+pub fn call_name(line: &str) -> Option<&str> {
+    let text = line.trim_start().split_once(' ')?.1.trim_start();
+    text.trim_start_matches("<... ").split(['(', ' ']).next().filter(|name| !name.is_empty())
+}
+
+/// Blanks the lines that say nothing of what files hold, so that the others keep their numbers.
+fn for_files(trace: &str) -> String {
+    let other = |line: &str| {
+        let call = call_name(line);
+        call.is_some_and(|call| {
+            threads::CALLS.split(',').chain(sockets::CALLS).any(|it| it == call)
+        })
+    };
+    trace.lines().map(|line| if other(line) { "" } else { line }).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns whether a path is a file of the audit log.

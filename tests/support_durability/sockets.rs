@@ -2,6 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::call_name;
+
+/// Calls on sockets. A `write` to one is none of an answer.
+pub const CALLS: [&str; 4] = ["recvfrom", "writev", "sendto", "sendmsg"];
 /// TLS tickets, HTTP/2 settings, window updates, pings and trailers are shorter than this; answers are longer.
 const ANSWER_BYTES: u64 = 100;
 /// Requests of the test are longer than this, client hellos too.
@@ -24,12 +28,6 @@ struct SocketCall<'a> {
     bytes: u64,
     start: usize,
     done: usize,
-}
-
-/// Blanks the lines of socket calls, so that the others keep their numbers.
-pub fn without(trace: &str) -> String {
-    let keep = |line: &&str| name(line).is_none();
-    trace.lines().map(|line| if keep(&line) { line } else { "" }).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns the connections in the order in which they were opened, with the answers on each.
@@ -87,6 +85,6 @@ fn calls(trace: &str) -> Vec<SocketCall<'_>> {
 }
 
 fn name(line: &str) -> Option<&'static str> {
-    let text = line.split_once(' ')?.1.trim_start().trim_start_matches("<... ");
-    ["recvfrom", "writev", "sendto", "sendmsg"].into_iter().find(|name| text.starts_with(name))
+    let name = call_name(line)?;
+    CALLS.into_iter().find(|call| *call == name)
 }

@@ -16,6 +16,8 @@ pub const MAX_WORKERS: usize = 64;
 pub const DEFAULT_WORKERS: usize = 2;
 /// The most jobs that may wait: at 10 us a job, about 0.7 s of work.
 pub const MAX_QUEUE: usize = 65_536;
+/// The most resident keys when nothing else is asked for: SoftHSM reads each object's file on every pass.
+pub const MAX_RESIDENTS: usize = 1000;
 
 /// Which token to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub struct Pkcs11Config {
     pub keeper_capacity: usize,
     /// Key objects that may be loaded at once; session objects cost the token memory.
     pub max_loaded_keys: usize,
+    /// Resident keys that may be on the token: with so many there, or more, the next one is refused.
+    pub max_residents: usize,
     /// AES keys of the token that are looked at for resident keys, other systems' included; each costs SoftHSM 25 us. When
     /// there are more, a resident key that is not found is not called missing.
     pub max_token_keys: usize,
@@ -117,6 +121,7 @@ impl Pkcs11Config {
             queue_capacity: 4096,
             keeper_capacity: 1024,
             max_loaded_keys: 100_000,
+            max_residents: MAX_RESIDENTS,
             max_token_keys: 10_000,
             verify_encrypt: false,
             token_dir: None,
@@ -140,6 +145,7 @@ impl Pkcs11Config {
             (1..=MAX_QUEUE).contains(&self.queue_capacity),
             (1..=MAX_QUEUE).contains(&self.keeper_capacity),
             self.max_loaded_keys > 0,
+            self.max_residents > 0,
         ];
         if bounds.contains(&false) {
             return Err(HsmError::Bug { reason: "pkcs11 configuration is out of bounds" });
@@ -197,5 +203,11 @@ mod tests {
         assert!(config(MAX_WORKERS + 1, 1).check().is_err());
         assert!(config(1, 0).check().is_err());
         assert!(config(1, MAX_QUEUE + 1).check().is_err());
+        for (most, fine) in [(1, true), (0, false)] {
+            let loaded = Pkcs11Config { max_loaded_keys: most, ..config(1, 1) };
+            let residents = Pkcs11Config { max_residents: most, ..config(1, 1) };
+            assert_eq!(loaded.check().is_ok(), fine);
+            assert_eq!(residents.check().is_ok(), fine);
+        }
     }
 }

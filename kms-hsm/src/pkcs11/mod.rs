@@ -42,10 +42,10 @@ use kms_core::root::RootPin;
 use kms_core::secret::{Pin, Plaintext};
 
 pub use config::{
-    Budgets, DEFAULT_WORKERS, FatalHook, MAX_QUEUE, MAX_WORKERS, Pkcs11Config, TokenSelector,
+    Budgets, DEFAULT_WORKERS, FatalHook, MAX_QUEUE, MAX_RESIDENTS, MAX_WORKERS, Pkcs11Config,
+    TokenSelector,
 };
 pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_process, log_fatal};
-pub use keeper::MAX_RESIDENTS;
 
 use crate::error::HsmError;
 use crate::hsm::{

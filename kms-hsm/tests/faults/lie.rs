@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use kms_core::id::RootGeneration;
 use kms_core::key::Protection;
 use kms_hsm::{CryptoOp, CryptoOutput, Hsm as _, HsmError};
 
@@ -26,6 +27,40 @@ fn a_wrong_length_is_never_handed_out() {
         assert!(rig.decrypt(&key, &sealed).is_err());
         faulty.heal();
         rig.await_recovery(&key);
+        assert_eq!(rig.decrypt(&key, &sealed), Ok(()));
+    });
+}
+
+#[test]
+fn an_output_that_is_too_long_is_never_handed_out() {
+    with_rig("lie::an_output_that_is_too_long_is_never_handed_out", |rig, faulty| {
+        let key = rig.key(1).key;
+        let sealed = rig.encrypt(&key).unwrap();
+        let unavailable = |answer: Result<(), HsmError>, rule: &str| {
+            let Err(HsmError::Unavailable { detail, .. }) = &answer else {
+                panic!("{rule}: {answer:?}");
+            };
+            assert!(detail.contains("length"), "{rule}: refused for another reason: {detail}");
+            faulty.heal();
+            rig.await_recovery(&key);
+        };
+        let long = |rule: &'static str| {
+            faulty.script(&[rule]);
+            rule
+        };
+
+        let rule = long("C_Encrypt 1 long");
+        unavailable(rig.encrypt(&key).map(drop), rule);
+        let rule = long("C_Decrypt 1 long");
+        unavailable(rig.decrypt(&key, &sealed), rule);
+        let rule = long("C_Sign 1 long");
+        let mac = rig.hsm.mac(RootGeneration::FIRST, vec![vec![1]], soon()).wait();
+        unavailable(mac.map(drop), rule);
+        let rule = long("C_WrapKey 1 long");
+        unavailable(rig.try_key(7, Protection::HsmWrapped).map(drop), rule);
+        let rule = long("C_Encrypt * long");
+        unavailable(rig.try_key(7, Protection::HsmResident).map(drop), rule);
+        assert_eq!(rig.residents(), Ok(vec![]), "the refused key left nothing");
         assert_eq!(rig.decrypt(&key, &sealed), Ok(()));
     });
 }

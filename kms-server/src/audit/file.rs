@@ -43,15 +43,20 @@ struct Waiting {
 
 /// What records take of the room for those that wait.
 #[derive(Clone, Copy, Debug)]
-struct Size {
+pub(super) struct Size {
     records: usize,
     bytes: usize,
 }
 
 impl Size {
-    fn of(records: &[AuditRecord]) -> Self {
+    pub(super) fn of(records: &[AuditRecord]) -> Self {
         let bytes = records.iter().map(AuditRecord::estimated_bytes).sum();
         Self { records: records.len(), bytes }
+    }
+
+    /// Returns whether there is room for so much in all.
+    pub(super) const fn fits(self) -> bool {
+        self.records <= MAX_WAITING_RECORDS && self.bytes <= MAX_WAITING_BYTES
     }
 }
 
@@ -76,8 +81,8 @@ impl State {
     fn enter(&self, size: Size) -> bool {
         let records = self.waiting_records.fetch_add(size.records, Ordering::AcqRel);
         let bytes = self.waiting_bytes.fetch_add(size.bytes, Ordering::AcqRel);
-        records.saturating_add(size.records) <= MAX_WAITING_RECORDS
-            && bytes.saturating_add(size.bytes) <= MAX_WAITING_BYTES
+        let records = records.saturating_add(size.records);
+        Size { records, bytes: bytes.saturating_add(size.bytes) }.fits()
     }
 
     fn leave(&self, size: Size) {
@@ -226,9 +231,10 @@ impl Writer {
             let has_room = self.lines.len() < MAX_GROUP_BYTES;
             next = has_room.then(|| queue.try_recv().ok()).flatten();
         }
-        // Records that are too long were refused one by one: nothing to write tells nothing of the log.
+        // Records that are too long were refused one by one, and calls without any lose nothing: nothing to write tells
+        // nothing of the log.
         if self.lines.is_empty() {
-            return;
+            return answers.into_iter().for_each(|answer| give(answer, Ok(())));
         }
         let written = self.log.append(&self.lines, head, &heeded);
         self.note(written.as_ref().err());

@@ -1,4 +1,5 @@
-//! Tests of the file sink: durable groups, restarts, torn ends, rotation, and files that go away.
+//! Tests of the file sink: the suite; and what only files have: restarts, torn ends, rotation, files that go away, the
+//! length of a line.
 
 use std::fs;
 use std::io::Write as _;
@@ -9,17 +10,55 @@ use kms_core::audit::{AuditRecord, ManifestStamp, Phase};
 use kms_core::id::{IntentId, Revision};
 
 use super::sample::record;
+use super::suite::{Bench, sink_suite};
 use super::verify::verify;
-use super::{
-    AuditError, AuditSink, AuditStartError, FileSink, Head, LineFault, MAX_ENTRY_BYTES,
-    MAX_WAITING_BYTES, MAX_WAITING_RECORDS,
-};
+use super::{AuditError, AuditSink, AuditStartError, FileSink, Head, LineFault, MAX_ENTRY_BYTES};
 
 fn directory() -> (tempfile::TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("audit");
     (root, path)
 }
+
+/// For the suite: what is kept is what the log shows when its chain is verified.
+struct OnDisk {
+    root: tempfile::TempDir,
+    path: PathBuf,
+    sink: FileSink,
+}
+
+impl OnDisk {
+    fn new() -> Self {
+        let (root, path) = directory();
+        let sink = FileSink::open(&path).unwrap();
+        Self { root, path, sink }
+    }
+}
+
+impl Bench for OnDisk {
+    fn sink(&self) -> &dyn AuditSink {
+        &self.sink
+    }
+
+    fn kept(&self) -> Vec<AuditRecord> {
+        let text = fs::read_to_string(first_file(&self.path)).unwrap();
+        let record = |line: &str| {
+            let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+            serde_json::from_value(line["entry"]["record"].take()).unwrap()
+        };
+        let kept: Vec<AuditRecord> = text.lines().map(record).collect();
+        assert_eq!(verify(&self.path, None).unwrap().entries, kept.len() as u64);
+        kept
+    }
+
+    fn fail(&self, failing: bool) {
+        let (file, aside) = (first_file(&self.path), self.root.path().join("aside"));
+        let moved = if failing { fs::rename(file, aside) } else { fs::rename(aside, file) };
+        moved.unwrap();
+    }
+}
+
+sink_suite!(OnDisk::new());
 
 fn first_file(directory: &Path) -> PathBuf {
     directory.join("audit-00000001.jsonl")
@@ -252,57 +291,6 @@ async fn an_entry_just_under_64_kib_is_written_and_a_longer_one_refused_alone() 
     assert_eq!(verify(&path, None).unwrap().entries, 2);
 }
 
-#[tokio::test]
-async fn as_many_records_as_may_wait_are_taken_and_one_more_is_refused() {
-    let (_root, path) = directory();
-    let sink = FileSink::open(&path).unwrap();
-    let many = vec![record(1); MAX_WAITING_RECORDS + 1];
-    assert_eq!(sink.append(many).await, Err(AuditError::Saturated));
-    sink.append(vec![record(1); MAX_WAITING_RECORDS]).await.unwrap();
-    sink.append(vec![record(1)]).await.unwrap();
-}
-
-/// Records of `bytes` in all, each short enough to be written.
-fn records_of(bytes: usize) -> Vec<AuditRecord> {
-    let padded = |bytes: usize| {
-        let plain = record(1);
-        let padding = bytes - plain.estimated_bytes();
-        AuditRecord { source: plain.source.clone() + &"x".repeat(padding), ..plain }
-    };
-    let count = bytes.div_ceil(MAX_ENTRY_BYTES - 4096);
-    let each = bytes / count;
-    let mut records = vec![padded(each); count - 1];
-    records.push(padded(bytes - (count - 1) * each));
-    records
-}
-
-#[tokio::test]
-async fn as_many_bytes_as_may_wait_are_taken_and_one_more_is_refused() {
-    let (_root, path) = directory();
-    let sink = FileSink::open(&path).unwrap();
-    let whole = records_of(MAX_WAITING_BYTES);
-    let size: usize = whole.iter().map(AuditRecord::estimated_bytes).sum();
-    assert_eq!(size, MAX_WAITING_BYTES);
-    assert!(whole.len() < MAX_WAITING_RECORDS);
-    let more = records_of(MAX_WAITING_BYTES + 1);
-    assert_eq!(sink.append(more).await, Err(AuditError::Saturated));
-    sink.append(whole).await.unwrap();
-    sink.append(vec![record(1)]).await.unwrap();
-}
-
-#[tokio::test]
-async fn closed_it_refuses_and_what_was_queued_is_written() {
-    let (_root, path) = directory();
-    let sink = FileSink::open(&path).unwrap();
-    let queued: Vec<_> = (0..100).map(|number| sink.append(vec![record(number)])).collect();
-    sink.close();
-    for appended in queued {
-        appended.await.unwrap();
-    }
-    assert_eq!(sink.append(vec![record(1)]).await, Err(AuditError::Closed));
-    assert_eq!(verify(&path, None).unwrap().entries, 100);
-}
-
 /// Intents 1 to `count`; each but the last has its outcome, at once.
 async fn mutate(sink: &FileSink, count: u8) {
     for number in 1..=count {
@@ -346,19 +334,6 @@ async fn the_past_is_known_after_a_restart_with_or_without_its_summary() {
         sink.close();
     }
     verify(&path, None).unwrap();
-}
-
-/// A refused group is not of the past.
-#[tokio::test]
-async fn a_refused_record_is_not_remembered() {
-    let (_root, path) = directory();
-    let sink = FileSink::open(&path).unwrap();
-    fs::rename(first_file(&path), path.join("elsewhere")).unwrap();
-    let id = IntentId::from_bytes([1; 16]);
-    let intent = AuditRecord { phase: Phase::Intent, intent_id: Some(id), ..record(1) };
-    sink.append(vec![intent]).await.unwrap_err();
-    assert!(!sink.past().awaits_outcome(id));
-    sink.close();
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kms_core::audit::{AuditRecord, ManifestStamp};
 
+use super::file::Size;
 use super::{Appended, AuditError, AuditSink, Past};
 
 /// A bounded list of records.
@@ -58,6 +59,9 @@ impl AuditSink for MemorySink {
             let detail = "told to refuse".into();
             return Appended::ready(Err(AuditError::Unwritable { detail }));
         }
+        if !Size::of(&records).fits() {
+            return Appended::ready(Err(AuditError::Saturated));
+        }
         let mut kept = self.kept();
         if kept.closed {
             return Appended::ready(Err(AuditError::Closed));
@@ -96,6 +100,31 @@ impl AuditSink for MemorySink {
 mod tests {
     use super::*;
     use crate::audit::sample::record;
+    use crate::audit::suite::{Bench, sink_suite};
+
+    struct InMemory(MemorySink);
+
+    impl InMemory {
+        fn new() -> Self {
+            Self(MemorySink::new(1000))
+        }
+    }
+
+    impl Bench for InMemory {
+        fn sink(&self) -> &dyn AuditSink {
+            &self.0
+        }
+
+        fn kept(&self) -> Vec<AuditRecord> {
+            self.0.records()
+        }
+
+        fn fail(&self, failing: bool) {
+            self.0.refuse(failing);
+        }
+    }
+
+    sink_suite!(InMemory::new());
 
     #[tokio::test]
     async fn the_last_records_are_kept_up_to_the_capacity() {
@@ -105,23 +134,5 @@ mod tests {
         sink.append(vec![record(3)]).await.unwrap();
         assert_eq!(sink.records(), [record(2), record(3)]);
         assert_eq!(sink.total(), 3);
-    }
-
-    #[tokio::test]
-    async fn told_to_refuse_it_refuses_and_recovers() {
-        let sink = MemorySink::new(2);
-        sink.refuse(true);
-        let refused = sink.append(vec![record(1)]).await;
-        assert!(matches!(refused, Err(AuditError::Unwritable { .. })));
-        assert!(!sink.healthy());
-        sink.refuse(false);
-        sink.append(vec![record(1)]).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn closed_it_refuses() {
-        let sink = MemorySink::new(2);
-        sink.close();
-        assert_eq!(sink.append(vec![record(1)]).await, Err(AuditError::Closed));
     }
 }

@@ -65,7 +65,8 @@ impl AuditError {
 /// Where records go.
 ///
 /// Order: records are chained in the order in which `append` was called. One call is one atomic group: a batch is many
-/// leaves and one fsync; after a crash either all of its records are there or none was acknowledged.
+/// leaves and one fsync; after a crash either all of its records are there or none was acknowledged. It has at most
+/// [`MAX_WAITING_RECORDS`] records of [`MAX_WAITING_BYTES`] in all; one without records is acknowledged too.
 pub trait AuditSink: Send + Sync + fmt::Debug + 'static {
     /// Queues records; the answer comes when they are durable.
     fn append(&self, records: Vec<AuditRecord>) -> Appended;
@@ -118,6 +119,8 @@ pub type SharedAuditSink = Arc<dyn AuditSink>;
 
 #[cfg(test)]
 mod file_tests;
+#[cfg(test)]
+mod suite;
 
 #[cfg(test)]
 pub(crate) mod sample {

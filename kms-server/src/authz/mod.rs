@@ -7,6 +7,8 @@
 mod action;
 mod permit;
 mod static_policy;
+#[cfg(test)]
+mod suite;
 
 pub use action::*;
 pub use permit::{Denied, Permit, Target, authorize};

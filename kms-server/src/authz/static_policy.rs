@@ -209,9 +209,12 @@ impl Policy for StaticPolicy {
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
-    use super::super::{Permit, RotateKey, Target, Unwrap, Wrap, authorize};
+    use super::super::suite::policy_suite;
+    use super::super::{Permit, Target, Wrap, authorize};
     use super::*;
     use crate::authn::Principal;
+
+    policy_suite!(StaticPolicy::new);
 
     fn grant(principal: &str, tenant: &str, actions: &[ActionKind]) -> GrantConfig {
         GrantConfig {
@@ -231,60 +234,6 @@ mod tests {
 
     fn tenant(id: &str) -> TenantName {
         TenantName::from_id(id).unwrap()
-    }
-
-    #[test]
-    fn each_action_is_allowed_when_granted_and_denied_when_not() {
-        for action in ActionKind::ALL {
-            let others: Vec<_> =
-                ActionKind::ALL.iter().copied().filter(|other| other != action).collect();
-            let policy =
-                StaticPolicy::new(&[grant("a", "t", &[*action]), grant("b", "t", &others)])
-                    .unwrap();
-            let ask = |who: &str, t: &str| {
-                let (principal, tenant) = (mtls(who), tenant(t));
-                let request = AuthzRequest {
-                    principal: &principal,
-                    source: here(),
-                    action: *action,
-                    tenant: Some(&tenant),
-                    key: None,
-                    context: None,
-                };
-                matches!(policy.decide(&request), Decision::Allow(_))
-            };
-            assert!(ask("a", "t"), "{action:?} granted");
-            assert!(!ask("b", "t"), "{action:?} not granted");
-            assert!(!ask("a", "u"), "{action:?} in another tenant");
-            assert!(!ask("c", "t"), "{action:?} by a stranger");
-        }
-    }
-
-    #[test]
-    fn an_empty_table_denies_everything() {
-        let policy = StaticPolicy::new(&[]).unwrap();
-        let denied = authorize::<Wrap>(&policy, &mtls("a"), here(), Target::tenant(&tenant("t")))
-            .unwrap_err();
-        assert!(denied.policies.is_empty());
-        assert!(authorize::<Wrap>(&policy, &mtls("a"), here(), Target::ANYWHERE).is_err());
-    }
-
-    #[test]
-    fn anywhere_is_the_union_of_all_tenants() {
-        let policy = StaticPolicy::new(&[grant("a", "t", &[ActionKind::Wrap])]).unwrap();
-        assert!(authorize::<Wrap>(&policy, &mtls("a"), here(), Target::ANYWHERE).is_ok());
-        assert!(authorize::<Unwrap>(&policy, &mtls("a"), here(), Target::ANYWHERE).is_err());
-    }
-
-    #[test]
-    fn the_server_itself_may_rotate_and_a_certificate_named_internal_may_not() {
-        let policy = StaticPolicy::new(&[]).unwrap();
-        let tenant = tenant("t");
-        let own = Principal { id: "internal".into(), method: AuthnMethod::Internal };
-        let target = Target::tenant(&tenant);
-        assert!(authorize::<RotateKey>(&policy, &own, here(), target).is_ok());
-        assert!(authorize::<Wrap>(&policy, &own, here(), target).is_err());
-        assert!(authorize::<RotateKey>(&policy, &mtls("internal"), here(), target).is_err());
     }
 
     #[test]

@@ -184,7 +184,8 @@ fn unquote(text: &str) -> Option<Vec<u8>> {
     unhex(text.strip_prefix('"')?.strip_suffix('"').expect("strace shortened a string"))
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+/// Decodes a string as `-xx` shows it; one that has no such form is as it stands.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.starts_with("\\x") {
         return Some(text.as_bytes().to_vec());
     }

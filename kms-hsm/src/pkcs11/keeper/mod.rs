@@ -13,8 +13,6 @@ mod residents;
 mod roots;
 mod strays;
 
-pub use residents::MAX_RESIDENTS;
-
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -10,9 +10,6 @@ use crate::pkcs11::durable::sync_tree;
 use crate::pkcs11::job::KeeperWork;
 use crate::pkcs11::template;
 
-/// The most resident keys: SoftHSM reads each object's file on every pass.
-pub const MAX_RESIDENTS: usize = 1000;
-
 impl Keeper {
     /// Reads the index anew.
     pub(super) fn index_residents(&mut self) -> Result<(), Failure> {
@@ -72,8 +69,9 @@ impl Keeper {
             let detail = "a token object with the key's CKA_ID is there already".into();
             return Err(Failure::Answer(HsmError::KeyIntegrity { detail }));
         }
-        if self.residents.len() >= MAX_RESIDENTS {
-            let detail = format!("{MAX_RESIDENTS} resident keys are the most");
+        let most = self.shared.config.max_residents;
+        if self.residents.len() >= most {
+            let detail = format!("{most} resident keys are the most");
             return Err(Failure::Answer(HsmError::TokenFull { detail }));
         }
         Ok(())

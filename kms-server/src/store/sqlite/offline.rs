@@ -71,8 +71,10 @@ impl OfflineStore {
         Ok(Self { connection, _lock: lock })
     }
 
-    /// Returns what is wrong with the file itself: damaged B-trees, indexes that do not fit their tables, broken
-    /// constraints. Reads every page.
+    /// Returns what is wrong with the file itself: damaged B-trees, indexes that do not fit their tables, broken NOT NULL
+    /// constraints, [`MAX_FAULTS`] at most. Reads every page. A database that is open for reading only has no CHECK
+    /// constraints for SQLite (`sqlite3AddCheckConstraint`): what breaks one is found as a row that cannot be decoded or
+    /// does not fit its MAC.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -360,6 +362,36 @@ mod tests {
         assert_eq!(SqliteStore::open(&file).unwrap_err(), open::held());
         drop(offline);
         SqliteStore::open(&file).unwrap();
+    }
+
+    #[tokio::test]
+    async fn faults_are_told_up_to_their_bound_and_not_one_more() {
+        let directory = directory();
+        let file = directory.path().join("store.db");
+        written(&file).await.close().await;
+        // Whoever edits the schema of a database can have a column take NULLs for a while.
+        let redefine = |from: &str, to: &str| {
+            let editor = Connection::open(&file).unwrap();
+            editor.pragma_update(None, "writable_schema", true).unwrap();
+            let sql =
+                "UPDATE sqlite_schema SET sql = replace(sql, ?1, ?2) WHERE name = 'request_counts'";
+            assert_eq!(editor.execute(sql, [from, to]).unwrap(), 1);
+        };
+        let (strict, lax) = ("remembered INTEGER NOT NULL", "remembered INTEGER");
+        for (broken, told) in [(MAX_FAULTS, MAX_FAULTS), (MAX_FAULTS + 1, MAX_FAULTS)] {
+            redefine(strict, lax);
+            let editor = Connection::open(&file).unwrap();
+            editor.execute("DELETE FROM request_counts", []).unwrap();
+            for number in 0..broken {
+                let sql = "INSERT INTO request_counts (tenant, remembered) VALUES (?1, NULL)";
+                editor.execute(sql, [format!("t{number}")]).unwrap();
+            }
+            drop(editor);
+            redefine(lax, strict);
+            let faults = OfflineStore::open(&file).unwrap().faults().unwrap();
+            assert_eq!(faults.len(), told as usize, "{broken}");
+            assert!(faults.iter().all(|fault| fault.contains("request_counts")), "{faults:?}");
+        }
     }
 
     #[test]

@@ -56,7 +56,8 @@ pub(super) fn open_reader(file: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// Reads every page; finds damaged B-trees and broken NOT NULL and CHECK constraints.
+/// Reads every page; finds damaged B-trees, broken NOT NULL constraints and, where the connection may write, broken CHECK
+/// constraints (SQLite does not read these on others).
 pub(super) fn quick_check(connection: &Connection) -> Result<(), StoreError> {
     let mut statement = connection.prepare("PRAGMA quick_check(1)")?;
     let verdict: String = statement.query_row([], |row| row.get(0))?;
