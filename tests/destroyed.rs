@@ -148,7 +148,7 @@ async fn refused_and_described() {
     let mut rig = server.stop().await;
     destroy(&rig);
     // The audit log knows nothing of what was written beside the server.
-    rig.arguments.push("--accept-restored-store");
+    rig.arguments = rig.accepting();
     let server = rig.start();
     let client = server.operator().await;
 

@@ -131,7 +131,9 @@ fn a_dev_server_refuses_a_database_that_was_put_back_until_it_is_accepted() {
     std::fs::copy(&kept, &database).unwrap();
     let refused = dev(&directory).output().unwrap();
     assert_eq!(refused.status.code(), Some(65), "{refused:?}");
-    let mut server = Process::start(dev(&directory).arg("--accept-restored-store"));
+    let told = String::from_utf8(refused.stderr).unwrap();
+    let (_, code) = told.trim_end().rsplit_once("--accept-restored-store ").unwrap();
+    let mut server = Process::start(dev(&directory).args(["--accept-restored-store", code]));
     ready(&mut server, &directory);
     assert_eq!(server.terminate(LIMIT).code(), Some(0));
     let mut server = Process::start(&mut dev(&directory));

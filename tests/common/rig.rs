@@ -57,7 +57,7 @@ pub struct Rig {
     pub max_request_ms: u64,
     pub environment: Vec<(String, String)>,
     /// More of the server's command line.
-    pub arguments: Vec<&'static str>,
+    pub arguments: Vec<String>,
     /// Put before the server's own command line: `strace`, for example.
     pub wrapper: Vec<String>,
     /// May do everything.
@@ -220,6 +220,13 @@ impl Rig {
     pub fn verify_store(&self) -> Output {
         let mut command = Command::new(binary("kms-server"));
         self.configure(command.args(["verify-store", "--output", "json"])).output().unwrap()
+    }
+
+    /// Returns the arguments that accept the database as it is, which is not the one that the log has last seen.
+    pub fn accepting(&self) -> Vec<String> {
+        let report: Value = serde_json::from_slice(&self.verify_store().stdout).unwrap();
+        let code = report["accept_code"].as_str().unwrap();
+        vec!["--accept-restored-store".to_owned(), code.to_owned()]
     }
 
     /// Writes the configuration, and names it and the environment.
