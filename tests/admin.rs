@@ -166,6 +166,26 @@ async fn after_sighup_another_authority_is_trusted_and_the_old_one_is_not() {
 }
 
 #[tokio::test]
+async fn the_end_of_the_certificate_in_force_is_in_the_metrics() {
+    let mut server = Server::fresh();
+    let line = |end: &str| {
+        format!(
+            "holdfast_tls_certificate_not_after_seconds{{listener=\"public\",certificate=\"server\"}} {end}\n"
+        )
+    };
+    let before = server.get("/metrics").1;
+    assert!(before.contains(&line("3786912000")), "2090: {before}");
+    assert!(!before.contains("listener=\"admin\""), "it has no TLS: {before}");
+    assert!(!before.contains("crl_next_update_seconds{"), "there are no lists: {before}");
+    server.rig.pki.issue("server", &Kind::Expired);
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates reloaded", LIMIT);
+    let after = server.get("/metrics").1;
+    assert!(after.contains(&line("1609459200")), "2021: {after}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_broken_certificate_file_keeps_the_old_ones() {
     let mut server = Server::fresh();
     let client = server.operator().await;

@@ -24,7 +24,6 @@ use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::grpc::{Gateway, GatewayParts, GrpcService};
 use crate::transport::health::HealthService;
 use crate::transport::shutdown::{Shutdown, ShutdownTrigger};
-use crate::transport::stats::ConnectionStats;
 use crate::transport::{Drained, Security, ServeOptions, TlsStore, serve};
 
 /// How often intents, orphans and due deactivations are looked after.
@@ -83,8 +82,17 @@ impl Core {
 
         // The admin listener first: it tells why the rest is not ready.
         let (admin_trigger, admin_shutdown) = Shutdown::channel();
-        let stats = Arc::clone(&options.stats);
-        let admin = self.start_admin(config, &told, admin, admin_tls, stats, &admin_shutdown)?;
+        let mut certificates = vec![("public", Arc::clone(&public_tls))];
+        certificates.extend(admin_tls.clone().map(|tls| ("admin", tls)));
+        let gauges = Gauges {
+            hsm: Arc::clone(&self.hsm.hsm) as _,
+            kms: Arc::clone(&told.kms),
+            readiness: Arc::clone(&told.readiness),
+            public: Arc::clone(&options.stats),
+            admin: Arc::default(),
+            certificates,
+        };
+        let admin = self.start_admin(config, &told, admin, admin_tls, gauges, &admin_shutdown)?;
 
         // Asked from now on: why the server waits is told by the parts, not guessed.
         let (public_trigger, public_shutdown) = Shutdown::channel();
@@ -132,20 +140,14 @@ impl Core {
         told: &Told,
         listener: TcpListener,
         tls: Option<Arc<TlsStore>>,
-        public_stats: Arc<ConnectionStats>,
+        gauges: Gauges,
         shutdown: &Shutdown,
     ) -> Result<JoinHandle<Drained>, StartError> {
         let mut options = ServeOptions::new(config.limits.connection(), Arc::clone(&self.clock));
         options.networks = Some(config.admin.allowed_networks.as_slice().into());
         options.http1 = true;
         options.drain = ADMIN_DRAIN;
-        let gauges = Gauges {
-            hsm: Arc::clone(&self.hsm.hsm) as _,
-            kms: Arc::clone(&told.kms),
-            readiness: Arc::clone(&told.readiness),
-            public: public_stats,
-            admin: Arc::clone(&options.stats),
-        };
+        options.stats = Arc::clone(&gauges.admin);
         let access = match &tls {
             Some(_) => admin::Access::Authenticated(Arc::clone(&self.clock)),
             None => admin::Access::Everybody,
