@@ -82,6 +82,53 @@ async fn health_of_an_unknown_service_is_not_found_on_both_listeners() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_of_health_is_refused_alike_on_both_listeners() {
+    let server = Server::fresh();
+    let admin = admin_channel(&server).await;
+    let public = server.operator().await.channel;
+    for method in ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"] {
+        for (message, reason) in [
+            (vec![0xff], "MALFORMED_REQUEST"),
+            (b"\x0a\x01\xff".to_vec(), "MALFORMED_REQUEST"),
+            (vec![0; (4 << 20) + 1], "MESSAGE_TOO_LARGE"),
+        ] {
+            let ask = |channel| common::raw_call(channel, method, message.clone());
+            let refused = refusal(ask(&admin).await);
+            refused.is(Code::InvalidArgument, reason);
+            assert_eq!(refused, refusal(ask(&public).await), "{method}");
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_reflection_does_not_know_is_refused_with_a_reason_behind_what_it_knows() {
+    let server = Server::fresh();
+    let asked = |wanted| ServerReflectionRequest { host: String::new(), message_request: wanted };
+    let known = Some(MessageRequest::FileContainingSymbol("kms.v1.KeyService".to_owned()));
+    for (wanted, code, reason) in [
+        (
+            Some(MessageRequest::FileContainingSymbol("kms.v1.Nothing".to_owned())),
+            Code::NotFound,
+            "SYMBOL_UNKNOWN",
+        ),
+        (
+            Some(MessageRequest::FileByFilename("nothing.proto".to_owned())),
+            Code::NotFound,
+            "SYMBOL_UNKNOWN",
+        ),
+        (None, Code::InvalidArgument, "MALFORMED_REQUEST"),
+    ] {
+        let asking = tokio_stream::iter([asked(known.clone()), asked(wanted)]);
+        let mut client = ServerReflectionClient::new(admin_channel(&server).await);
+        let mut answers = client.server_reflection_info(asking).await.unwrap().into_inner();
+        assert!(answers.message().await.unwrap().is_some());
+        refusal(answers.message().await).is(code, reason);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn no_use_of_keys_is_on_the_admin_listener() {
     let server = Server::fresh();
     let refused = common::raw_call(&admin_channel(&server).await, WRAP, vec![]).await;
