@@ -28,8 +28,8 @@ use crate::transport::{Drained, Security, ServeOptions, TlsStore, serve};
 
 /// How often intents, orphans and due deactivations are looked after.
 const RECONCILE_INTERVAL: Duration = Duration::from_mins(1);
-/// How often folded refusals are written.
-const REFUSAL_TICK: Duration = Duration::from_secs(1);
+/// How often folded refusals are written, and failures that were only counted are told.
+const FOLDED_TICK: Duration = Duration::from_secs(1);
 /// How long scrapes in flight may take at the end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
@@ -47,6 +47,7 @@ pub(super) struct Running {
     pub(super) rounds: watch::Receiver<Option<bool>>,
     pub(super) reconciler: JoinHandle<()>,
     pub(super) kms: Kms,
+    pub(super) gateway: Gateway,
     pub(super) readiness: Arc<Readiness>,
     pub(super) refusals: Arc<FoldedRefusals>,
     pub(super) public: JoinHandle<Drained>,
@@ -116,7 +117,9 @@ impl Core {
             public_shutdown.clone(),
         ));
         told.readiness.serve();
-        tokio::spawn(write_refusals(Arc::clone(&refusals), kms.clone(), public_shutdown.clone()));
+        let folded =
+            Folded { refusals: Arc::clone(&refusals), kms: kms.clone(), gateway: gateway.clone() };
+        tokio::spawn(folded.tell(public_shutdown.clone()));
         let reconciling = kms.clone();
         let stop = public_shutdown.into_receiver();
         let reconciler =
@@ -125,6 +128,7 @@ impl Core {
             rounds,
             reconciler,
             kms,
+            gateway,
             readiness: told.readiness,
             refusals,
             public,
@@ -224,18 +228,28 @@ fn log_recovered(done: Reconciled) {
     );
 }
 
-async fn write_refusals(refusals: Arc<FoldedRefusals>, kms: Kms, mut shutdown: Shutdown) {
-    let mut ticks = interval(REFUSAL_TICK);
-    loop {
-        tokio::select! {
-            () = shutdown.triggered() => return,
-            _ = ticks.tick() => {
-                for written in [
-                    refusals.tick().await.map_err(Into::into),
-                    kms.write_refusals().await,
-                ] {
-                    if let Err(error) = written {
-                        tracing::warn!(%error, "refused calls are counted on");
+/// What floods leave: it is counted, and told when the flood is over.
+struct Folded {
+    refusals: Arc<FoldedRefusals>,
+    kms: Kms,
+    gateway: Gateway,
+}
+
+impl Folded {
+    async fn tell(self, mut shutdown: Shutdown) {
+        let mut ticks = interval(FOLDED_TICK);
+        loop {
+            tokio::select! {
+                () = shutdown.triggered() => return,
+                _ = ticks.tick() => {
+                    self.gateway.tell_counted_failures();
+                    for written in [
+                        self.refusals.tick().await.map_err(Into::into),
+                        self.kms.write_refusals().await,
+                    ] {
+                        if let Err(error) = written {
+                            tracing::warn!(%error, "refused calls are counted on");
+                        }
                     }
                 }
             }
