@@ -13,6 +13,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -154,7 +155,7 @@ async fn refused_and_described() {
 
     is_destroyed(&refusal(client.unwrap(&key, &old, &[]).await));
     is_destroyed(&refusal(client.wrap(&version, b"x", &[]).await));
-    let context = Default::default();
+    let context = HashMap::default();
     let rewrap = proto::RewrapRequest { key: key.clone(), ciphertext: old.clone(), context };
     is_destroyed(&refusal(client.crypto().rewrap(rewrap).await));
     let (name, reason) = (version.clone(), "an incident".to_owned());

@@ -279,7 +279,7 @@ pub fn serving(mut process: Process, rig: Rig) -> Server {
         let line = process.await_line(" listen=", LIMIT);
         (address(&line, "listen="), address(&line, "admin="))
     };
-    Server { listen, admin, process, rig }
+    Server { process, listen, admin, rig }
 }
 
 /// Waits until the admin listener of a started server is open.
