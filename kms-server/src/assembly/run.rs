@@ -28,7 +28,7 @@ const HSM_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Mode {
     /// Whether the first root set is made when there is none. Dev mode only.
     pub create_roots: bool,
-    /// Accepts a database that is not the one the audit log has last seen, when it differs in exactly this.
+    /// The code of the database that is accepted though it is not the one that the audit log has last seen.
     pub accept_restored_store: Option<AcceptCode>,
     /// A file to write when ready.
     pub ready_file: Option<ReadyFile>,
