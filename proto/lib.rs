@@ -6,6 +6,7 @@
 /// The messages and services of version 1 of the contract.
 pub mod v1 {
     #![allow(
+        clippy::allow_attributes_without_reason,
         clippy::pedantic,
         missing_debug_implementations,
         unreachable_pub,

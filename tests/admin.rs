@@ -82,6 +82,53 @@ async fn health_of_an_unknown_service_is_not_found_on_both_listeners() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_of_health_is_refused_alike_on_both_listeners() {
+    let server = Server::fresh();
+    let admin = admin_channel(&server).await;
+    let public = server.operator().await.channel;
+    for method in ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"] {
+        for (message, reason) in [
+            (vec![0xff], "MALFORMED_REQUEST"),
+            (b"\x0a\x01\xff".to_vec(), "MALFORMED_REQUEST"),
+            (vec![0; (4 << 20) + 1], "MESSAGE_TOO_LARGE"),
+        ] {
+            let ask = |channel| common::raw_call(channel, method, message.clone());
+            let refused = refusal(ask(&admin).await);
+            refused.is(Code::InvalidArgument, reason);
+            assert_eq!(refused, refusal(ask(&public).await), "{method}");
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_reflection_does_not_know_is_refused_with_a_reason_behind_what_it_knows() {
+    let server = Server::fresh();
+    let asked = |wanted| ServerReflectionRequest { host: String::new(), message_request: wanted };
+    let known = Some(MessageRequest::FileContainingSymbol("kms.v1.KeyService".to_owned()));
+    for (wanted, code, reason) in [
+        (
+            Some(MessageRequest::FileContainingSymbol("kms.v1.Nothing".to_owned())),
+            Code::NotFound,
+            "SYMBOL_UNKNOWN",
+        ),
+        (
+            Some(MessageRequest::FileByFilename("nothing.proto".to_owned())),
+            Code::NotFound,
+            "SYMBOL_UNKNOWN",
+        ),
+        (None, Code::InvalidArgument, "MALFORMED_REQUEST"),
+    ] {
+        let asking = tokio_stream::iter([asked(known.clone()), asked(wanted)]);
+        let mut client = ServerReflectionClient::new(admin_channel(&server).await);
+        let mut answers = client.server_reflection_info(asking).await.unwrap().into_inner();
+        assert!(answers.message().await.unwrap().is_some());
+        refusal(answers.message().await).is(code, reason);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn no_use_of_keys_is_on_the_admin_listener() {
     let server = Server::fresh();
     let refused = common::raw_call(&admin_channel(&server).await, WRAP, vec![]).await;
@@ -162,6 +209,26 @@ async fn after_sighup_another_authority_is_trusted_and_the_old_one_is_not() {
     let channel = kms_testkit::deadline::within(LIMIT, "a connection", connecting).await.unwrap();
     let renewed = common::Client { channel };
     assert!(renewed.wrap(&key, b"x", &[]).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_certificate_in_force_is_in_the_metrics() {
+    let mut server = Server::fresh();
+    let line = |end: &str| {
+        format!(
+            "holdfast_tls_certificate_not_after_seconds{{listener=\"public\",certificate=\"server\"}} {end}\n"
+        )
+    };
+    let before = server.get("/metrics").1;
+    assert!(before.contains(&line("3786912000")), "2090: {before}");
+    assert!(!before.contains("listener=\"admin\""), "it has no TLS: {before}");
+    assert!(!before.contains("crl_next_update_seconds{"), "there are no lists: {before}");
+    server.rig.pki.issue("server", &Kind::Expired);
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates reloaded", LIMIT);
+    let after = server.get("/metrics").1;
+    assert!(after.contains(&line("1609459200")), "2021: {after}");
     server.stop().await;
 }
 

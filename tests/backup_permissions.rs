@@ -64,14 +64,13 @@ impl World {
     fn config(&self, who: &str) -> PathBuf {
         let (server, pki) = (self.server.listen, &self.server.rig.pki);
         let name = who.rsplit('/').next().unwrap();
-        let identity = match name {
-            "operator" => self.server.rig.operator.clone(),
-            _ => {
-                let file = |kind| pki.ca().with_file_name(format!("{name}.{kind}"));
-                Identity::existing(file("pem"), file("key"))
-            }
+        let identity = if name == "operator" {
+            self.server.rig.operator.clone()
+        } else {
+            let file = |kind| pki.ca().with_file_name(format!("{name}.{kind}"));
+            Identity::existing(file("pem"), file("key"))
         };
-        let quoted = |path: &Path| format!("{path:?}");
+        let quoted = |path: &Path| format!("{:?}", path.to_str().unwrap());
         let text = format!(
             "current = \"c\"\n[contexts.c]\nserver = \"https://{server}\"\ntenant = \"{TENANT}\"\n\
              ca = {}\ncert = {}\nkey = {}\n",

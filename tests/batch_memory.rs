@@ -56,13 +56,17 @@ async fn four_mebibytes_of_empty_items_are_refused_in_little_memory() {
 /// Context and labels of nothing but different keys of two letters; the tag of the map comes first.
 fn map(tag: u8, bytes: usize) -> Vec<u8> {
     let entry =
-        |number: usize| [tag, 4, 0x0a, 2, (number >> 8) as u8 & 0x7f, (number & 0x7f) as u8];
+        |number: usize| [tag, 4, 0x0a, 2, low_byte(number >> 8) & 0x7f, low_byte(number & 0x7f)];
     (0..bytes / 6).flat_map(entry).collect()
+}
+
+const fn low_byte(number: usize) -> u8 {
+    number.to_le_bytes()[0]
 }
 
 /// A length of four bytes, as a varint.
 fn length(bytes: usize) -> [u8; 4] {
-    [0, 7, 14, 21].map(|shift| (bytes >> shift) as u8 & 0x7f | if shift == 21 { 0 } else { 0x80 })
+    [0, 7, 14, 21].map(|shift| low_byte(bytes >> shift) & 0x7f | if shift == 21 { 0 } else { 0x80 })
 }
 
 #[tokio::test]

@@ -97,7 +97,6 @@ async fn kill_and_examine(root: &Path, mut random: Random) -> Examiner {
     }
     examiner.examine_all(&channel).await;
     let operations = examiner.acknowledged.len();
-    println!("{operations} operations were acknowledged");
     assert!(operations > KILLS_UNDER_LOAD * CLIENTS, "too little load: {operations}");
     assert_eq!(server.process.terminate(LIMIT).code(), Some(0));
     verify_store(&directory);

@@ -13,6 +13,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -148,13 +149,13 @@ async fn refused_and_described() {
     let mut rig = server.stop().await;
     destroy(&rig);
     // The audit log knows nothing of what was written beside the server.
-    rig.arguments.push("--accept-restored-store");
+    rig.arguments = rig.accepting();
     let server = rig.start();
     let client = server.operator().await;
 
     is_destroyed(&refusal(client.unwrap(&key, &old, &[]).await));
     is_destroyed(&refusal(client.wrap(&version, b"x", &[]).await));
-    let context = Default::default();
+    let context = HashMap::default();
     let rewrap = proto::RewrapRequest { key: key.clone(), ciphertext: old.clone(), context };
     is_destroyed(&refusal(client.crypto().rewrap(rewrap).await));
     let (name, reason) = (version.clone(), "an incident".to_owned());

@@ -13,7 +13,7 @@
     reason = "test program: a failure here is a failed test"
 )]
 
-#[allow(dead_code, reason = "shared with kms-server's tests, which use all of it")]
+#[allow(dead_code, unreachable_pub, reason = "shared with kms-server's tests, which use all of it")]
 #[path = "../kms-server/tests/support/strace.rs"]
 mod strace;
 mod support_dev;

@@ -164,9 +164,10 @@ async fn secrets_are_nowhere_with(mut rig: Rig) -> String {
         errors.extend(seen);
         client.rotate(&key).await;
     }
-    let metrics = match server.rig.admin_tls {
-        true => server.get_over_tls("/metrics").await.1,
-        false => server.get("/metrics").1,
+    let metrics = if server.rig.admin_tls {
+        server.get_over_tls("/metrics").await.1
+    } else {
+        server.get("/metrics").1
     };
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     is_clean("the metrics", metrics.as_bytes(), &secrets);

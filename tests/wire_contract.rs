@@ -75,7 +75,7 @@ fn add_message(scope: &str, message: &DescriptorProto, lines: &mut Lines) {
     let mut fields: Vec<_> = message.field.iter().collect();
     fields.sort_by_key(|field| field.number());
     let mut told: Vec<_> = fields.into_iter().map(|field| field_line(message, field)).collect();
-    if message.options.as_ref().is_some_and(|options| options.map_entry()) {
+    if message.options.as_ref().is_some_and(prost_types::MessageOptions::map_entry) {
         told.push("map entry".to_owned());
     }
     // The end of a message's range is exclusive.
@@ -166,7 +166,7 @@ fn every_kind_of_change_shows() {
             message(set, "BatchWrapRequest").field[0].type_name = Some(".kms.v1.Key".into());
         }),
         ("nested", |set| {
-            message(set, "BatchWrapResponse").nested_type[0].field[0].number = Some(9)
+            message(set, "BatchWrapResponse").nested_type[0].field[0].number = Some(9);
         }),
         ("removed field", |set| drop(message(set, "WrapRequest").field.pop())),
         ("reserved name", |set| message(set, "Key").reserved_name.push("x".into())),

@@ -35,8 +35,11 @@ pub const AUDIT_CHAIN: &[u8] = b"kms/audit-chain/v1";
 /// Starts the hash input of a mutation's request, for idempotency.
 pub const REQUEST_HASH: &[u8] = b"kms/request/v1";
 
+/// Starts the hash input of a tenant's manifests, in the log and in the database, for the code that accepts the latter.
+pub const ACCEPT_CODE: &[u8] = b"kms/accept-code/v1";
+
 /// All of the above, in the order of the golden file.
-pub const ALL: [&[u8]; 11] = [
+pub const ALL: [&[u8]; 12] = [
     WRAP_AAD,
     KEY_CHECK_AAD,
     ROOT_MAC_CHECK,
@@ -48,4 +51,5 @@ pub const ALL: [&[u8]; 11] = [
     PAGE_TOKEN,
     AUDIT_CHAIN,
     REQUEST_HASH,
+    ACCEPT_CODE,
 ];

@@ -14,6 +14,7 @@ use kms_core::clock::{Clock as _, SystemClock};
 use kms_server::assembly::{
     EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
 };
+use kms_server::audit::AcceptCode;
 use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
 use kms_server::hardening;
@@ -80,9 +81,9 @@ struct Serve {
 #[derive(Debug, Args)]
 struct Start {
     /// Go on with a database that is not the one the audit log has last seen, as after a restore; the
-    /// log records it. Give it once
-    #[arg(long)]
-    accept_restored_store: bool,
+    /// log records it. The refusal and verify-store print the code, which accepts that database once
+    #[arg(long, value_name = "CODE")]
+    accept_restored_store: Option<AcceptCode>,
 }
 
 #[derive(Debug, Args)]

@@ -62,6 +62,7 @@ impl Admin {
             kms: Arc::new(OnceLock::new()),
             public: Arc::default(),
             admin: Arc::clone(&options.stats),
+            certificates: vec![("admin", Arc::clone(&store))],
         };
         let (security, access) = if encrypted {
             (Security::Tls(Arc::clone(&store)), Access::Authenticated(clock.clone()))
@@ -93,6 +94,14 @@ async fn get(
     stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
     path: &str,
 ) -> u16 {
+    ask(stream, path).await.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// Asks for a path and returns the answer.
+async fn ask(
+    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
+    path: &str,
+) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -102,7 +111,7 @@ async fn get(
         }
     })
     .await;
-    String::from_utf8(answer).unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+    String::from_utf8(answer).unwrap()
 }
 
 /// Whether an answer has all of the body that its header announces.
@@ -175,4 +184,26 @@ async fn without_tls_the_allowed_networks_decide_alone() {
     let admin = Admin::start(false).await;
     let mut open = TcpStream::connect(admin.address).await.unwrap();
     assert_eq!(codes(&mut open).await, SERVED);
+}
+
+#[tokio::test]
+async fn metrics_tell_when_certificates_and_revocation_lists_run_out_also_after_a_reload() {
+    let admin = Admin::start(true).await;
+    let mut open = admin.open(&admin.client).await;
+    let server =
+        r#"holdfast_tls_certificate_not_after_seconds{listener="admin",certificate="server"}"#;
+    let told = ask(&mut open, "/metrics").await;
+    // 2090-01-01, and the end that rcgen gives an authority: 4096-01-01.
+    for line in [
+        format!("{server} 3786912000"),
+        r#"holdfast_tls_certificate_not_after_seconds{listener="admin",certificate="client_ca"} 67090118400"#.to_owned(),
+        r#"holdfast_tls_crl_next_update_seconds{listener="admin"} 3786912000"#.to_owned(),
+    ] {
+        assert!(told.lines().any(|told| told == line), "{line}\n{told}");
+    }
+    // Written over the server's: a reload looks at no dates.
+    admin.pki.issue("server", &Kind::Expired);
+    admin.store.reload().unwrap();
+    let told = ask(&mut open, "/metrics").await;
+    assert!(told.contains(&format!("{server} 1609459200\n")), "{told}");
 }

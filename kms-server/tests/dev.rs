@@ -131,7 +131,9 @@ fn a_dev_server_refuses_a_database_that_was_put_back_until_it_is_accepted() {
     std::fs::copy(&kept, &database).unwrap();
     let refused = dev(&directory).output().unwrap();
     assert_eq!(refused.status.code(), Some(65), "{refused:?}");
-    let mut server = Process::start(dev(&directory).arg("--accept-restored-store"));
+    let told = String::from_utf8(refused.stderr).unwrap();
+    let (_, code) = told.trim_end().rsplit_once("--accept-restored-store ").unwrap();
+    let mut server = Process::start(dev(&directory).args(["--accept-restored-store", code]));
     ready(&mut server, &directory);
     assert_eq!(server.terminate(LIMIT).code(), Some(0));
     let mut server = Process::start(&mut dev(&directory));
@@ -237,10 +239,32 @@ fn a_start_that_was_interrupted_before_there_was_a_database_keeps_the_token() {
     ready(&mut first, &directory);
     first.terminate(LIMIT);
     let before = pinned(&directory);
+    let roots = root_ids(&directory);
     std::fs::remove_file(directory.join("store.db")).unwrap();
     let mut second = Process::start(&mut dev(&directory));
     ready(&mut second, &directory);
     assert_eq!((tokens(&directory), pinned(&directory)), (1, before));
+    // The root keys that no database tells of are left alone, and named with what to do about them.
+    let told =
+        second.await_line("root keys were made on a token that has other secret keys", LIMIT);
+    for part in ["objects=2", "remove them (pkcs11-tool", "bring them back"] {
+        assert!(told.contains(part), "{told}");
+    }
+    for root in roots {
+        assert!(told.contains(&root), "{root}: {told}");
+        second.await_line(&format!("cka-id:{root}"), LIMIT);
+    }
+    second.terminate(LIMIT);
+    let mut third = Process::start(&mut dev(&directory));
+    ready(&mut third, &directory);
+    assert!(!third.stderr().contains("root keys were made"), "{}", third.stderr());
+}
+
+/// Returns the CKA_IDs of the pinned root set.
+fn root_ids(directory: &Path) -> [String; 2] {
+    let database = rusqlite::Connection::open(directory.join("store.db")).unwrap();
+    let ids = "SELECT lower(hex(wrap_id)), lower(hex(mac_id)) FROM roots";
+    database.query_row(ids, [], |row| Ok([row.get(0)?, row.get(1)?])).unwrap()
 }
 
 #[test]

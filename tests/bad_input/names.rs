@@ -92,9 +92,9 @@ async fn unknown_and_forbidden_look_alike_to_those_who_may_not_describe() {
 
 #[tokio::test]
 async fn bad_keys_are_not_created() {
+    type Spoil = fn(&mut proto::CreateKeyRequest);
     let server = Server::shared();
     let client = server.operator().await;
-    type Spoil = fn(&mut proto::CreateKeyRequest);
     let cases: [(&str, Spoil); 17] = [
         ("parent", |request| request.parent.clear()),
         ("parent", |request| request.parent = "tenants/a/keys/b".into()),
@@ -109,8 +109,8 @@ async fn bad_keys_are_not_created() {
         ("usage", |request| request.usage.clear()),
         ("usage", |request| request.usage = "u".repeat(1025)),
         ("cryptoperiod", |request| request.cryptoperiod = None),
-        ("cryptoperiod", |request| request.cryptoperiod = seconds(3599)),
-        ("cryptoperiod", |request| request.cryptoperiod = seconds(-3600)),
+        ("cryptoperiod", |request| request.cryptoperiod = Some(seconds(3599))),
+        ("cryptoperiod", |request| request.cryptoperiod = Some(seconds(-3600))),
         ("labels", |request| request.labels = labels(33)),
         ("request_id", |request| request.request_id.clear()),
     ];
@@ -124,12 +124,12 @@ async fn bad_keys_are_not_created() {
         .is(Code::NotFound, "KEY_NOT_FOUND");
     let mut most = crate::common::calls::new_key("most");
     (most.owner, most.usage, most.labels) = ("o".repeat(256), "u".repeat(1024), labels(32));
-    most.cryptoperiod = seconds(3600);
+    most.cryptoperiod = Some(seconds(3600));
     assert!(client.keys().create_key(most).await.is_ok());
 }
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
+fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
 }
 
 fn labels(count: usize) -> std::collections::HashMap<String, String> {

@@ -97,7 +97,7 @@ async fn pages_have_at_most_a_thousand_items() {
 async fn a_page_ends_before_it_is_larger_than_a_message() {
     // Some 12 KB a key: a page of 300 would be 3.6 MiB.
     const KEYS: usize = 300;
-    let server = crate::common::Server::fresh();
+    let server = Server::fresh();
     let client = server.operator().await;
     let labels: std::collections::HashMap<_, _> =
         (0..32).map(|n| (format!("{n:a>63}"), "v".repeat(255))).collect();
@@ -112,7 +112,7 @@ async fn a_page_ends_before_it_is_larger_than_a_message() {
         (std::collections::BTreeSet::new(), 0, String::new());
     loop {
         let list = proto::ListKeysRequest {
-            parent: format!("tenants/{}", crate::common::TENANT),
+            parent: format!("tenants/{TENANT}"),
             page_size: 1000,
             page_token,
         };

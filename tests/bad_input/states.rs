@@ -1,5 +1,7 @@
 //! Versions that may not be used, or only for some things.
 
+use std::collections::HashMap;
+
 use kms_proto::v1 as proto;
 use tonic::{Code, Response, Status};
 
@@ -46,7 +48,7 @@ async fn a_suspended_version_neither_protects_nor_processes_until_it_is_resumed(
     let rewrap = proto::RewrapRequest {
         key: key.clone(),
         ciphertext: wrapped.clone(),
-        context: Default::default(),
+        context: HashMap::default(),
     };
     is_in_state(&refusal(client.crypto().rewrap(rewrap).await), "SUSPENDED");
     is_in_state(&refusal(suspend(&client, &version).await), "SUSPENDED");
@@ -91,7 +93,7 @@ async fn a_deactivated_version_processes_and_does_not_protect() {
     is_in_state(&refusal(resume(&client, &version).await), "DEACTIVATED");
     assert_eq!(client.unwrap(&key, &old, &[]).await.unwrap(), b"old");
     let rewrap =
-        proto::RewrapRequest { key: key.clone(), ciphertext: old, context: Default::default() };
+        proto::RewrapRequest { key: key.clone(), ciphertext: old, context: HashMap::default() };
     let rewrapped = client.crypto().rewrap(rewrap).await.unwrap().into_inner();
     assert!(rewrapped.changed);
     assert_eq!(rewrapped.key_version, format!("{key}/versions/2"));

@@ -59,7 +59,7 @@ pub struct Rig {
     pub hsm_workers: usize,
     pub environment: Vec<(String, String)>,
     /// More of the server's command line.
-    pub arguments: Vec<&'static str>,
+    pub arguments: Vec<String>,
     /// Put before the server's own command line: `strace`, for example.
     pub wrapper: Vec<String>,
     /// May do everything.
@@ -226,6 +226,13 @@ impl Rig {
         self.configure(command.args(["verify-store", "--output", "json"])).output().unwrap()
     }
 
+    /// Returns the arguments that accept the database as it is, which is not the one that the log has last seen.
+    pub fn accepting(&self) -> Vec<String> {
+        let report: Value = serde_json::from_slice(&self.verify_store().stdout).unwrap();
+        let code = report["accept_code"].as_str().unwrap();
+        vec!["--accept-restored-store".to_owned(), code.to_owned()]
+    }
+
     /// Writes the configuration, and names it and the environment.
     fn configure<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         let file = self.path("server.toml");
@@ -276,7 +283,7 @@ pub fn serving(mut process: Process, rig: Rig) -> Server {
         let line = process.await_line(" listen=", LIMIT);
         (address(&line, "listen="), address(&line, "admin="))
     };
-    Server { listen, admin, process, rig }
+    Server { process, listen, admin, rig }
 }
 
 /// Waits until the admin listener of a started server is open.

@@ -62,15 +62,21 @@ async fn a_database_that_was_rolled_back_is_refused_accepted_once_and_then_agree
     let said = refused(&rig, 65);
     assert!(said.contains("alert=\"store_rolled_back\""), "{said}");
     let error = said.lines().find(|line| line.starts_with("error: ")).unwrap();
-    for part in ["tenant `acme`", "revision 1 in", "seen revision 3", "start once with", FLAG] {
+    for part in ["tenant `acme`", "revision 1 in", "seen revision 3", "start once with"] {
         assert!(error.contains(part), "{error}");
     }
+    let (_, code) = error.rsplit_once(&format!("{FLAG} ")).unwrap();
+    assert_eq!(rig.accepting(), [FLAG, code], "verify-store gives the same");
+    rig.arguments = vec![FLAG.into(), "0123456789abcdef".into()];
+    let said = refused(&rig, 65);
+    assert!(said.contains("the code 0123456789abcdef stands for another database"), "{said}");
+    rig.arguments = vec![FLAG.into(), "yes".into()];
+    assert!(refused(&rig, 2).contains("a code has 16 hexadecimal digits"));
     assert_eq!(rig.records().len(), before, "nothing was done");
 
-    rig.arguments = vec![FLAG];
-    let (mut rig, said) = start_and_stop(rig).await;
-    assert!(said.contains("leave it out the next time"), "{said}");
-    assert!(said.contains("alert=\"store_accepted_unseen\""), "{said}");
+    rig.arguments = vec![FLAG.into(), code.into()];
+    let (rig, said) = start_and_stop(rig).await;
+    assert!(said.contains("the database was accepted as it is"), "{said}");
     let records = rig.records();
     let [record] = accepted(&records)[..] else { panic!("{records:?}") };
     assert_eq!((&record["tenant"], &record["result"]), (&"acme".into(), &"STORE_ACCEPTED".into()));
@@ -79,9 +85,12 @@ async fn a_database_that_was_rolled_back_is_refused_accepted_once_and_then_agree
     let served = records.iter().rfind(|record| record["operation"] == "kms.v1.CryptoService/Wrap");
     assert!(at(record) < at(served.unwrap()), "recorded before anything was served");
 
+    // Left where it was, it does nothing, and is told of.
+    let (mut rig, said) = start_and_stop(rig).await;
+    assert!(said.contains("--accept-restored-store was not needed"), "{said}");
     rig.arguments = vec![];
     let (rig, said) = start_and_stop(rig).await;
-    assert!(!said.contains("alert="), "{said}");
+    assert!(!said.contains("alert=") && !said.contains("was not needed"), "{said}");
     assert_eq!(accepted(&rig.records()).len(), 1);
 }
 

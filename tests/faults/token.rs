@@ -71,6 +71,24 @@ async fn a_wrong_pin_is_tried_once_and_latched_and_the_right_one_still_opens_the
     server.stop().await;
 }
 
+/// A flood of failures that has ended has no next failure that could tell how many there were.
+#[tokio::test]
+async fn failures_that_were_only_counted_are_told_at_the_end() {
+    let mut rig = with_key().await;
+    rig.pin_file = rig.secret_file("wrong-pin", "WRONG-PIN-CANARY");
+    let mut server = rig.start();
+    let client = server.operator().await;
+    for _ in 0..40 {
+        let refused = refusal(client.wrap(&key_name("earlier"), b"x", &[]).await);
+        refused.is(Code::Unavailable, "HSM_LATCHED");
+    }
+    drop(client);
+    server.process.signal(Signal::TERM);
+    let line = server.process.await_line("more failed than were told", LIMIT);
+    assert!(line.contains("HSM_LATCHED") && line.contains("counted=24"), "{line}");
+    assert_eq!(server.process.await_end(LIMIT).code(), Some(0));
+}
+
 fn ends_with(rig: &Rig, status: i32) -> String {
     let mut process = rig.spawn();
     let ended = process.await_end(LIMIT);

@@ -1,6 +1,7 @@
 //! The client programs against a dev server, as a person would run them.
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

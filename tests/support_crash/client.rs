@@ -101,12 +101,11 @@ impl Client {
     }
 
     async fn switch(&mut self, channel: &Channel) -> Result<(), Gone> {
-        let change = match &self.switched {
-            Some((version, suspended)) => Change::switch(version, *suspended),
-            None => {
-                let id = format!("c{}{SWITCHED}", self.number);
-                Change::create(&id, proto::Protection::HsmWrapped)
-            }
+        let change = if let Some((version, suspended)) = &self.switched {
+            Change::switch(version, *suspended)
+        } else {
+            let id = format!("c{}{SWITCHED}", self.number);
+            Change::create(&id, proto::Protection::HsmWrapped)
         };
         self.change(channel, change).await
     }
@@ -118,7 +117,7 @@ impl Client {
         // A change that was repeated may show what the first try did; nobody else changes this key.
         let entry = match after {
             After::Key(key) => self.learn_key(operation, key),
-            After::Version(version) => self.learn_version(operation, version),
+            After::Version(version) => self.learn_version(operation, &version),
         };
         let operation = operation.to_owned();
         self.ledger.note(&Acknowledged { operation, event_id, ..entry });
@@ -128,28 +127,25 @@ impl Client {
     fn learn_key(&mut self, operation: &str, key: proto::Key) -> Acknowledged {
         let (version, revision) = (key.version_count, key.revision);
         assert_eq!(key.primary_version, version, "{key:?}");
-        match self.keys.iter_mut().find(|known| known.name == key.name) {
-            Some(known) => {
-                let more = u32::from(operation == "RotateKey");
-                assert_eq!(version, known.version + more, "a rollover was lost or done twice");
-                assert_eq!(revision, known.revision + 1, "a change was lost or done twice");
-                (known.version, known.revision) = (version, revision);
-            }
-            None => {
-                assert_eq!((operation, version), ("CreateKey", 1));
-                let name = key.name.clone();
-                if name.ends_with(SWITCHED) {
-                    self.switched = Some((format!("{name}/versions/1"), false));
-                } else {
-                    self.keys.push(OwnKey { name, version, revision });
-                }
+        if let Some(known) = self.keys.iter_mut().find(|known| known.name == key.name) {
+            let more = u32::from(operation == "RotateKey");
+            assert_eq!(version, known.version + more, "a rollover was lost or done twice");
+            assert_eq!(revision, known.revision + 1, "a change was lost or done twice");
+            (known.version, known.revision) = (version, revision);
+        } else {
+            assert_eq!((operation, version), ("CreateKey", 1));
+            let name = key.name.clone();
+            if name.ends_with(SWITCHED) {
+                self.switched = Some((format!("{name}/versions/1"), false));
+            } else {
+                self.keys.push(OwnKey { name, version, revision });
             }
         }
         let (key, uid, shown) = (key.name, key.uid, key.usage);
         Acknowledged { key, version, uid, shown, ..Acknowledged::default() }
     }
 
-    fn learn_version(&mut self, operation: &str, version: proto::KeyVersion) -> Acknowledged {
+    fn learn_version(&mut self, operation: &str, version: &proto::KeyVersion) -> Acknowledged {
         let (name, suspended) = self.switched.as_mut().unwrap();
         assert_eq!(version.name, *name);
         *suspended = !*suspended;

@@ -1,6 +1,7 @@
 //! A dev server on a directory that the test owns: started, killed, started again.
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -1,5 +1,6 @@
 //! The real server's system calls: a dev server under strace, and what its trace says about answers and disks.
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

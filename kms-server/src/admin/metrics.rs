@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use kms_hsm::{Hsm, HsmHealth};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
@@ -13,6 +14,10 @@ use super::readiness::Readiness;
 use crate::service::Kms;
 use crate::telemetry::log;
 use crate::transport::stats::ConnectionStats;
+use crate::transport::{TlsStore, Validity};
+
+/// The name of a listener, as it stands in names and labels.
+type Listener = &'static str;
 
 /// Where the numbers come from.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub struct Gauges {
     pub public: Arc<ConnectionStats>,
     /// The admin listener.
     pub admin: Arc<ConnectionStats>,
+    /// The certificates of each listener that has TLS.
+    pub certificates: Vec<(Listener, Arc<TlsStore>)>,
 }
 
 impl Collector for Gauges {
@@ -43,7 +50,8 @@ impl Collector for Gauges {
             encode_keyring(&mut encoder, kms)?;
         }
         encode_connections(&mut encoder, &self.public, "public")?;
-        encode_connections(&mut encoder, &self.admin, "admin")
+        encode_connections(&mut encoder, &self.admin, "admin")?;
+        encode_certificates(&mut encoder, &self.certificates)
     }
 }
 
@@ -163,6 +171,35 @@ fn encode_connections(
     ];
     for (what, help, value) in counters {
         counter(encoder, &name(what), help, value.get())?;
+    }
+    Ok(())
+}
+
+/// Tells of the set in force, so that a reload shows.
+fn encode_certificates(
+    encoder: &mut DescriptorEncoder<'_>,
+    certificates: &[(Listener, Arc<TlsStore>)],
+) -> fmt::Result {
+    let sets: Vec<(Listener, Validity)> = certificates
+        .iter()
+        .map(|(listener, store)| (*listener, store.current().validity()))
+        .collect();
+    let name = "holdfast_tls_certificate_not_after_seconds";
+    let help = "Unix time at which the first certificate of the chain, or of the client CAs, ends";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (listener, Validity { server, client_ca, crl_next_update: _ }) in &sets {
+        for (certificate, end) in [("server", server), ("client_ca", client_ca)] {
+            let Some(end) = end else { continue };
+            let labels = [("listener", *listener), ("certificate", certificate)];
+            ConstGauge::new(*end).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    let name = "holdfast_tls_crl_next_update_seconds";
+    let help = "Unix time at which the first revocation list runs out, and clients are refused";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (listener, set) in &sets {
+        let Some(end) = set.crl_next_update else { continue };
+        ConstGauge::new(end).encode(family.encode_family(&[("listener", *listener)])?)?;
     }
     Ok(())
 }

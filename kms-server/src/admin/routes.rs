@@ -11,6 +11,7 @@ use kms_core::clock::Clock;
 use prometheus_client::registry::Registry;
 use tonic::service::Routes;
 
+use super::explain::explain;
 use super::metrics::Gauges;
 use super::readiness::Readiness;
 use crate::authn::{Peer, Unauthenticated};
@@ -66,6 +67,7 @@ pub fn routes(
     // The layer that is added last is asked first: who, then what.
     let all = http
         .merge(grpc)
+        .layer(from_fn(explain))
         .layer(from_fn(refuse_unknown))
         .layer(from_fn_with_state(access, authenticate));
     Ok(Routes::from(all).prepare())
@@ -100,7 +102,7 @@ async fn refuse_unknown(request: Request, next: Next) -> Response {
 }
 
 /// Returns whether the caller reads gRPC statuses, and not those of HTTP.
-fn is_grpc(request: &Request) -> bool {
+pub(super) fn is_grpc(request: &Request) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     kind.is_some_and(|kind| kind.starts_with(GRPC))
 }

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::error::StartError;
 use super::roots::waits;
+use crate::audit::AcceptCode;
 use crate::keyring::KeyringError;
 use crate::service::{CompareError, Compared, Kms};
 use crate::transport::shutdown::Shutdown;
@@ -20,20 +21,13 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// [`StartError::Compare`] when the database is not to be served.
 pub(super) async fn compare(
     kms: &Kms,
-    accept: bool,
+    accept: Option<AcceptCode>,
     shutdown: &mut Shutdown,
 ) -> Result<(), StartError> {
-    if accept {
-        // An alert also when nothing differs: left in a unit file, it would accept in silence until something does.
-        tracing::error!(
-            alert = "store_accepted_unseen",
-            "started with --accept-restored-store, so whatever database is there is served: leave it out the next time"
-        );
-    }
     loop {
         match kms.compare_store(accept).await {
             Ok(compared) => {
-                tell(compared);
+                tell(compared, accept.is_some());
                 return Ok(());
             }
             Err(CompareError::Unverified(KeyringError::Hsm(error))) if waits(&error) => {
@@ -53,11 +47,13 @@ pub(super) async fn compare(
     }
 }
 
-fn tell(compared: Compared) {
+fn tell(compared: Compared, is_code_given: bool) {
     let Compared { agreeing, unknown, accepted } = compared;
     if accepted > 0 {
         tracing::warn!(accepted, "the database was accepted as it is, and the log says so");
-    } else if unknown > 0 {
+        return;
+    }
+    if unknown > 0 {
         tracing::warn!(
             agreeing,
             unknown,
@@ -65,5 +61,10 @@ fn tell(compared: Compared) {
         );
     } else {
         tracing::info!(agreeing, "the database is the one that the log has last seen");
+    }
+    if is_code_given {
+        tracing::warn!(
+            "--accept-restored-store was not needed, accepted nothing, and can go from the command line"
+        );
     }
 }

@@ -7,7 +7,7 @@ use kms_core::id::RootGeneration;
 use kms_core::key::RowMac;
 use kms_core::root::RootPin;
 use kms_core::secret::equal_in_constant_time;
-use kms_hsm::{Hsm, HsmError};
+use kms_hsm::{Hsm, HsmError, TokenKeys};
 use tokio::time::timeout;
 
 use super::error::StartError;
@@ -18,6 +18,9 @@ use crate::transport::shutdown::Shutdown;
 const ROOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait before a root set is tried again on a token that is away.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Objects of an earlier start that are named in one line; an interrupted one leaves two.
+const MAX_NAMED: usize = 8;
 
 /// A pinned root set, with the MAC of its row.
 pub(super) type Pinned = (RootPin, RowMac);
@@ -39,9 +42,34 @@ pub(super) async fn pinned(
     let pin = hsm.create_root(FIRST_GENERATION, deadline(clock)).await?;
     hsm.open_roots(vec![pin.clone()], deadline(clock)).await?;
     let mac = mac_of(hsm, clock, &pin).await?;
-    // Until here nothing refers to the new objects: an interrupted start makes others.
+    // Until here nothing refers to the new objects: an interrupted start makes others, as nothing says that those which
+    // it finds are its own. Their ids are drawn, and no check value of them was kept.
     store.add_root_pin(pin.clone(), mac).await?;
+    match hsm.list_token_keys(deadline(clock)).await {
+        Ok(left) => tell_of_leftovers(&left),
+        // The reconciler looks again, and reports them as orphans.
+        Err(error) => tracing::warn!(%error, "whether the token had other keys cannot be seen"),
+    }
     Ok(vec![(pin, mac)])
+}
+
+/// Says what is to be done with keys of a token for which there was no database: they may be all that is left of one.
+fn tell_of_leftovers(left: &TokenKeys) {
+    let ids = left.residents.iter().map(|id| &id.0[..]);
+    let ids: Vec<&[u8]> = ids.chain(left.strays.iter().map(|stray| &stray.id[..])).collect();
+    if ids.is_empty() {
+        return;
+    }
+    let named: Vec<String> =
+        ids.iter().take(MAX_NAMED).map(|id| data_encoding::HEXLOWER.encode(id)).collect();
+    tracing::warn!(
+        objects = ids.len(),
+        cka_ids = named.join(" "),
+        "root keys were made on a token that has other secret keys. Were there a database and an audit log before? Then \
+         stop, and bring them back: those are their keys. Is this a first start again that was interrupted? Then they \
+         are of no use: remove them (pkcs11-tool --login --delete-object --type secrkey --id CKA_ID), or the whole \
+         directory and start anew"
+    );
 }
 
 /// Opens pinned root sets, however long the token is away, and checks the MACs of the pins.

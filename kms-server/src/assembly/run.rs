@@ -16,6 +16,7 @@ use super::ready::ReadyFile;
 use super::signals::Signals;
 use super::steps::{Until, on_a_thread};
 use super::threads::serving_threads;
+use crate::audit::AcceptCode;
 use crate::config::{Config, Problem, check};
 
 /// Stack of a thread that serves requests: handlers are shallow, buffers are on the heap.
@@ -27,8 +28,8 @@ const HSM_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Mode {
     /// Whether the first root set is made when there is none. Dev mode only.
     pub create_roots: bool,
-    /// Whether a database that is not the one the audit log has last seen is accepted, for this start.
-    pub accept_restored_store: bool,
+    /// The code of the database that is accepted though it is not the one that the audit log has last seen.
+    pub accept_restored_store: Option<AcceptCode>,
     /// A file to write when ready.
     pub ready_file: Option<ReadyFile>,
     /// Told the addresses of both listeners, gRPC first, when ready; before the ready file is written.

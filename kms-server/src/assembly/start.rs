@@ -24,13 +24,12 @@ use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::grpc::{Gateway, GatewayParts, GrpcService};
 use crate::transport::health::HealthService;
 use crate::transport::shutdown::{Shutdown, ShutdownTrigger};
-use crate::transport::stats::ConnectionStats;
 use crate::transport::{Drained, Security, ServeOptions, TlsStore, serve};
 
 /// How often intents, orphans and due deactivations are looked after.
 const RECONCILE_INTERVAL: Duration = Duration::from_mins(1);
-/// How often folded refusals are written.
-const REFUSAL_TICK: Duration = Duration::from_secs(1);
+/// How often folded refusals are written, and failures that were only counted are told.
+const FOLDED_TICK: Duration = Duration::from_secs(1);
 /// How long scrapes in flight may take at the end.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
@@ -48,6 +47,7 @@ pub(super) struct Running {
     pub(super) rounds: watch::Receiver<Option<bool>>,
     pub(super) reconciler: JoinHandle<()>,
     pub(super) kms: Kms,
+    pub(super) gateway: Gateway,
     pub(super) readiness: Arc<Readiness>,
     pub(super) refusals: Arc<FoldedRefusals>,
     pub(super) public: JoinHandle<Drained>,
@@ -83,8 +83,17 @@ impl Core {
 
         // The admin listener first: it tells why the rest is not ready.
         let (admin_trigger, admin_shutdown) = Shutdown::channel();
-        let stats = Arc::clone(&options.stats);
-        let admin = self.start_admin(config, &told, admin, admin_tls, stats, &admin_shutdown)?;
+        let mut certificates = vec![("public", Arc::clone(&public_tls))];
+        certificates.extend(admin_tls.clone().map(|tls| ("admin", tls)));
+        let gauges = Gauges {
+            hsm: Arc::clone(&self.hsm.hsm) as _,
+            kms: Arc::clone(&told.kms),
+            readiness: Arc::clone(&told.readiness),
+            public: Arc::clone(&options.stats),
+            admin: Arc::default(),
+            certificates,
+        };
+        let admin = self.start_admin(config, &told, admin, admin_tls, gauges, &admin_shutdown)?;
 
         // Asked from now on: why the server waits is told by the parts, not guessed.
         let (public_trigger, public_shutdown) = Shutdown::channel();
@@ -108,7 +117,9 @@ impl Core {
             public_shutdown.clone(),
         ));
         told.readiness.serve();
-        tokio::spawn(write_refusals(Arc::clone(&refusals), kms.clone(), public_shutdown.clone()));
+        let folded =
+            Folded { refusals: Arc::clone(&refusals), kms: kms.clone(), gateway: gateway.clone() };
+        tokio::spawn(folded.tell(public_shutdown.clone()));
         let reconciling = kms.clone();
         let stop = public_shutdown.into_receiver();
         let reconciler =
@@ -117,6 +128,7 @@ impl Core {
             rounds,
             reconciler,
             kms,
+            gateway,
             readiness: told.readiness,
             refusals,
             public,
@@ -132,20 +144,14 @@ impl Core {
         told: &Told,
         listener: TcpListener,
         tls: Option<Arc<TlsStore>>,
-        public_stats: Arc<ConnectionStats>,
+        gauges: Gauges,
         shutdown: &Shutdown,
     ) -> Result<JoinHandle<Drained>, StartError> {
         let mut options = ServeOptions::new(config.limits.connection(), Arc::clone(&self.clock));
         options.networks = Some(config.admin.allowed_networks.as_slice().into());
         options.http1 = true;
         options.drain = ADMIN_DRAIN;
-        let gauges = Gauges {
-            hsm: Arc::clone(&self.hsm.hsm) as _,
-            kms: Arc::clone(&told.kms),
-            readiness: Arc::clone(&told.readiness),
-            public: public_stats,
-            admin: Arc::clone(&options.stats),
-        };
+        options.stats = Arc::clone(&gauges.admin);
         let access = match &tls {
             Some(_) => admin::Access::Authenticated(Arc::clone(&self.clock)),
             None => admin::Access::Everybody,
@@ -222,18 +228,28 @@ fn log_recovered(done: Reconciled) {
     );
 }
 
-async fn write_refusals(refusals: Arc<FoldedRefusals>, kms: Kms, mut shutdown: Shutdown) {
-    let mut ticks = interval(REFUSAL_TICK);
-    loop {
-        tokio::select! {
-            () = shutdown.triggered() => return,
-            _ = ticks.tick() => {
-                for written in [
-                    refusals.tick().await.map_err(Into::into),
-                    kms.write_refusals().await,
-                ] {
-                    if let Err(error) = written {
-                        tracing::warn!(%error, "refused calls are counted on");
+/// What floods leave: it is counted, and told when the flood is over.
+struct Folded {
+    refusals: Arc<FoldedRefusals>,
+    kms: Kms,
+    gateway: Gateway,
+}
+
+impl Folded {
+    async fn tell(self, mut shutdown: Shutdown) {
+        let mut ticks = interval(FOLDED_TICK);
+        loop {
+            tokio::select! {
+                () = shutdown.triggered() => return,
+                _ = ticks.tick() => {
+                    self.gateway.tell_counted_failures();
+                    for written in [
+                        self.refusals.tick().await.map_err(Into::into),
+                        self.kms.write_refusals().await,
+                    ] {
+                        if let Err(error) = written {
+                            tracing::warn!(%error, "refused calls are counted on");
+                        }
                     }
                 }
             }

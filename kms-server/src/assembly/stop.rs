@@ -32,6 +32,7 @@ impl Core {
                 tracing::warn!("the drain was cut off at its deadline");
             }
         }
+        running.gateway.tell_last_failures();
         if drained.ends(running.kms.mutations_done()).await.is_none() {
             tracing::warn!("mutations were still running at the deadline of the drain");
         }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use kms_core::audit::{AuditRecord, ManifestStamp, Phase};
 use kms_core::id::{IntentId, Revision};
@@ -334,6 +335,65 @@ async fn the_past_is_known_after_a_restart_with_or_without_its_summary() {
         sink.close();
     }
     verify(&path, None).unwrap();
+}
+
+/// A start reads older files only where their summary is lost. What they say in front of the damage counts.
+#[tokio::test]
+async fn a_damaged_older_file_raises_an_alert_and_does_not_keep_the_log_from_opening() {
+    let (_root, path) = directory();
+    let sink = FileSink::open_with(&path, 1000).unwrap();
+    mutate(&sink, 9).await;
+    sink.close();
+    for file in fs::read_dir(&path).unwrap().map(|item| item.unwrap().path()) {
+        if file.extension().is_some_and(|end| end == "past") {
+            fs::remove_file(file).unwrap();
+        }
+    }
+    let opened = || {
+        let lines = Lines::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(lines.clone()).with_ansi(false);
+        tracing::subscriber::with_default(subscriber.finish(), || {
+            FileSink::open_with(&path, 1000).unwrap().close();
+        });
+        lines.text()
+    };
+    let told = opened();
+    assert!(told.contains("summary of the older audit files is lost"), "{told}");
+    assert!(!told.contains("alert="), "{told}");
+    let first = fs::read(first_file(&path)).unwrap();
+    fs::write(first_file(&path), &first[..first.len() - 5]).unwrap();
+    let told = opened();
+    let alert = told.lines().find(|line| line.contains("alert=\"audit_file_damaged\""));
+    assert!(alert.is_some_and(|line| line.contains("audit-00000001.jsonl")), "{told}");
+}
+
+/// Log lines, kept.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl tracing_subscriber::fmt::MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
 }
 
 #[tokio::test]

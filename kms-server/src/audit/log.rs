@@ -252,7 +252,12 @@ fn past_before(files: &[LogFile], last: &LogFile, start: Option<Head>) -> io::Re
     for file in files.iter().filter(|file| file.number < last.number) {
         let found = scan(&file.open()?, None, |line| past.note_line(line))?;
         if found.end != End::Clean {
-            tracing::error!(file = file.name(), "an older audit file is damaged: verify the log");
+            tracing::error!(
+                alert = "audit_file_damaged",
+                file = file.name(),
+                lines = found.lines,
+                "an older audit file is damaged behind these lines: verify the log"
+            );
         }
     }
     Ok(past)

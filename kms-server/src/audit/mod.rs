@@ -3,6 +3,7 @@
 //! Responsible for the seam [`AuditSink`] and its implementations. It must never drop a record it has acknowledged, and
 //! never answer before the record is on stable storage.
 
+mod accept_code;
 pub mod aggregate;
 mod agree;
 mod chain;
@@ -25,6 +26,7 @@ use kms_core::audit::{AuditRecord, ManifestStamp};
 use kms_core::fault::{Fault, Retry};
 use tokio::sync::oneshot;
 
+pub use self::accept_code::{AcceptCode, Comparisons, InvalidAcceptCode};
 pub use self::agree::Divergence;
 pub use self::chain::{EntryTooLong, Head, LineFault, MAX_ENTRY_BYTES, MAX_LINE_BYTES};
 pub use self::file::{FileSink, MAX_WAITING_BYTES, MAX_WAITING_RECORDS, QUEUE};

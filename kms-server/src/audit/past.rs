@@ -32,6 +32,7 @@ pub struct Past {
     stamps: BTreeMap<String, ManifestStamp>,
     /// The oldest first. A few mostly, so looking through them is cheap.
     pending: VecDeque<IntentId>,
+    acceptances: u64,
 }
 
 impl Past {
@@ -51,6 +52,7 @@ impl Past {
         if record.phase == Phase::Complete && &*record.operation == ACCEPT_STORE {
             // What the log has seen before no longer counts, however high its revision.
             self.stamps.insert(record.tenant.to_string(), stamp.clone());
+            self.acceptances += 1;
         }
         if record.phase == Phase::Outcome {
             // An outcome may be written late: it tells the manifest of its own mutation.
@@ -70,6 +72,11 @@ impl Past {
     /// Returns the last manifest of each tenant, by tenant id.
     pub const fn stamps(&self) -> &BTreeMap<String, ManifestStamp> {
         &self.stamps
+    }
+
+    /// Returns how often a tenant was accepted as it was in the database.
+    pub const fn acceptances(&self) -> u64 {
+        self.acceptances
     }
 
     /// Returns whether a record says anything of the past: most do not.
@@ -210,6 +217,7 @@ mod tests {
         let past = read(&[mutation(Phase::Outcome, 1, Some(5)), accepted.clone(), late]);
         assert_eq!(past.stamps().get("t1").map(|stamp| stamp.revision), Some(Revision::new(2)));
         let next = mutation(Phase::Outcome, 3, Some(3));
+        assert_eq!(past.acceptances(), 1);
         let past = read(&[mutation(Phase::Outcome, 1, Some(5)), accepted, next]);
         assert_eq!(past.stamps().get("t1").map(|stamp| stamp.revision), Some(Revision::new(3)));
         let other = mutation(Phase::Complete, 1, Some(9));

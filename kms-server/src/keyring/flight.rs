@@ -67,6 +67,8 @@ where
         table.running.insert(key.clone(), Flight { number, answer: answer.clone() });
         // Dropped when the task ends, however it ends.
         let landing = Landing { table: Arc::clone(&self.table), key, number };
+        // A runtime that ends drops the task at once, and the landing takes the lock.
+        drop(table);
         let work = start();
         tokio::spawn(async move {
             let value = work.await;

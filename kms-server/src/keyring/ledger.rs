@@ -113,31 +113,32 @@ impl Ledger {
 
     fn change(self: &Arc<Self>, lease: &Arc<Lease>, kind: Kind) -> Answered {
         let (change, answered) = Change::new(lease, kind);
-        let mut queue = self.queue();
-        queue.changes.push(change);
-        if !std::mem::replace(&mut queue.writing, true) {
-            tokio::spawn(Arc::clone(self).write_all());
+        let is_written = {
+            let mut queue = self.queue();
+            queue.changes.push(change);
+            std::mem::replace(&mut queue.writing, true)
+        };
+        // Not under the lock: a runtime that ends drops the task, and with it the writer, at once.
+        if !is_written {
+            let writer = Writer { ledger: Arc::clone(self), is_done: false };
+            tokio::spawn(writer.write_all());
         }
         answered
     }
 
-    async fn write_all(self: Arc<Self>) {
-        loop {
-            let batch: Vec<_> = {
-                let mut queue = self.queue();
-                if queue.changes.is_empty() {
-                    queue.writing = false;
-                    return;
-                }
-                let count = queue.changes.len().min(MAX_CHANGES);
-                queue.changes.drain(..count).collect()
-            };
-            let mut by_id = Waiting::new();
-            for change in batch {
-                by_id.entry(change.id()).or_default().push(change);
-            }
-            self.write(by_id).await;
+    /// Takes what is written next; when there is nothing, the writer is done.
+    fn next_batch(&self) -> Option<Waiting> {
+        let mut queue = self.queue();
+        if queue.changes.is_empty() {
+            queue.writing = false;
+            return None;
         }
+        let count = queue.changes.len().min(MAX_CHANGES);
+        let mut by_id = Waiting::new();
+        for change in queue.changes.drain(..count) {
+            by_id.entry(change.id()).or_default().push(change);
+        }
+        Some(by_id)
     }
 
     /// Writes changes, again where another replica was faster. Nothing else is tried again: when the answer to a
@@ -252,6 +253,36 @@ impl Ledger {
         due.insert(lease.key().clone(), lease.id().1);
         drop(due);
         self.due_notify.notify_one();
+    }
+}
+
+/// The one task that writes. However it ends, another one can begin.
+struct Writer {
+    ledger: Arc<Ledger>,
+    is_done: bool,
+}
+
+impl Writer {
+    async fn write_all(mut self) {
+        while let Some(batch) = self.ledger.next_batch() {
+            self.ledger.write(batch).await;
+        }
+        self.is_done = true;
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
+        let left = {
+            let mut queue = self.ledger.queue();
+            queue.writing = false;
+            std::mem::take(&mut queue.changes)
+        };
+        // Whoever waits is told by it, and need not wait for a later change to have a writer.
+        drop(left);
     }
 }
 

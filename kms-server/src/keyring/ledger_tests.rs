@@ -347,3 +347,29 @@ async fn the_largest_lease_goes_back_whole_and_more_raises_no_alarm() {
         assert_eq!(world.counters.integrity_failures.read(), 0);
     }
 }
+
+/// As at the end of a runtime; a panic of the task ends it alike.
+#[test]
+fn a_writer_that_is_dropped_answers_those_who_wait_and_the_next_change_is_written() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let first = runtime();
+    let (world, taking, waiting) = first.block_on(async {
+        let world = World::new(100).await;
+        world.log.holding.store(true, Ordering::SeqCst);
+        let (ledger, taken) = (Arc::clone(&world.ledger), closed(1));
+        let taking = tokio::spawn(async move { ledger.take(&taken).await });
+        within(LIMIT, "a record", world.log.arrived.acquire()).await.unwrap().forget();
+        let second = lease(2);
+        second.credit(3);
+        let waiting = world.ledger.give_back(&second);
+        (world, taking, waiting)
+    });
+    first.shutdown_background();
+    runtime().block_on(async {
+        assert!(within(LIMIT, "an end", taking).await.unwrap_err().is_cancelled());
+        assert!(within(LIMIT, "an answer", waiting).await.is_err(), "nobody writes it any more");
+        world.log.holding.store(false, Ordering::SeqCst);
+        assert_eq!(world.take(&closed(3)).await, Ok(()));
+        assert_eq!((world.row(2).await.leased, world.row(3).await.leased), (100, 101));
+    });
+}

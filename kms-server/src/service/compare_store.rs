@@ -13,7 +13,7 @@ use kms_core::text::Text;
 use super::ServiceError;
 use super::kms::{Inner, Kms};
 use super::trail::Trail;
-use crate::audit::{ACCEPT_STORE, AuditError, Divergence, Past};
+use crate::audit::{ACCEPT_STORE, AcceptCode, AuditError, Comparisons, Divergence, Past};
 use crate::keyring::KeyringError;
 
 /// Manifests that are read and verified at a time: half a MiB of them.
@@ -41,16 +41,20 @@ pub struct Compared {
 pub enum CompareError {
     /// It is not the one that the log has last seen.
     #[error(
-        "the database does not agree with the audit log: {first}{}; nothing is served: bring back the database that belongs \
-         to this log (store.path, audit.directory), or, when this one is meant, as after a restore, start once with \
-         --accept-restored-store",
-        and_more(*.others)
+        "the database does not agree with the audit log: {first}{}; nothing is served: {}bring back the database that \
+         belongs to this log (store.path, audit.directory), or, when this one is meant, as after a restore, start once \
+         with --accept-restored-store {code}",
+        and_more(*.others), of_another(*.given)
     )]
     Diverged {
         /// The first tenant, by name.
         first: Divergence,
         /// How many more there are.
         others: usize,
+        /// Accepts the database as it is.
+        code: AcceptCode,
+        /// The code that was given, of another database or another log.
+        given: Option<AcceptCode>,
     },
     /// A manifest cannot be read or verified.
     #[error(transparent)]
@@ -67,14 +71,26 @@ fn and_more(count: usize) -> String {
     if count == 0 { String::new() } else { format!(", and {count} more tenants") }
 }
 
+fn of_another(given: Option<AcceptCode>) -> String {
+    let told = |given| {
+        format!(
+            "the code {given} stands for another database, or was used before, and accepts nothing: "
+        )
+    };
+    given.map_or_else(String::new, told)
+}
+
 impl Kms {
-    /// Compares each tenant's manifest with what the log has last seen. With `accept`, what is in the database counts from
-    /// now on: that is recorded, durably, when this returns.
+    /// Compares each tenant's manifest with what the log has last seen. When `accept` is the code of what there is, what is
+    /// in the database counts from now on: that is recorded, durably, when this returns.
     ///
     /// # Errors
     /// [`CompareError::Diverged`], with an alert, when they do not agree and that is not accepted;
     /// [`CompareError::Unverified`] when a manifest was edited, which nothing makes acceptable.
-    pub async fn compare_store(&self, accept: bool) -> Result<Compared, CompareError> {
+    pub async fn compare_store(
+        &self,
+        accept: Option<AcceptCode>,
+    ) -> Result<Compared, CompareError> {
         self.inner.compare_store(accept).await
     }
 }
@@ -84,6 +100,7 @@ struct Found {
     agreeing: usize,
     unknown: usize,
     diverged: Vec<Divergence>,
+    comparisons: Comparisons,
     /// Each tenant's manifest in the database; only when it may be accepted.
     stored: Vec<(TenantName, ManifestStamp)>,
 }
@@ -92,22 +109,25 @@ struct Found {
 type Applied = HashMap<String, Vec<ManifestStamp>>;
 
 impl Inner {
-    async fn compare_store(&self, accept: bool) -> Result<Compared, CompareError> {
+    async fn compare_store(&self, accept: Option<AcceptCode>) -> Result<Compared, CompareError> {
         let past = self.audit.past();
-        let Found { agreeing, unknown, mut diverged, stored } =
-            self.compare_manifests(&past, accept).await?;
+        let Found { agreeing, unknown, mut diverged, comparisons, stored } =
+            self.compare_manifests(&past, accept.is_some()).await?;
         diverged.sort_by(|a, b| a.tenant.cmp(&b.tenant));
+        let code = comparisons.code(past.acceptances());
+        // Also when nothing differs here: counters may, which `verify-store` finds.
+        let is_accepted = accept == Some(code);
         for divergence in diverged.iter().take(MAX_TOLD) {
-            alert(divergence, accept);
+            alert(divergence, is_accepted);
         }
         let compared = Compared { agreeing, unknown, accepted: 0 };
-        if accept {
+        if is_accepted {
             let accepted = self.accept(&diverged, stored).await?;
             return Ok(Compared { accepted, ..compared });
         }
         let others = diverged.len().saturating_sub(1);
         match diverged.into_iter().next() {
-            Some(first) => Err(CompareError::Diverged { first, others }),
+            Some(first) => Err(CompareError::Diverged { first, others, code, given: accept }),
             None => Ok(compared),
         }
     }
@@ -122,10 +142,12 @@ impl Inner {
             after = Some(last.tenant.clone());
             for manifest in page {
                 let stored = manifest.stamp();
+                let seen = missing.remove(manifest.tenant.id());
+                found.comparisons.add(manifest.tenant.id(), seen, Some(&stored));
                 if keep {
                     found.stored.push((manifest.tenant.clone(), stored.clone()));
                 }
-                let Some(seen) = missing.remove(manifest.tenant.id()) else {
+                let Some(seen) = seen else {
                     found.unknown += 1;
                     continue;
                 };
@@ -141,10 +163,10 @@ impl Inner {
                 }
             }
         }
-        let missing = missing.into_iter();
-        let missing =
-            missing.filter_map(|(tenant, seen)| Divergence::find(tenant, seen, None, &[]));
-        found.diverged.extend(missing);
+        for (tenant, seen) in missing {
+            found.comparisons.add(tenant, Some(seen), None);
+            found.diverged.extend(Divergence::find(tenant, seen, None, &[]));
+        }
         Ok(found)
     }
 

@@ -35,5 +35,5 @@ pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
 pub use kms::{Kms, Parts, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;
 pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};
-pub use reconcile::{ABANDONED, INTENT_GRACE, MAX_DUE, ORPHAN_OBJECT, Reconciled};
+pub use reconcile::{ABANDONED, INTENT_GRACE, MAX_DUE, MAX_FORGOTTEN, ORPHAN_OBJECT, Reconciled};
 pub use types::*;

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use kms_core::audit::Phase;
+use kms_core::clock::Timestamp;
 use kms_core::key::{CkaId, Sealed};
 use kms_core::name::VersionName;
 use kms_hsm::TokenKeys;
@@ -19,12 +20,14 @@ use super::kms::{Inner, Kms};
 use super::recover::Ended;
 use super::trail::Trail;
 use crate::audit::Past;
-use crate::store::{Intent, KeyRef, Listed, REQUEST_MEMORY, VersionChoice};
+use crate::store::{Intent, KeyRef, Listed, REQUEST_MEMORY, StoreError, VersionChoice};
 
 /// How old an intent must be before the periodic run takes it for abandoned: longer than any mutation may take.
 pub const INTENT_GRACE: Duration = Duration::from_mins(5);
 /// The most deactivations written down in one run; the next run goes on.
 pub const MAX_DUE: u32 = 100;
+/// The most requests forgotten in one commit: changes wait for it, and a tenant's 100,000 at once would take seconds.
+pub const MAX_FORGOTTEN: u32 = 1_000;
 /// `result` of the outcome record of a mutation that was undone.
 pub const ABANDONED: &str = "ABANDONED";
 /// `result` of the record of an HSM object that nobody knows.
@@ -129,11 +132,26 @@ impl Inner {
         note("deactivations", deactivated, &mut done);
         let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
         let before = self.clock.now().as_unix_ms().saturating_sub(memory_ms);
-        let before = kms_core::clock::Timestamp::from_unix_ms(before);
-        let forgotten = self.store.forget_requests(before).await;
-        done.forgotten = note("requests", forgotten, &mut done).unwrap_or_default();
+        let before = Timestamp::from_unix_ms(before);
+        let forgotten = self.forget_requests(before, &mut done).await;
+        note("requests", forgotten, &mut done);
         self.reconcile_failures.store(done.failed, Ordering::Relaxed);
         Ok(done)
+    }
+
+    /// Forgets all that is of age, a commit at a time.
+    async fn forget_requests(
+        &self,
+        before: Timestamp,
+        done: &mut Reconciled,
+    ) -> Result<(), StoreError> {
+        loop {
+            let forgotten = self.store.forget_requests(before, MAX_FORGOTTEN).await?;
+            done.forgotten += forgotten;
+            if forgotten < u64::from(MAX_FORGOTTEN) {
+                return Ok(());
+            }
+        }
     }
 
     /// Ends the intents that nobody works on; returns the objects that the listed ones name and that may stay.

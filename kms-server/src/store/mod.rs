@@ -362,8 +362,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// [`StoreError::RequestsFull`] when not.
     async fn room_for_request(&self, tenant: TenantName) -> Result<(), StoreError>;
 
-    /// Forgets requests recorded before `before`; returns how many.
-    async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError>;
+    /// Forgets requests recorded before `before`, the oldest first and `limit` at most; returns how many. Who is told
+    /// `limit` asks again: others are served in between.
+    async fn forget_requests(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError>;
 
     /// Records an intent, durably, before its effect. It is not applied yet, whatever `applied` says.
     async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError>;

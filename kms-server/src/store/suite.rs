@@ -66,6 +66,7 @@ macro_rules! store_suite {
             requests::intents_are_listed_oldest_first_until_closed,
             requests::of_parallel_repeats_exactly_one_wins,
             requests::requests_before_a_time_are_forgotten,
+            requests::as_many_requests_are_forgotten_as_the_limit_the_oldest_first,
             requests::requests_of_a_tenant_are_bounded,
         );
     };

@@ -19,8 +19,10 @@ pub mod stats;
 pub mod status;
 pub mod tls;
 pub mod tls_check;
+mod tls_validity;
 
 pub use accept::{Drained, HttpService, Security, ServeOptions, serve};
 pub use limits::ConnectionLimits;
 pub use shutdown::{Shutdown, ShutdownTrigger};
 pub use tls::{Protocols, TlsFiles, TlsStore};
+pub use tls_validity::Validity;

@@ -30,6 +30,8 @@ pub enum Refused {
     EncodingUnknown,
     /// Health was asked of a service that is not here.
     ServiceUnknown,
+    /// Reflection was asked for a symbol or a file that is not described.
+    SymbolUnknown,
     /// The client took its request back, or cut it short.
     Cancelled,
     /// The message was not there by the deadline of the request. Nothing was done.
@@ -49,6 +51,7 @@ impl Refused {
             Self::MethodUnknown => "METHOD_UNKNOWN",
             Self::EncodingUnknown => "ENCODING_UNKNOWN",
             Self::ServiceUnknown => "SERVICE_UNKNOWN",
+            Self::SymbolUnknown => "SYMBOL_UNKNOWN",
             Self::Cancelled => "CANCELLED",
             Self::TooLate => "REQUEST_DEADLINE",
             Self::Saturated => "SERVER_SATURATED",
@@ -162,6 +165,7 @@ pub fn from_refused(refused: Refused) -> Status {
         Refused::MethodUnknown => (Code::Unimplemented, "no such method"),
         Refused::EncodingUnknown => (Code::Unimplemented, "no such encoding"),
         Refused::ServiceUnknown => (Code::NotFound, "no such service"),
+        Refused::SymbolUnknown => (Code::NotFound, "no such symbol or file"),
         Refused::Cancelled => (Code::Cancelled, "the request was cut short"),
         Refused::TooLate => (Code::DeadlineExceeded, "the request did not arrive in time"),
         Refused::Saturated => (Code::ResourceExhausted, "too many large requests at a time"),
@@ -173,6 +177,23 @@ pub fn from_refused(refused: Refused) -> Status {
         details.add_quota_failure_violation("memory for requests", text);
     }
     Status::with_error_details(code, text, details)
+}
+
+/// Makes the status of a request that tonic, or one of its services, refused without saying more than a code.
+pub fn from_bare(bare: &Status) -> Status {
+    match bare.code() {
+        // Tonic calls what it cannot decode an internal error, and the requests are small: nothing else gives one.
+        Code::Internal | Code::InvalidArgument => from_refused(Refused::Malformed),
+        Code::OutOfRange => from_refused(Refused::TooLarge),
+        Code::Unimplemented => from_refused(Refused::EncodingUnknown),
+        Code::NotFound => from_refused(Refused::SymbolUnknown),
+        Code::Cancelled => from_refused(Refused::Cancelled),
+        Code::DeadlineExceeded => from_refused(Refused::TooLate),
+        code => {
+            let details = details("INTERNAL", HashMap::new());
+            Status::with_error_details(code, bare.message(), details)
+        }
+    }
 }
 
 /// What a program may want to know beside the reason.
@@ -332,6 +353,7 @@ mod tests {
             (Refused::MethodUnknown, Code::Unimplemented, "METHOD_UNKNOWN"),
             (Refused::EncodingUnknown, Code::Unimplemented, "ENCODING_UNKNOWN"),
             (Refused::ServiceUnknown, Code::NotFound, "SERVICE_UNKNOWN"),
+            (Refused::SymbolUnknown, Code::NotFound, "SYMBOL_UNKNOWN"),
             (Refused::Cancelled, Code::Cancelled, "CANCELLED"),
             (Refused::TooLate, Code::DeadlineExceeded, "REQUEST_DEADLINE"),
             (Refused::Saturated, Code::ResourceExhausted, "SERVER_SATURATED"),
@@ -343,6 +365,25 @@ mod tests {
             assert_eq!(info.domain, ERROR_DOMAIN);
             let retried = status.get_details_retry_info().is_some();
             assert_eq!(retried, refused == Refused::Saturated);
+        }
+    }
+
+    #[test]
+    fn a_bare_status_is_given_its_reason() {
+        for (bare, code, reason) in [
+            (Code::Internal, Code::InvalidArgument, "MALFORMED_REQUEST"),
+            (Code::InvalidArgument, Code::InvalidArgument, "MALFORMED_REQUEST"),
+            (Code::OutOfRange, Code::InvalidArgument, "MESSAGE_TOO_LARGE"),
+            (Code::Unimplemented, Code::Unimplemented, "ENCODING_UNKNOWN"),
+            (Code::NotFound, Code::NotFound, "SYMBOL_UNKNOWN"),
+            (Code::Cancelled, Code::Cancelled, "CANCELLED"),
+            (Code::DeadlineExceeded, Code::DeadlineExceeded, "REQUEST_DEADLINE"),
+            (Code::Unavailable, Code::Unavailable, "INTERNAL"),
+        ] {
+            let status = from_bare(&Status::new(bare, "odd"));
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!((status.code(), info.reason.as_str()), (code, reason), "{bare:?}");
+            assert_eq!(info.domain, ERROR_DOMAIN);
         }
     }
 

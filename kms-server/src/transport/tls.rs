@@ -18,6 +18,8 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 
+use super::tls_validity::Validity;
+
 /// The largest certificate, key, CA or CRL file: a CRL of some 100,000 entries.
 pub const MAX_TLS_FILE_BYTES: u64 = 8 * 1024 * 1024;
 /// Permission bits that a private key may not have when it belongs to the server's own account.
@@ -134,6 +136,7 @@ impl Protocols {
 pub struct TlsSet {
     config: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
+    validity: Validity,
     epoch: u64,
 }
 
@@ -146,6 +149,11 @@ impl TlsSet {
     /// Returns the number of this set; every reload adds one.
     pub const fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Returns when the parts of this set run out.
+    pub const fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// Verifies a client's chain, leaf first, against this set's CAs and CRLs.
@@ -199,11 +207,13 @@ impl TlsStore {
 fn read_set(files: &TlsFiles, protocols: Protocols, epoch: u64) -> Result<TlsSet, TlsError> {
     let chain = read_certificates(&files.certificate)?;
     let key = read_private_key(&files.private_key)?;
-    let roots = read_roots(&files.client_ca)?;
+    let authorities = read_certificates(&files.client_ca)?;
+    let roots = roots_of(&files.client_ca, &authorities)?;
     let mut crls = Vec::new();
     for path in &files.crls {
         crls.extend(read_crls(path)?);
     }
+    let validity = Validity::of(&chain, &authorities, &crls);
     let provider = Arc::new(aws_lc_rs::default_provider());
     let unusable = |part: &'static str| {
         move |error: &dyn std::fmt::Display| TlsError::Unusable { part, detail: error.to_string() }
@@ -229,13 +239,20 @@ fn read_set(files: &TlsFiles, protocols: Protocols, epoch: u64) -> Result<TlsSet
     config.alpn_protocols = protocols.alpn();
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(TlsSet { config: Arc::new(config), verifier, epoch })
+    Ok(TlsSet { config: Arc::new(config), verifier, validity, epoch })
 }
 
 pub(super) fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    roots_of(path, &read_certificates(path)?)
+}
+
+fn roots_of(
+    path: &Path,
+    authorities: &[CertificateDer<'static>],
+) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|error| TlsError::Content {
+    for certificate in authorities {
+        roots.add(certificate.clone()).map_err(|error| TlsError::Content {
             path: path.to_owned(),
             expected: "CA certificate",
             detail: error.to_string(),

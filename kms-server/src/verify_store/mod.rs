@@ -63,6 +63,9 @@ pub struct Report {
     pub tenants: u64,
     /// Tenants of which the log has no manifest: compared with nothing.
     pub tenants_not_in_log: u64,
+    /// Has the next start take manifests and counters as they are: what `--accept-restored-store` takes. `None` when they
+    /// agree, and when it cannot be told: the log is not whole, or a manifest fails its MAC, which is never accepted.
+    pub accept_code: Option<String>,
     /// Key rows.
     pub keys: u64,
     /// Version rows.

@@ -11,7 +11,7 @@ pub fn table(report: &Report) -> String {
         line(&mut text, finding);
     }
     let Report { agrees, log, tenants, tenants_not_in_log, keys, versions, counters, .. } = report;
-    let Report { intents, requests, findings_left_out, .. } = report;
+    let Report { intents, requests, findings_left_out, accept_code, .. } = report;
     if *findings_left_out > 0 {
         let _ = writeln!(text, "{findings_left_out} more are left out");
     }
@@ -32,6 +32,12 @@ pub fn table(report: &Report) -> String {
         let _ = writeln!(
             text,
             "of {tenants_not_in_log} tenants the log has no manifest: compared with nothing"
+        );
+    }
+    if let Some(code) = accept_code {
+        let _ = writeln!(
+            text,
+            "when this database is meant, start once with --accept-restored-store {code}"
         );
     }
     let verdict = if *agrees {

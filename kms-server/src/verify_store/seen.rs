@@ -85,6 +85,11 @@ impl Seen {
         self.past.stamps()
     }
 
+    /// Returns how often a tenant was accepted as it was in the database.
+    pub(super) const fn acceptances(&self) -> u64 {
+        self.past.acceptances()
+    }
+
     /// Returns whether the log has the intent's record, and no outcome of it.
     pub(super) fn awaits_outcome(&self, intent: IntentId) -> bool {
         self.past.awaits_outcome(intent)

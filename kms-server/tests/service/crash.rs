@@ -2,7 +2,7 @@
 
 use kms_core::audit::Phase;
 use kms_core::key::Protection;
-use kms_server::service::{CreateKey, REQUESTS_RETRY_AFTER, ServiceError};
+use kms_server::service::{CreateKey, MAX_FORGOTTEN, REQUESTS_RETRY_AFTER, ServiceError};
 
 use crate::mutations::{Case, KEY, Kind, check};
 use crate::support::*;
@@ -71,6 +71,30 @@ async fn request_ids_are_forgotten_after_a_day_and_not_before() {
     assert_eq!(world.kms.reconcile().await.unwrap().forgotten, 0);
     world.clock.advance(std::time::Duration::from_millis(1));
     assert_eq!(world.kms.reconcile().await.unwrap().forgotten, 1);
+}
+
+#[tokio::test]
+async fn as_many_requests_are_forgotten_in_one_commit_as_the_bound_and_more_in_the_next() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    world.clock.advance(std::time::Duration::from_hours(25));
+    let forgetting = async |count: u32| {
+        let database = rusqlite::Connection::open(world.database()).unwrap();
+        let fill = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+             INSERT INTO requests SELECT 't', 'p', randomblob(16), 'm', zeroblob(32), x'', i, 1, zeroblob(32)
+             FROM n WHERE {count} > 0"
+        );
+        database.execute_batch(&fill).unwrap();
+        let before = world.faults.calls();
+        let forgotten = world.kms.reconcile().await.unwrap().forgotten;
+        (forgotten, world.faults.calls() - before)
+    };
+    assert_eq!(forgetting(0).await.0, 1, "that of the key");
+    let (_, none) = forgetting(0).await;
+    assert_eq!(forgetting(MAX_FORGOTTEN - 1).await, (u64::from(MAX_FORGOTTEN) - 1, none));
+    assert_eq!(forgetting(MAX_FORGOTTEN).await, (MAX_FORGOTTEN.into(), none + 1));
+    assert_eq!(forgetting(MAX_FORGOTTEN + 1).await, (u64::from(MAX_FORGOTTEN) + 1, none + 1));
 }
 
 #[tokio::test]

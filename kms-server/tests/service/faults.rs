@@ -332,8 +332,8 @@ impl Store for FaultyStore {
     async fn room_for_request(&self, tenant: TenantName) -> Result<(), StoreError> {
         through!(self.room_for_request(tenant))
     }
-    async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
-        through!(self.forget_requests(before))
+    async fn forget_requests(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        through!(self.forget_requests(before, limit))
     }
     async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError> {
         let gate = self.1.gate.lock().unwrap().clone();

@@ -23,6 +23,7 @@ fn scrape(world: &World, kms: Option<Kms>) -> String {
         kms: Arc::new(late),
         public: Arc::default(),
         admin: Arc::default(),
+        certificates: vec![],
     };
     let mut registry = Registry::default();
     registry.register_collector(Box::new(gauges));

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use kms_core::audit::{AuditRecord, Phase};
-use kms_server::audit::{ACCEPT_STORE, AuditSink as _, MemorySink};
+use kms_server::audit::{ACCEPT_STORE, AcceptCode, AuditSink as _, MemorySink};
 use kms_server::authz::ActionKind;
 use kms_server::keyring::KeyringError;
 use kms_server::service::{CompareError, Compared, STORE_ACCEPTED};
@@ -45,13 +45,27 @@ async fn on_log(world: &World, records: Vec<AuditRecord>) -> World {
 }
 
 async fn refusal(world: &World) -> String {
-    let refused = world.kms.compare_store(false).await.unwrap_err();
-    assert!(matches!(refused, CompareError::Diverged { .. }), "{refused:?}");
+    let refused = world.kms.compare_store(None).await.unwrap_err();
+    assert!(matches!(refused, CompareError::Diverged { given: None, .. }), "{refused:?}");
     refused.to_string()
 }
 
+/// Returns the code of a refusal.
+async fn code(world: &World) -> AcceptCode {
+    match world.kms.compare_store(None).await {
+        Err(CompareError::Diverged { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Accepts what there is, as an operator does who has looked at it.
+async fn accept(world: &World) -> Compared {
+    let code = code(world).await;
+    world.kms.compare_store(Some(code)).await.unwrap()
+}
+
 async fn agrees(world: &World, tenants: usize) {
-    let compared = world.kms.compare_store(false).await;
+    let compared = world.kms.compare_store(None).await;
     assert_eq!(compared, Ok(Compared { agreeing: tenants, ..Compared::default() }));
 }
 
@@ -88,8 +102,8 @@ async fn an_older_copy_is_refused_until_it_is_accepted_and_that_is_recorded() {
         assert!(told.contains(part), "{told}");
     }
     assert!(!told.contains("more tenants"), "{told}");
-    let compared = world.kms.compare_store(true).await;
-    assert_eq!(compared, Ok(Compared { agreeing: 1, unknown: 0, accepted: 2 }));
+    let compared = accept(&world).await;
+    assert_eq!(compared, Compared { agreeing: 1, unknown: 0, accepted: 2 });
     let records = accepted(&world);
     let tenants: Vec<_> = records.iter().map(|r| (&*r.tenant, r.reason.is_some())).collect();
     assert_eq!(tenants, [("t", true), ("u", false)], "what differed, and the others");
@@ -103,12 +117,55 @@ async fn an_older_copy_is_refused_until_it_is_accepted_and_that_is_recorded() {
     agrees(&world.restart(), 2).await;
 }
 
+/// What a unit file goes on giving after the start that it was meant for.
+#[tokio::test]
+async fn a_code_accepts_what_it_was_made_of_and_nothing_later() {
+    let (world, first) = world_with_backup().await;
+    let second = backup(&world, "second.db");
+    world.create("tenants/u/keys/later").await;
+    let world = restored(&world, first);
+    let stale = code(&world).await;
+    let compared = world.kms.compare_store(Some(stale)).await.unwrap();
+    assert_eq!(compared.accepted, 2);
+    let records = world.records();
+    // Nothing differs: the code that is still there stands in nobody's way, and accepts nothing.
+    let world = world.restart();
+    let compared = world.kms.compare_store(Some(stale)).await;
+    assert_eq!(compared, Ok(Compared { agreeing: 2, ..Compared::default() }));
+    // Another database: the same code is of no use.
+    let world = restored(&world, second);
+    let refused = world.kms.compare_store(Some(stale)).await.unwrap_err();
+    let CompareError::Diverged { code: fresh, given, .. } = refused else { panic!("{refused}") };
+    assert_eq!((given, fresh == stale), (Some(stale), false));
+    let told = refused.to_string();
+    for part in [
+        format!("the code {stale} stands for another database, or was used before"),
+        format!("start once with --accept-restored-store {fresh}"),
+    ] {
+        assert!(told.contains(&part), "{told}");
+    }
+    assert_eq!(world.records(), records, "nothing was recorded");
+    world.kms.compare_store(Some(fresh)).await.unwrap();
+    agrees(&world.restart(), 2).await;
+}
+
+/// A start that would go on without a code goes on with a wrong one, and records nothing by it.
+#[tokio::test]
+async fn a_stale_code_keeps_no_server_from_starting_on_a_new_log() {
+    let (world, backup) = world_with_backup().await;
+    let stale = code(&restored(&world, backup)).await;
+    let world = on_log(&world, vec![]).await;
+    let compared = world.kms.compare_store(Some(stale)).await;
+    assert_eq!(compared, Ok(Compared { unknown: 2, ..Compared::default() }));
+    assert_eq!(accepted(&world), []);
+}
+
 #[tokio::test]
 async fn other_rows_at_the_same_revision_are_refused() {
     let (world, restored_copy) = world_with_backup().await;
     let newest = backup(&world, "newest.db");
     let world = restored(&world, restored_copy);
-    world.kms.compare_store(true).await.unwrap();
+    accept(&world).await;
     world.create("tenants/t/keys/another").await;
     agrees(&world, 2).await;
     let told = refusal(&restored(&world, newest)).await;
@@ -124,8 +181,8 @@ async fn an_empty_database_is_refused_and_accepted_for_good() {
     for part in ["tenant `t` has no manifest", "another database", "and 1 more tenants"] {
         assert!(told.contains(part), "{told}");
     }
-    let compared = world.kms.compare_store(true).await;
-    assert_eq!(compared, Ok(Compared { agreeing: 0, unknown: 0, accepted: 2 }));
+    let compared = accept(&world).await;
+    assert_eq!(compared, Compared { agreeing: 0, unknown: 0, accepted: 2 });
     agrees(&world.restart(), 0).await;
     world.create(KEY).await;
     agrees(&world.restart(), 1).await;
@@ -141,10 +198,11 @@ async fn a_manifest_that_was_taken_away_is_refused() {
 /// No MAC, no word: neither is it compared, nor can it be accepted.
 #[tokio::test]
 async fn an_edited_manifest_is_refused_whatever_is_accepted() {
-    let (world, _backup) = world_with_backup().await;
+    let (world, backup) = world_with_backup().await;
+    let code = code(&restored(&world, backup)).await;
     sql(&world, "UPDATE manifests SET revision = revision + 1 WHERE tenant = 't'");
     let world = world.restart();
-    for accept in [false, true] {
+    for accept in [None, Some(code)] {
         let refused = world.kms.compare_store(accept).await.unwrap_err();
         let unverified = CompareError::Unverified(KeyringError::Integrity {
             detail: "manifest of `tenants/t` has another MAC".into(),
@@ -185,7 +243,7 @@ async fn a_database_that_is_ahead_of_the_log_is_refused_when_no_intent_tells_why
     let world = on_log(&world, records).await;
     let told = refusal(&world).await;
     assert!(told.contains("revision 2 in") && told.contains("lost its end"), "{told}");
-    world.kms.compare_store(true).await.unwrap();
+    accept(&world).await;
     agrees(&world.restart(), 2).await;
 }
 
@@ -207,16 +265,12 @@ async fn an_intent_that_the_log_does_not_know_explains_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_log_knows_nothing_until_the_database_is_accepted() {
-    let (world, backup) = world_with_backup().await;
+async fn a_new_log_knows_nothing() {
+    let (world, _backup) = world_with_backup().await;
     let world = on_log(&world, vec![]).await;
-    let compared = world.kms.compare_store(false).await;
+    let compared = world.kms.compare_store(None).await;
     assert_eq!(compared, Ok(Compared { agreeing: 0, unknown: 2, accepted: 0 }));
     assert_eq!(accepted(&world), []);
-    let compared = world.kms.compare_store(true).await;
-    assert_eq!(compared, Ok(Compared { agreeing: 0, unknown: 2, accepted: 2 }));
-    agrees(&world.restart(), 2).await;
-    refusal(&restored(&world, backup)).await;
 }
 
 /// The outcome of an earlier mutation is the first that a new log hears of a tenant.
@@ -232,7 +286,7 @@ async fn a_late_outcome_in_a_new_log_is_no_reason_to_refuse() {
     world.create("tenants/t/keys/after").await;
     assert_eq!(world.store.intents().await.unwrap().rows.len(), 1);
     let world = on_log(&world, vec![]).await;
-    let compared = world.kms.compare_store(false).await;
+    let compared = world.kms.compare_store(None).await;
     assert_eq!(compared, Ok(Compared { unknown: 1, ..Compared::default() }));
     assert_eq!(world.kms.recover().await.unwrap().finished, 1);
     agrees(&world.restart(), 1).await;
@@ -242,8 +296,9 @@ async fn a_late_outcome_in_a_new_log_is_no_reason_to_refuse() {
 async fn what_cannot_be_recorded_is_not_accepted() {
     let (world, backup) = world_with_backup().await;
     let world = restored(&world, backup);
+    let code = code(&world).await;
     world.sink.refuse(true);
-    let refused = world.kms.compare_store(true).await.unwrap_err();
+    let refused = world.kms.compare_store(Some(code)).await.unwrap_err();
     assert!(matches!(refused, CompareError::Unrecorded(_)), "{refused:?}");
     world.sink.refuse(false);
     refusal(&world.restart()).await;
@@ -289,8 +344,8 @@ async fn as_many_tenants_as_there_are_are_accepted() {
         let world = on_log(&world, tenants.collect()).await;
         sql(&world, "DELETE FROM manifests");
         let world = world.restart();
-        let compared = world.kms.compare_store(true).await;
-        assert_eq!(compared, Ok(Compared { agreeing: 0, unknown: 0, accepted: count }));
+        let compared = accept(&world).await;
+        assert_eq!(compared, Compared { accepted: count, ..Compared::default() });
         assert_eq!(accepted(&world).len(), count);
         agrees(&world.restart(), 0).await;
     }
@@ -304,13 +359,14 @@ async fn a_comparison_that_fails_anywhere_is_no_agreement() {
         loop {
             let (world, backup) = world_with_backup().await;
             let world = restored(&world, backup);
+            let code = code(&world).await;
             world.faults.arm(refused, reply_is_lost);
-            let compared = world.kms.compare_store(true).await;
+            let compared = world.kms.compare_store(Some(code)).await;
             if let Ok(compared) = compared {
                 assert_eq!(compared.accepted, 2);
                 break;
             }
-            let again = world.restart().kms.compare_store(false).await;
+            let again = world.restart().kms.compare_store(None).await;
             assert_eq!(again.is_ok(), !accepted(&world).is_empty(), "call {refused}");
             refused += 1;
         }

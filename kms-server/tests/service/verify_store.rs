@@ -9,6 +9,7 @@ use kms_core::id::{KeyUid, RootGeneration};
 use kms_hsm::Hsm as _;
 use kms_hsm_soft::SoftToken;
 use kms_server::audit::verify::VerifyError;
+use kms_server::audit::{AcceptCode, MemorySink};
 use kms_server::keyring::LEASE_OPERATION;
 use kms_server::service::{ChangeVersionState, RotateKey};
 use kms_server::store::sqlite::SqliteStore;
@@ -63,6 +64,10 @@ fn seen(records: &[AuditRecord]) -> (Seen, LogSummary) {
         seen.note(record);
     }
     (seen, LOG)
+}
+
+fn accept_code(report: &Report) -> AcceptCode {
+    report.accept_code.as_ref().unwrap().parse().unwrap()
 }
 
 fn report_on(
@@ -233,8 +238,13 @@ async fn a_counter_that_was_put_back_is_found() {
     world.wrap(KEY).await;
     let found = report(&world);
     assert_finds(&found, &[("counter", Some(2), "an older row was put back and used")]);
-    world.kms.compare_store(true).await.unwrap();
+    // A start compares no counters, and takes them with the rest by the code that is told here.
+    let code = accept_code(&found);
+    let compared = world.kms.compare_store(Some(code)).await.unwrap();
+    assert_eq!((compared.agreeing, compared.accepted), (2, 2));
     assert!(report(&world).agrees, "accepted with the database");
+    let again = world.kms.compare_store(Some(code)).await.unwrap();
+    assert_eq!(again.accepted, 0, "once");
 }
 
 /// A crash comes between a row and its record, never the other way round.
@@ -266,6 +276,9 @@ async fn an_older_database_and_one_without_its_log_are_told_apart() {
     assert_finds(&found, &wanted);
     let broken = report_on(&world, &older, Err(VerifyError::Empty));
     assert_finds(&broken, &[("log", None, "not compared with the log")]);
+    assert_eq!(broken.accept_code, None);
+    let tail = LogSummary { first: Some(2), ..LOG };
+    assert_eq!(report_on(&world, &older, Ok((seen(&records).0, tail))).accept_code, None);
     let unknown = report_on(&world, &older, Ok(seen(&[])));
     assert!(unknown.agrees);
     assert_eq!(unknown.tenants_not_in_log, 2);
@@ -273,9 +286,42 @@ async fn an_older_database_and_one_without_its_log_are_told_apart() {
     let mut world = world.restart();
     world.store = Arc::new(SqliteStore::open(&accepted).unwrap());
     let world = world.restart();
-    world.kms.compare_store(true).await.unwrap();
+    let code = accept_code(&found);
+    assert_eq!(world.kms.compare_store(Some(code)).await.unwrap().accepted, 2);
     let found = report_on(&world, &older, Ok(seen(&world.records())));
     assert!(found.agrees, "{found:#?}");
+    assert_eq!(found.accept_code, None);
+}
+
+/// Both ways to a code lead to the same one, also where only the start or only the verification finds something.
+#[tokio::test]
+async fn a_log_that_began_anew_is_caught_up_with_by_the_code() {
+    let world = world().await;
+    let mut world = world.restart();
+    world.sink = Arc::new(MemorySink::new(100));
+    let world = world.restart();
+    let unknown = report(&world);
+    assert_eq!((unknown.agrees, unknown.tenants_not_in_log), (true, 2));
+    let code = accept_code(&unknown);
+    assert_eq!(world.kms.compare_store(Some(code)).await.unwrap().accepted, 2);
+    let known = report(&world);
+    assert_eq!((known.agrees, known.tenants_not_in_log, known.accept_code), (true, 0, None));
+}
+
+/// A start takes it with no code.
+#[tokio::test]
+async fn there_is_no_code_for_a_manifest_that_was_edited() {
+    let world = world().await;
+    sql(&world, "DELETE FROM manifests WHERE tenant = 'u'");
+    assert!(report(&world).accept_code.is_some());
+    for edit in ["revision = 9", "generation = 2", "row_set = x'00'"] {
+        let copy = copy(&world, "edited.db");
+        let database = rusqlite::Connection::open(&copy).unwrap();
+        database.execute_batch(&format!("{UNGUARD} UPDATE manifests SET {edit}")).unwrap();
+        drop(database);
+        let found = report_on(&world, &copy, Ok(seen(&world.records())));
+        assert_eq!(found.accept_code, None, "{edit}: {found:#?}");
+    }
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ forward! {
     list_manifests(after: Option<TenantName>, limit: u32) -> Vec<Sealed<Manifest>>;
     request(principal: String, request_id: RequestId) -> Option<Sealed<RequestRecord>>;
     room_for_request(tenant: TenantName) -> ();
-    forget_requests(before: Timestamp) -> u64;
+    forget_requests(before: Timestamp, limit: u32) -> u64;
     open_intent(intent: Sealed<Intent>) -> ();
     intents() -> Listed<Sealed<Intent>>;
     close_intent(intent: IntentId) -> ();

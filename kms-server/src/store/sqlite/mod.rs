@@ -293,8 +293,8 @@ impl Store for SqliteStore {
         if remembered < self.max_requests { Ok(()) } else { Err(StoreError::RequestsFull) }
     }
 
-    async fn forget_requests(&self, before: Timestamp) -> Result<u64, StoreError> {
-        self.write(move |db| write::forget_requests(db, before)).await
+    async fn forget_requests(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        self.write(move |db| write::forget_requests(db, before, limit)).await
     }
 
     async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError> {

@@ -109,8 +109,14 @@ pub(super) fn update_counter(
 pub(super) fn forget_requests(
     connection: &Connection,
     before: Timestamp,
+    limit: u32,
 ) -> Result<u64, StoreError> {
-    execute(connection, "DELETE FROM requests WHERE time < ?1", [before.as_unix_ms()])
+    execute(
+        connection,
+        "DELETE FROM requests WHERE (principal, request_id) IN
+             (SELECT principal, request_id FROM requests WHERE time < ?1 ORDER BY time LIMIT ?2)",
+        (before.as_unix_ms(), limit),
+    )
 }
 
 pub(super) fn open_intent(

@@ -121,10 +121,26 @@ pub(crate) async fn requests_before_a_time_are_forgotten(store: Arc<impl Store>)
         };
         store.create_key(new_key(number), end).await.unwrap();
     }
-    assert_eq!(store.forget_requests(time(200)).await, Ok(1));
+    assert_eq!(store.forget_requests(time(200), 2).await, Ok(1));
     let RequestRecord { principal, request_id, .. } = request(2, 0);
     assert_eq!(store.request(principal, request_id).await, Ok(Some(sealed(request(2, 200)))));
-    assert_eq!(store.forget_requests(time(301)).await, Ok(2));
+    assert_eq!(store.forget_requests(time(301), 2).await, Ok(2));
+}
+
+pub(crate) async fn as_many_requests_are_forgotten_as_the_limit_the_oldest_first(
+    store: Arc<impl Store>,
+) {
+    for (number, ms) in [(1, 300), (2, 100), (3, 200)] {
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        let request = Some(sealed(request(number, ms)));
+        let end = Closing { request, ..closing(number, u64::from(number) - 1) };
+        store.create_key(new_key(number), end).await.unwrap();
+    }
+    assert_eq!(store.forget_requests(time(301), 0).await, Ok(0));
+    assert_eq!(store.forget_requests(time(301), 2).await, Ok(2));
+    let RequestRecord { principal, request_id, .. } = request(1, 0);
+    assert_eq!(store.request(principal, request_id).await, Ok(Some(sealed(request(1, 300)))));
+    assert_eq!(store.forget_requests(time(301), 2).await, Ok(1));
 }
 
 pub(crate) async fn requests_of_a_tenant_are_bounded(store: Arc<impl Store>) {
@@ -158,7 +174,7 @@ pub(crate) async fn requests_of_a_tenant_are_bounded(store: Arc<impl Store>) {
     let others = RequestRecord { tenant: other, ..request(number, 100) };
     let end = Closing { request: Some(sealed(others)), ..closing(number, revision) };
     store.create_key(new_key(number), end).await.unwrap();
-    assert_eq!(store.forget_requests(time(2)).await, Ok(1));
+    assert_eq!(store.forget_requests(time(2), 10).await, Ok(1));
     assert_eq!(store.room_for_request(tenant()).await, Ok(()));
     let (number, revision) = (number + 1, revision + 1);
     store.open_intent(sealed(intent(number))).await.unwrap();

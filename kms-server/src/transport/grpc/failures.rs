@@ -47,6 +47,26 @@ impl FailureLog {
         window.failures = window.failures.saturating_add(1);
         if window.failures > TOLD_ALONE { Line::Count } else { Line::Tell { counted } }
     }
+
+    /// Returns how many of each reason were only counted in the windows that are over at `now`, and forgets them: a flood
+    /// that has ended has no next failure to tell it.
+    pub(super) fn tick(&self, now: Instant) -> Vec<(&'static str, u64)> {
+        self.take(|window| now.saturating_duration_since(window.began) >= WINDOW)
+    }
+
+    /// The same of all windows, over or not: for the end of the process.
+    pub(super) fn drain(&self) -> Vec<(&'static str, u64)> {
+        self.take(|_| true)
+    }
+
+    fn take(&self, is_over: impl Fn(&Window) -> bool) -> Vec<(&'static str, u64)> {
+        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        windows
+            .extract_if(.., |_, window| is_over(window))
+            .map(|(reason, window)| (reason, window.failures.saturating_sub(TOLD_ALONE)))
+            .filter(|(_, counted)| *counted > 0)
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +85,25 @@ mod tests {
         }
         assert_eq!(log.note("HSM_UNAVAILABLE", now), Line::Count);
         assert_eq!(log.note("AUDIT_UNAVAILABLE", now), ALONE, "each reason for itself");
+    }
+
+    #[test]
+    fn what_was_counted_is_told_once_after_the_window_or_at_the_end_without_another_failure() {
+        let (log, began) = (FailureLog::default(), SystemClock.monotonic());
+        let flood = |reason, count| {
+            for _ in 0..count {
+                log.note(reason, began);
+            }
+        };
+        flood("HSM_UNAVAILABLE", TOLD_ALONE + 7);
+        flood("AUDIT_UNAVAILABLE", TOLD_ALONE);
+        let last = began + WINDOW.checked_sub(Duration::from_millis(1)).unwrap();
+        assert_eq!(log.tick(last), []);
+        assert_eq!(log.tick(began + WINDOW), [("HSM_UNAVAILABLE", 7)]);
+        assert_eq!(log.tick(began + WINDOW), []);
+        flood("HSM_UNAVAILABLE", TOLD_ALONE + 1);
+        assert_eq!(log.drain(), [("HSM_UNAVAILABLE", 1)]);
+        assert_eq!(log.drain(), []);
     }
 
     #[test]

@@ -72,6 +72,17 @@ impl Gateway {
         Self(Arc::new(Inner { parts, budget, failures: FailureLog::default() }))
     }
 
+    /// Tells of the failures that were only counted, in windows that are over. To be asked every second or so.
+    pub fn tell_counted_failures(&self) {
+        let inner = &self.0;
+        inner.failures.tick(inner.parts.clock.monotonic()).into_iter().for_each(tell_counted);
+    }
+
+    /// The same of all windows, when nothing is served any more.
+    pub fn tell_last_failures(&self) {
+        self.0.failures.drain().into_iter().for_each(tell_counted);
+    }
+
     /// Finds out who calls. Asked when the headers are there: certificates run out while connections are open.
     ///
     /// # Errors
@@ -235,9 +246,7 @@ impl Call {
                 match inner.failures.note(reason, inner.parts.clock.monotonic()) {
                     Line::Count => return tracing::debug!(reason, %error, "failed"),
                     Line::Tell { counted: 0 } => {}
-                    Line::Tell { counted } => {
-                        tracing::warn!(reason, counted, "more failed than were told");
-                    }
+                    Line::Tell { counted } => tell_counted((reason, counted)),
                 }
                 tracing::warn!(reason, %error, "failed");
             }
@@ -250,6 +259,10 @@ impl Call {
         parts.metrics.failed(self.method, reason, Duration::ZERO);
         parts.refusals.refused(self.source, self.method.as_str(), reason);
     }
+}
+
+fn tell_counted((reason, counted): (&'static str, u64)) {
+    tracing::warn!(reason, counted, "more failed than were told");
 }
 
 /// The header that names a compression; there is none that we know.
