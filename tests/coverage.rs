@@ -112,6 +112,30 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         reason: reason(),
         request_id: request_id(),
     };
+    // The key was rotated: version 1 is not the primary any more.
+    let deactivate = proto::DeactivateKeyVersionRequest {
+        name: version(),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let schedule = proto::ScheduleKeyVersionDestructionRequest {
+        name: version(),
+        window: None,
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let cancel = proto::CancelKeyVersionDestructionRequest {
+        name: version(),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let compromise = proto::CompromiseKeyVersionRequest {
+        name: version(),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let history =
+        proto::ListKeyHistoryRequest { parent: name(), page_size: 0, page_token: String::new() };
     let list = proto::ListKeysRequest {
         parent: format!("tenants/{TENANT}"),
         page_size: 0,
@@ -132,6 +156,11 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         case("kms.v1.KeyService/ListKeyVersions", &versions),
         case("kms.v1.KeyService/SuspendKeyVersion", &suspend),
         case("kms.v1.KeyService/ResumeKeyVersion", &resume),
+        case("kms.v1.KeyService/DeactivateKeyVersion", &deactivate),
+        case("kms.v1.KeyService/ScheduleKeyVersionDestruction", &schedule),
+        case("kms.v1.KeyService/CancelKeyVersionDestruction", &cancel),
+        case("kms.v1.KeyService/CompromiseKeyVersion", &compromise),
+        case("kms.v1.KeyService/ListKeyHistory", &history),
     ]
 }
 

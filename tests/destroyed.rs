@@ -109,6 +109,7 @@ async fn destroy_here(directory: &Path) {
             expected,
             manifest: Sealed { row: manifest, mac: macs[0], generation },
         },
+        history: Vec::new(),
         request: None,
     };
     let row = Sealed { row, mac, generation };
@@ -119,7 +120,15 @@ async fn destroy_here(directory: &Path) {
 }
 
 fn is_destroyed(refused: &Refusal) {
-    refused.is(Code::FailedPrecondition, "KEY_NOT_ACTIVE");
+    refuses_the_destroyed(refused, "KEY_NOT_ACTIVE");
+}
+
+fn leads_nowhere(refused: &Refusal) {
+    refuses_the_destroyed(refused, "ILLEGAL_TRANSITION");
+}
+
+fn refuses_the_destroyed(refused: &Refusal, reason: &str) {
+    refused.is(Code::FailedPrecondition, reason);
     assert_eq!(refused.facts.get("state").map(String::as_str), Some("DESTROYED"), "{refused:?}");
     assert!(!refused.retryable, "{refused:?}");
 }
@@ -161,11 +170,11 @@ async fn refused_and_described() {
     let (name, reason) = (version.clone(), "an incident".to_owned());
     let request_id = common::request_id();
     let suspend = proto::SuspendKeyVersionRequest { name, reason, request_id };
-    is_destroyed(&refusal(client.keys().suspend_key_version(suspend).await));
+    leads_nowhere(&refusal(client.keys().suspend_key_version(suspend).await));
     let (name, reason) = (version.clone(), "regret".to_owned());
     let request_id = common::request_id();
     let resume = proto::ResumeKeyVersionRequest { name, reason, request_id };
-    is_destroyed(&refusal(client.keys().resume_key_version(resume).await));
+    leads_nowhere(&refusal(client.keys().resume_key_version(resume).await));
 
     let after = described(&client, &version).await;
     assert_eq!((after.state(), after.primary), (proto::VersionState::Destroyed, false));

@@ -91,6 +91,11 @@ impl ManualClock {
         Self { start: SystemClock.monotonic(), state: Mutex::new((now, Duration::ZERO)) }
     }
 
+    /// Sets the time of day, as an operator or a time server does; monotonic time does not move.
+    pub fn set(&self, now: Timestamp) {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).0 = now;
+    }
+
     /// Moves both times forward.
     pub fn advance(&self, span: Duration) {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

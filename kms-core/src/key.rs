@@ -14,6 +14,7 @@ use crate::clock::Timestamp;
 use crate::domain;
 use crate::envelope::{IV_BYTES, Iv};
 use crate::id::{KeyUid, KeyVersion, Revision, RootGeneration};
+use crate::lifecycle::{Destruction, Rotation};
 use crate::name::KeyName;
 use crate::state::VersionState;
 
@@ -184,6 +185,8 @@ pub struct KeyRow {
     pub primary: KeyVersion,
     /// The highest version there is.
     pub latest: KeyVersion,
+    /// Rotation by period, when it is wanted.
+    pub rotation: Option<Rotation>,
 }
 
 impl KeyRow {
@@ -204,6 +207,7 @@ impl KeyRow {
             revision,
             primary,
             latest,
+            rotation,
         } = self;
         let fixed = row("keys", uid.as_bytes(), *revision, generation)
             .text(name.tenant().id())
@@ -217,8 +221,14 @@ impl KeyRow {
             .signed(create_time.as_unix_ms())
             .signed(update_time.as_unix_ms())
             .number(primary.get().into())
-            .number(latest.get().into())
-            .number(labels.len() as u64);
+            .number(latest.get().into());
+        let fixed = match rotation {
+            Some(Rotation { period, due }) => {
+                fixed.number(period.as_secs()).signed(due.as_unix_ms())
+            }
+            None => fixed.bytes(&[]),
+        };
+        let fixed = fixed.number(labels.len() as u64);
         labels.iter().fold(fixed, |out, (key, value)| out.text(key).text(value)).finish()
     }
 }
@@ -246,6 +256,8 @@ pub struct VersionRow {
     pub state_actor: String,
     /// When an ACTIVE version that was rolled over becomes DEACTIVATED.
     pub deactivate_time: Option<Timestamp>,
+    /// The planned destruction; there exactly as long as the state is DESTROY_SCHEDULED.
+    pub destruction: Option<Destruction>,
     /// Revision of this row.
     pub revision: Revision,
 }
@@ -274,6 +286,7 @@ impl VersionRow {
             state_reason,
             state_actor,
             deactivate_time,
+            destruction,
             revision,
         } = self;
         let primary_key = [&key_uid.as_bytes()[..], &version.get().to_be_bytes()].concat();
@@ -288,8 +301,14 @@ impl VersionRow {
             .signed(state_time.as_unix_ms())
             .text(state_reason)
             .text(state_actor);
-        match deactivate_time {
-            Some(time) => out.signed(time.as_unix_ms()).finish(),
+        let out = match deactivate_time {
+            Some(time) => out.signed(time.as_unix_ms()),
+            None => out.bytes(&[]),
+        };
+        match destruction {
+            Some(Destruction { time, returns_to }) => {
+                out.signed(time.as_unix_ms()).text(returns_to.as_str()).finish()
+            }
             None => out.bytes(&[]).finish(),
         }
     }
@@ -328,7 +347,7 @@ pub struct Sealed<R> {
     pub generation: RootGeneration,
 }
 
-fn row(
+pub(crate) fn row(
     table: &str,
     primary_key: &[u8],
     revision: Revision,
@@ -357,6 +376,7 @@ mod tests {
             state_reason: "created".into(),
             state_actor: "spiffe://td/a".into(),
             deactivate_time: None,
+            destruction: None,
             revision: Revision::FIRST,
         }
     }

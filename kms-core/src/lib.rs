@@ -13,6 +13,7 @@ pub mod envelope;
 pub mod fault;
 pub mod id;
 pub mod key;
+pub mod lifecycle;
 pub mod manifest;
 pub mod name;
 pub mod root;

@@ -19,6 +19,7 @@ use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, Material, Protection, Purpose, RowMac, Sensitivity,
     VersionRow, WrappedKey,
 };
+use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
@@ -66,6 +67,7 @@ fn key_row() -> KeyRow {
         revision: Revision::new(3),
         primary: version(1),
         latest: version(2),
+        rotation: None,
     }
 }
 
@@ -81,12 +83,29 @@ fn version_row() -> VersionRow {
         state_reason: "created".into(),
         state_actor: "spiffe://td/a".into(),
         deactivate_time: None,
+        destruction: None,
         revision: Revision::FIRST,
     }
 }
 
 fn counter_row() -> CounterRow {
     CounterRow { key_uid: uid(1), version: version(1), leased: 1024, revision: Revision::new(7) }
+}
+
+fn history_row() -> HistoryRow {
+    HistoryRow {
+        key_uid: uid(1),
+        change: HistoryChange::State {
+            version: version(2),
+            from: Some(VersionState::Active),
+            to: VersionState::Suspended,
+        },
+        old_revision: Revision::new(4),
+        revision: Revision::new(5),
+        time: time(1_700_000_000_002),
+        actor: "spiffe://td/a".into(),
+        reason: "incident 7".into(),
+    }
 }
 
 fn root_pin() -> RootPin {
@@ -123,9 +142,28 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("keys", key_row().mac_input(first)),
         ("keys, resident, without labels, before 1970", bare.mac_input(first)),
+        ("keys, rotated by period", {
+            KeyRow { rotation: Some(rotation(90 * 86_400, 8)), ..key_row() }.mac_input(first)
+        }),
         ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
         ("versions, wrapped", version_row().mac_input(first)),
         ("versions, resident, deactivation planned", resident.mac_input(first)),
+        ("versions, destruction scheduled", {
+            let destruction =
+                Some(Destruction { time: time(7), returns_to: VersionState::Compromised });
+            let state = VersionState::DestroyScheduled;
+            VersionRow { state, destruction, ..version_row() }.mac_input(first)
+        }),
+        ("history, a state", history_row().mac_input(first)),
+        ("history, a version that was generated", {
+            let to = VersionState::Active;
+            let change = HistoryChange::State { version: version(1), from: None, to };
+            HistoryRow { change, old_revision: Revision::new(0), ..history_row() }.mac_input(first)
+        }),
+        ("history, fields of a key", {
+            let change = HistoryChange::Fields { detail: r#"{"owner":["a","b"]}"#.into() };
+            HistoryRow { change, ..history_row() }.mac_input(first)
+        }),
         ("counters", counter_row().mac_input(first)),
         ("roots", root_pin().mac_input()),
         ("manifests", manifest().mac_input(first)),
@@ -167,7 +205,7 @@ fn assert_all_differ<R: Clone>(row: &R, edits: &[fn(&mut R)], mac_input: impl Fn
 
 #[test]
 fn every_edit_of_a_key_row_shows() {
-    let edits: [fn(&mut KeyRow); 18] = [
+    let edits: [fn(&mut KeyRow); 21] = [
         |row| row.uid = uid(9),
         |row| row.name = key_name("other", "backups"),
         |row| row.name = key_name("acme", "other"),
@@ -185,6 +223,9 @@ fn every_edit_of_a_key_row_shows() {
         |row| row.revision = row.revision.next(),
         |row| row.primary = version(2),
         |row| row.latest = version(3),
+        |row| row.rotation = Some(rotation(1, 0)),
+        |row| row.rotation = Some(rotation(2, 0)),
+        |row| row.rotation = Some(rotation(2, 1)),
         // An owner that grows into the next field.
         |row| row.owner = "storage teamMEDIUM".into(),
     ];
@@ -194,7 +235,7 @@ fn every_edit_of_a_key_row_shows() {
 
 #[test]
 fn every_edit_of_a_version_row_shows() {
-    let edits: [fn(&mut VersionRow); 14] = [
+    let edits: [fn(&mut VersionRow); 17] = [
         |row| row.key_uid = uid(9),
         |row| row.version = version(2),
         |row| row.state = VersionState::Deactivated,
@@ -208,9 +249,49 @@ fn every_edit_of_a_version_row_shows() {
         |row| row.state_reason = "x".into(),
         |row| row.state_actor = "x".into(),
         |row| row.deactivate_time = Some(time(0)),
+        |row| row.destruction = Some(destruction(0, VersionState::Deactivated)),
+        |row| row.destruction = Some(destruction(0, VersionState::Compromised)),
+        |row| row.destruction = Some(destruction(1, VersionState::Compromised)),
         |row| row.revision = row.revision.next(),
     ];
     assert_all_differ(&version_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
+}
+
+fn rotation(seconds: u64, due: i64) -> Rotation {
+    Rotation { period: Duration::from_secs(seconds), due: time(due) }
+}
+
+fn destruction(unix_ms: i64, returns_to: VersionState) -> Destruction {
+    Destruction { time: time(unix_ms), returns_to }
+}
+
+#[test]
+fn every_edit_of_a_history_row_shows() {
+    let state = |number, from, to| HistoryChange::State { version: version(number), from, to };
+    let (active, suspended) = (VersionState::Active, VersionState::Suspended);
+    let changes = [
+        state(3, Some(active), suspended),
+        state(2, None, suspended),
+        state(2, Some(active), VersionState::Compromised),
+        HistoryChange::Fields { detail: "{}".into() },
+        HistoryChange::Fields { detail: String::new() },
+    ];
+    let first = RootGeneration::FIRST;
+    let mut seen = vec![history_row().mac_input(first)];
+    for change in changes {
+        let input = HistoryRow { change, ..history_row() }.mac_input(first);
+        assert!(!seen.contains(&input));
+        seen.push(input);
+    }
+    let edits: [fn(&mut HistoryRow); 6] = [
+        |row| row.key_uid = uid(9),
+        |row| row.old_revision = row.old_revision.next(),
+        |row| row.revision = row.revision.next(),
+        |row| row.time = time(0),
+        |row| row.actor = "x".into(),
+        |row| row.reason = "x".into(),
+    ];
+    assert_all_differ(&history_row(), &edits, |row| row.mac_input(first));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The state x operation matrix and the transitions, cell by cell, against the published tables.
 
+use kms_core::clock::Timestamp;
+use kms_core::lifecycle::{Destruction, Transition};
 use kms_core::state::{Use, Verdict, VersionState};
 
 /// Design section 3, read row by row: `-` no, `!` no with an alert, `y` yes, `p` primary or pinned, `w` with its own
@@ -21,6 +23,18 @@ const TRANSITIONS: [&str; 7] = [
     "-----y-", // COMPROMISED
     "---yy-y", // DESTROY_SCHEDULED
     "-------", // DESTROYED
+];
+
+/// Where each move leads from each state, in the order of `VersionState::ALL`: `-` nowhere, else the first letter of the
+/// state, `d` for DEACTIVATED, `s` for DESTROY_SCHEDULED, `x` for DESTROYED, `u` for SUSPENDED, `<` back.
+const MOVES: [(Transition, &str); 7] = [
+    (Transition::Suspend, "-u-----"),
+    (Transition::Resume, "--a----"),
+    (Transition::Deactivate, "-dd----"),
+    (Transition::Compromise, "cccc---"),
+    (Transition::ScheduleDestruction, "---ss--"),
+    (Transition::CancelDestruction, "-----<-"),
+    (Transition::Destroy, "-----x-"),
 ];
 
 fn letter(verdict: Verdict) -> char {
@@ -52,6 +66,43 @@ fn every_cell_of_the_transition_table_is_as_published() {
             .collect();
         assert_eq!(row, expected, "from {from}");
     }
+}
+
+#[test]
+fn every_move_leads_where_the_table_says_and_only_where_a_state_may_go() {
+    for (step, expected) in MOVES {
+        let row: String = VersionState::ALL
+            .iter()
+            .map(|from| {
+                let destruction = Destruction {
+                    time: Timestamp::from_unix_ms(1),
+                    returns_to: VersionState::Compromised,
+                };
+                let planned = (*from == VersionState::DestroyScheduled).then_some(destruction);
+                let Some(to) = step.leads(*from, planned) else { return '-' };
+                assert!(from.can_become(to), "{step:?} from {from}");
+                match to {
+                    _ if step == Transition::CancelDestruction => {
+                        assert_eq!(to, VersionState::Compromised, "where it came from");
+                        '<'
+                    }
+                    VersionState::PreActivation => 'p',
+                    VersionState::Active => 'a',
+                    VersionState::Suspended => 'u',
+                    VersionState::Deactivated => 'd',
+                    VersionState::Compromised => 'c',
+                    VersionState::DestroyScheduled => 's',
+                    VersionState::Destroyed => 'x',
+                }
+            })
+            .collect();
+        assert_eq!(row, expected, "{step:?}");
+    }
+}
+
+#[test]
+fn a_destruction_that_was_not_planned_cannot_be_cancelled() {
+    assert_eq!(Transition::CancelDestruction.leads(VersionState::DestroyScheduled, None), None);
 }
 
 #[test]

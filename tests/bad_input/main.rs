@@ -14,6 +14,7 @@ mod ciphertext;
 mod common;
 mod connection;
 mod fields;
+mod lifecycle;
 mod mutation;
 mod names;
 mod pages;

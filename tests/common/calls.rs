@@ -88,6 +88,7 @@ pub fn new_key(key_id: &str) -> proto::CreateKeyRequest {
         cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
         labels: HashMap::new(),
         request_id: request_id(),
+        rotation_period: None,
     }
 }
 

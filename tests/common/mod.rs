@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 18] = [
+pub const ACTIONS: [&str; 23] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -55,4 +55,9 @@ pub const ACTIONS: [&str; 18] = [
     "list_key_versions",
     "suspend_key_version",
     "resume_key_version",
+    "deactivate_key_version",
+    "compromise_key_version",
+    "schedule_key_version_destruction",
+    "cancel_key_version_destruction",
+    "list_key_history",
 ];

@@ -88,11 +88,11 @@ async fn a_deleted_key_is_found_though_the_server_starts() {
     let report = report(&rig, 65);
     let findings = report["findings"].as_array().unwrap();
     let rows: Vec<_> = findings.iter().map(|finding| &finding["row"]).collect();
-    assert_eq!(rows, ["manifest", "version"], "{report}");
+    assert_eq!(rows, ["history", "manifest", "version"], "{report}");
     let records = rig.records();
     let created = records.iter().rfind(|record| record["phase"] == "outcome").unwrap();
-    assert_eq!(findings[1]["key_uid"], created["key_uid"]);
-    assert_eq!((&findings[1]["tenant"], &findings[1]["key_version"]), (&"acme".into(), &1.into()));
+    assert_eq!(findings[2]["key_uid"], created["key_uid"]);
+    assert_eq!((&findings[2]["tenant"], &findings[2]["key_version"]), (&"acme".into(), &1.into()));
     rig.start().stop().await;
 }
 

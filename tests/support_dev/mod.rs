@@ -103,6 +103,7 @@ pub fn new_key(key_id: &str, protection: proto::Protection) -> proto::CreateKeyR
         cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
         labels: std::collections::HashMap::new(),
         request_id: request_id(),
+        rotation_period: None,
     }
 }
 

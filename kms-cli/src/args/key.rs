@@ -25,6 +25,19 @@ pub enum KeyCommand {
     Suspend(ChangeState),
     /// Resume a suspended version
     Resume(ChangeState),
+    /// Deactivate a version that is not the primary: it still unwraps, and never wraps again
+    Deactivate(ChangeState),
+    /// Mark a version compromised, for ever; a primary is replaced by a new version at once
+    Compromise(ChangeState),
+    /// Plan the destruction of a deactivated or compromised version
+    ScheduleDestruction(ScheduleDestruction),
+    /// Give a planned destruction up
+    CancelDestruction(ChangeState),
+    /// Rotation by period: set it, or show when it is due
+    #[command(subcommand)]
+    Rotation(RotationCommand),
+    /// Show what happened to a key and its versions, oldest first
+    History(Versions),
 }
 
 /// Where key material lives.
@@ -73,6 +86,9 @@ pub struct Create {
     /// How long a version may protect new data, 1h to 10y
     #[arg(long, value_name = "PERIOD", value_parser = period)]
     pub cryptoperiod: Duration,
+    /// Rotate by itself, this often: 1h to the cryptoperiod
+    #[arg(long, value_name = "PERIOD", value_parser = period)]
+    pub rotation_period: Option<Duration>,
     /// Where the key material lives
     #[arg(long, value_enum, default_value_t)]
     pub protection: Protection,
@@ -157,7 +173,7 @@ pub struct Update {
     pub request_id: RequestIdArg,
 }
 
-/// `kms key suspend` and `kms key resume`.
+/// `kms key suspend`, `resume`, `deactivate`, `compromise` and `cancel-destruction`.
 #[derive(Debug, Args)]
 pub struct ChangeState {
     /// Id or name of the key; with `/versions/N` of the version
@@ -168,6 +184,46 @@ pub struct ChangeState {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     pub reason: String,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
+/// `kms key schedule-destruction`.
+#[derive(Debug, Args)]
+pub struct ScheduleDestruction {
+    /// The version, and why.
+    #[command(flatten)]
+    pub change: ChangeState,
+    /// How long until then, 7d to 365d: it can be cancelled meanwhile
+    #[arg(long, value_name = "PERIOD", value_parser = period, default_value = "30d")]
+    pub window: Duration,
+}
+
+/// The verbs of `kms key rotation`.
+#[derive(Debug, Subcommand)]
+pub enum RotationCommand {
+    /// Have a key rotated by period, or end that
+    Set(SetRotation),
+    /// Show the period, and when the primary gives way
+    Show(Describe),
+}
+
+/// `kms key rotation set`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("rotation").required(true))]
+pub struct SetRotation {
+    /// Id or name of the key
+    pub key: String,
+    /// How long a version is the primary, 1h to the cryptoperiod; counts from when the present one was made
+    #[arg(long, value_name = "PERIOD", value_parser = period, group = "rotation")]
+    pub period: Option<Duration>,
+    /// End rotation by period
+    #[arg(long, group = "rotation")]
+    pub off: bool,
+    /// Refuse when the key has another revision [default: the one it has now]
+    #[arg(long, value_name = "N")]
+    pub revision: Option<u64>,
     /// The request's id.
     #[command(flatten)]
     pub request_id: RequestIdArg,

@@ -100,6 +100,7 @@ async fn ensure(client: &Client, name: &KeyName) -> Result<(), BenchError> {
         sensitivity: v1::Sensitivity::Low,
         usage: "load generator".into(),
         cryptoperiod: std::time::Duration::from_hours(365 * 24),
+        rotation_period: None,
         protection: v1::Protection::HsmWrapped,
         labels: Vec::new(),
     };

@@ -26,6 +26,8 @@ pub struct NewKey {
     pub usage: String,
     /// How long a version may protect new data.
     pub cryptoperiod: Duration,
+    /// How long a version is the primary; `None` without rotation by period.
+    pub rotation_period: Option<Duration>,
     /// Where its material lives.
     pub protection: v1::Protection,
     /// Labels.
@@ -45,6 +47,17 @@ pub struct KeyChange {
     pub cryptoperiod: Option<Duration>,
     /// New labels, all of them.
     pub labels: Option<Vec<(String, String)>>,
+    /// New rotation.
+    pub rotation: Option<Rotation>,
+}
+
+/// What becomes of rotation by period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// It ends.
+    Off,
+    /// Every so long.
+    Every(Duration),
 }
 
 /// Which way a version goes.
@@ -54,6 +67,12 @@ pub enum StateChange {
     Suspend,
     /// SUSPENDED back.
     Resume,
+    /// To DEACTIVATED.
+    Deactivate,
+    /// To DESTROY_SCHEDULED, for so long.
+    ScheduleDestruction(Duration),
+    /// DESTROY_SCHEDULED back.
+    CancelDestruction,
 }
 
 /// A page of a list.
@@ -82,6 +101,7 @@ impl Client {
             usage: key.usage,
             cryptoperiod: Some(duration(key.cryptoperiod)),
             labels: key.labels.into_iter().collect(),
+            rotation_period: key.rotation_period.map(duration),
             request_id: id.to_string(),
         };
         self.call(request, |request| async { self.keys().create_key(request).await }).await
@@ -156,13 +176,14 @@ impl Client {
         change: KeyChange,
         id: RequestId,
     ) -> Result<v1::Key, ClientError> {
-        let KeyChange { owner, sensitivity, usage, cryptoperiod, labels } = change;
+        let KeyChange { owner, sensitivity, usage, cryptoperiod, labels, rotation } = change;
         let paths = [
             (owner.is_some(), "owner"),
             (sensitivity.is_some(), "sensitivity"),
             (usage.is_some(), "usage"),
             (cryptoperiod.is_some(), "cryptoperiod"),
             (labels.is_some(), "labels"),
+            (rotation.is_some(), "rotation_period"),
         ];
         let paths = paths.into_iter().filter(|(given, _)| *given).map(|(_, path)| path.to_owned());
         let request = v1::UpdateKeyRequest {
@@ -174,12 +195,51 @@ impl Client {
             usage: usage.unwrap_or_default(),
             labels: labels.unwrap_or_default().into_iter().collect(),
             cryptoperiod: cryptoperiod.map(duration),
+            rotation_period: rotation.and_then(|rotation| match rotation {
+                Rotation::Off => None,
+                Rotation::Every(period) => Some(duration(period)),
+            }),
             request_id: id.to_string(),
         };
         self.call(request, |request| async { self.keys().update_key(request).await }).await
     }
 
-    /// Suspends or resumes a version.
+    /// Lists one page of a key's history.
+    pub async fn list_history(
+        &self,
+        key: &KeyName,
+        page_size: u32,
+        page_token: String,
+    ) -> Result<Page<v1::KeyHistoryEntry>, ClientError> {
+        let parent = key.to_string();
+        let request = v1::ListKeyHistoryRequest { parent, page_size, page_token };
+        let send = |request| async { self.keys().list_key_history(request).await };
+        let v1::ListKeyHistoryResponse { entries, next_page_token } =
+            self.call(request, send).await?;
+        Ok(Page { entries, next_page_token })
+    }
+
+    /// Marks a version compromised; returns the key, the version, and what replaces it.
+    pub async fn compromise_version(
+        &self,
+        name: &VersionName,
+        reason: String,
+        id: RequestId,
+    ) -> Result<(v1::Key, v1::KeyVersion, Option<v1::KeyVersion>), ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        let request = v1::CompromiseKeyVersionRequest { name, reason, request_id };
+        let send = |request| async { self.keys().compromise_key_version(request).await };
+        match self.call(request, send).await? {
+            v1::CompromiseKeyVersionResponse {
+                key: Some(key),
+                version: Some(version),
+                replacement,
+            } => Ok((key, version, replacement)),
+            _ => Err(ClientError::Answer("a compromise without its key or version")),
+        }
+    }
+
+    /// Moves a version to another state.
     pub async fn change_state(
         &self,
         name: &VersionName,
@@ -197,6 +257,25 @@ impl Client {
             StateChange::Resume => {
                 let request = v1::ResumeKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().resume_key_version(request).await };
+                self.call(request, send).await
+            }
+            StateChange::Deactivate => {
+                let request = v1::DeactivateKeyVersionRequest { name, reason, request_id };
+                let send = |request| async { self.keys().deactivate_key_version(request).await };
+                self.call(request, send).await
+            }
+            StateChange::ScheduleDestruction(window) => {
+                let window = Some(duration(window));
+                let request =
+                    v1::ScheduleKeyVersionDestructionRequest { name, window, reason, request_id };
+                let send =
+                    |request| async { self.keys().schedule_key_version_destruction(request).await };
+                self.call(request, send).await
+            }
+            StateChange::CancelDestruction => {
+                let request = v1::CancelKeyVersionDestructionRequest { name, reason, request_id };
+                let send =
+                    |request| async { self.keys().cancel_key_version_destruction(request).await };
                 self.call(request, send).await
             }
         }

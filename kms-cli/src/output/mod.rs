@@ -4,6 +4,7 @@
 //! Plaintexts go to a terminal only when `--out -` asks for it.
 
 pub mod file;
+pub mod history;
 pub mod pending;
 pub mod view;
 

@@ -42,6 +42,10 @@ pub struct KeyView {
     pub primary_version: u32,
     /// How many versions there are.
     pub version_count: u32,
+    /// How long a version is the primary, in seconds; 0 without rotation by period.
+    pub rotation_period_seconds: i64,
+    /// When the primary gives way, RFC 3339; empty without rotation by period.
+    pub next_rotation_time: String,
 }
 
 impl From<v1::Key> for KeyView {
@@ -63,6 +67,8 @@ impl From<v1::Key> for KeyView {
             revision,
             primary_version,
             version_count,
+            rotation_period,
+            next_rotation_time,
         } = key;
         Self {
             name,
@@ -79,13 +85,14 @@ impl From<v1::Key> for KeyView {
             revision,
             primary_version,
             version_count,
+            rotation_period_seconds: rotation_period.map_or(0, |period| period.seconds),
+            next_rotation_time: time_text(next_rotation_time.as_ref()),
         }
     }
 }
 
 impl View for KeyView {
     fn table(&self) -> Table {
-        let period = u64::try_from(self.cryptoperiod_seconds).unwrap_or_default();
         let labels = self.labels.iter().map(|(key, value)| format!("{key}={value}"));
         facts(&[
             ("name", self.name.clone()),
@@ -95,13 +102,15 @@ impl View for KeyView {
             ("owner", self.owner.clone()),
             ("sensitivity", self.sensitivity.into()),
             ("usage", self.usage.clone()),
-            ("cryptoperiod", period_text(std::time::Duration::from_secs(period))),
+            ("cryptoperiod", seconds_text(self.cryptoperiod_seconds)),
             ("labels", labels.collect::<Vec<_>>().join(" ")),
             ("created", self.create_time.clone()),
             ("updated", self.update_time.clone()),
             ("revision", self.revision.to_string()),
             ("primary version", self.primary_version.to_string()),
             ("versions", self.version_count.to_string()),
+            ("rotated every", rotation_text(self.rotation_period_seconds)),
+            ("next rotation", self.next_rotation_time.clone()),
         ])
     }
 }
@@ -131,6 +140,8 @@ pub struct VersionView {
     pub revision: u64,
     /// Generation of the root that wraps it.
     pub root_generation: u32,
+    /// From when on its material may be destroyed, RFC 3339; empty unless that is planned.
+    pub destroy_time: String,
 }
 
 impl From<v1::KeyVersion> for VersionView {
@@ -148,6 +159,7 @@ impl From<v1::KeyVersion> for VersionView {
             invocation_count,
             revision,
             root_generation,
+            destroy_time,
         } = version;
         Self {
             name,
@@ -161,13 +173,14 @@ impl From<v1::KeyVersion> for VersionView {
             invocation_count,
             revision,
             root_generation,
+            destroy_time: time_text(destroy_time.as_ref()),
         }
     }
 }
 
 impl View for VersionView {
     fn table(&self) -> Table {
-        facts(&[
+        let mut table = facts(&[
             ("name", self.name.clone()),
             ("state", self.state.into()),
             ("primary", yes_no(self.primary).into()),
@@ -178,7 +191,11 @@ impl View for VersionView {
             ("invocations", self.invocation_count.to_string()),
             ("revision", self.revision.to_string()),
             ("root generation", self.root_generation.to_string()),
-        ])
+        ]);
+        if !self.destroy_time.is_empty() {
+            table.add_row(["destroyed from", &self.destroy_time]);
+        }
+        table
     }
 }
 
@@ -265,7 +282,62 @@ pub const fn yes_no(truth: bool) -> &'static str {
     if truth { "yes" } else { "no" }
 }
 
-fn time_text(time: Option<&prost_types::Timestamp>) -> String {
+/// A key's rotation by period, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RotationPlanView {
+    /// Name of the key.
+    pub name: String,
+    /// How long a version is the primary, in seconds; 0 without rotation by period.
+    pub rotation_period_seconds: i64,
+    /// When the primary gives way, RFC 3339; empty without rotation by period.
+    pub next_rotation_time: String,
+    /// How long a version may protect new data, in seconds.
+    pub cryptoperiod_seconds: i64,
+    /// Number of the primary version; 0 when none may protect.
+    pub primary_version: u32,
+    /// Revision.
+    pub revision: u64,
+}
+
+impl From<v1::Key> for RotationPlanView {
+    fn from(key: v1::Key) -> Self {
+        let key = KeyView::from(key);
+        Self {
+            name: key.name,
+            rotation_period_seconds: key.rotation_period_seconds,
+            next_rotation_time: key.next_rotation_time,
+            cryptoperiod_seconds: key.cryptoperiod_seconds,
+            primary_version: key.primary_version,
+            revision: key.revision,
+        }
+    }
+}
+
+impl View for RotationPlanView {
+    fn table(&self) -> Table {
+        facts(&[
+            ("name", self.name.clone()),
+            ("rotated every", rotation_text(self.rotation_period_seconds)),
+            ("next rotation", self.next_rotation_time.clone()),
+            ("cryptoperiod", seconds_text(self.cryptoperiod_seconds)),
+            ("primary version", self.primary_version.to_string()),
+        ])
+    }
+}
+
+fn seconds_text(seconds: i64) -> String {
+    period_text(std::time::Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
+}
+
+fn rotation_text(seconds: i64) -> String {
+    match seconds {
+        0 => "on demand only".into(),
+        seconds => seconds_text(seconds),
+    }
+}
+
+/// Writes a time as RFC 3339; empty when there is none.
+pub(super) fn time_text(time: Option<&prost_types::Timestamp>) -> String {
     time.map_or_else(String::new, |time| {
         let unix_ms = time.seconds.saturating_mul(1000) + i64::from(time.nanos / 1_000_000);
         Timestamp::from_unix_ms(unix_ms).to_string()

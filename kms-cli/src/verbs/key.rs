@@ -9,13 +9,17 @@ use kms_proto::v1;
 
 use super::{Session, request_id};
 use crate::args::key::{
-    ChangeState, Create, Describe, KeyCommand, List, Protection, Rotate, Sensitivity, Update,
-    Versions,
+    ChangeState, Create, Describe, KeyCommand, List, Protection, Rotate, RotationCommand,
+    Sensitivity, SetRotation, Update, Versions,
 };
-use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, StateChange};
+use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
 use crate::client::{Client, ClientError};
+use crate::context::ResolvedContext;
 use crate::error::CliError;
-use crate::output::view::{KeyView, KeysView, RotationView, VersionView, VersionsView};
+use crate::output::history::{CompromiseView, HistoryEntryView, HistoryView};
+use crate::output::view::{
+    KeyView, KeysView, RotationPlanView, RotationView, VersionView, VersionsView,
+};
 use crate::output::{Format, show};
 use crate::terminal::harmless;
 
@@ -30,6 +34,17 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
         KeyCommand::Update(args) => update(session, args),
         KeyCommand::Suspend(args) => change_state(session, args, StateChange::Suspend),
         KeyCommand::Resume(args) => change_state(session, args, StateChange::Resume),
+        KeyCommand::Deactivate(args) => change_state(session, args, StateChange::Deactivate),
+        KeyCommand::Compromise(args) => compromise(session, args),
+        KeyCommand::ScheduleDestruction(args) => {
+            change_state(session, args.change, StateChange::ScheduleDestruction(args.window))
+        }
+        KeyCommand::CancelDestruction(args) => {
+            change_state(session, args, StateChange::CancelDestruction)
+        }
+        KeyCommand::Rotation(RotationCommand::Set(args)) => set_rotation(session, &args),
+        KeyCommand::Rotation(RotationCommand::Show(args)) => show_rotation(session, &args),
+        KeyCommand::History(args) => history(session, args),
     }
 }
 
@@ -42,6 +57,7 @@ fn create(session: &Session, args: Create) -> Result<(), CliError> {
         sensitivity: sensitivity(args.sensitivity),
         usage: args.usage,
         cryptoperiod: args.cryptoperiod,
+        rotation_period: args.rotation_period,
         protection: match args.protection {
             Protection::HsmWrapped => v1::Protection::HsmWrapped,
             Protection::HsmResident => v1::Protection::HsmResident,
@@ -134,6 +150,7 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
         usage: args.usage,
         cryptoperiod: args.cryptoperiod,
         labels: relabelled.then(|| distinct(args.labels)).transpose()?,
+        rotation: None,
     };
     let key = session.with_client(&context, async |client: Client| {
         let revision = match args.revision {
@@ -148,18 +165,69 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
 fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {
     let context = session.context()?;
     let id = request_id(&args.request_id);
-    let name = match args.number {
-        Some(number) => {
-            let number = KeyVersion::new(number)
-                .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
-            VersionName::new(context.key_name(&args.key)?, number)
-        }
-        None => context.version_name(&args.key)?,
-    };
+    let name = version_name(&context, &args)?;
     let version = session.with_client(&context, async |client: Client| {
         Ok(client.change_state(&name, change, args.reason, id).await?)
     })?;
     show(session.format, &VersionView::from(version))
+}
+
+fn set_rotation(session: &Session, args: &SetRotation) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let name = context.key_name(&args.key)?;
+    // The parser takes exactly one of the two.
+    let rotation = args.period.map_or(Rotation::Off, Rotation::Every);
+    let change = KeyChange { rotation: Some(rotation), ..KeyChange::default() };
+    let key = session.with_client(&context, async |client: Client| {
+        let revision = match args.revision {
+            Some(revision) => revision,
+            None => client.describe_key(&name).await?.revision,
+        };
+        Ok(client.update_key(&name, revision, change, id).await?)
+    })?;
+    show(session.format, &RotationPlanView::from(key))
+}
+
+fn show_rotation(session: &Session, args: &Describe) -> Result<(), CliError> {
+    let context = session.context()?;
+    let name = context.key_name(&args.key)?;
+    let key =
+        session.with_client(&context, async |client| Ok(client.describe_key(&name).await?))?;
+    show(session.format, &RotationPlanView::from(key))
+}
+
+fn compromise(session: &Session, args: ChangeState) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let name = version_name(&context, &args)?;
+    let (key, version, replacement) = session.with_client(&context, async |client: Client| {
+        Ok(client.compromise_version(&name, args.reason, id).await?)
+    })?;
+    let replacement = replacement.map(VersionView::from);
+    show(session.format, &CompromiseView { key: key.into(), version: version.into(), replacement })
+}
+
+fn history(session: &Session, args: Versions) -> Result<(), CliError> {
+    let context = session.context()?;
+    let key = context.key_name(&args.key)?;
+    let page = session.with_client(&context, async |client: Client| {
+        let turn = async |size, token| client.list_history(&key, size, token).await;
+        Ok(pages(args.list, turn).await?)
+    })?;
+    let entries = page.entries.into_iter().map(HistoryEntryView::from).collect();
+    let view = HistoryView { entries, next_page_token: page.next_page_token };
+    show(session.format, &view)?;
+    tell_of_more(session, &view.next_page_token);
+    Ok(())
+}
+
+/// Reads which version is meant: `KEY/versions/N`, or KEY and N.
+fn version_name(context: &ResolvedContext, args: &ChangeState) -> Result<VersionName, CliError> {
+    let Some(number) = args.number else { return Ok(context.version_name(&args.key)?) };
+    let number = KeyVersion::new(number)
+        .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
+    Ok(VersionName::new(context.key_name(&args.key)?, number))
 }
 
 /// Turns pages until there are `limit` entries or no more.

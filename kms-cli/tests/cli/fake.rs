@@ -328,6 +328,76 @@ impl KeyService for Service {
         drop(self.mutation(&request.request_id)?);
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 2, ..Default::default() }))
     }
+
+    async fn deactivate_key_version(
+        &self,
+        request: Request<v1::DeactivateKeyVersionRequest>,
+    ) -> Answer<v1::KeyVersion> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
+    }
+
+    async fn compromise_key_version(
+        &self,
+        request: Request<v1::CompromiseKeyVersionRequest>,
+    ) -> Answer<v1::CompromiseKeyVersionResponse> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        let version = |name: String, number, state| v1::KeyVersion {
+            name,
+            version: number,
+            state,
+            ..Default::default()
+        };
+        let name = request.name.split("/versions/").next().unwrap_or_default().to_owned();
+        let replacement = version(format!("{name}/versions/4"), 4, 2);
+        Ok(Response::new(v1::CompromiseKeyVersionResponse {
+            version: Some(version(request.name, 3, 5)),
+            key: Some(key(name)),
+            replacement: Some(replacement),
+        }))
+    }
+
+    async fn schedule_key_version_destruction(
+        &self,
+        request: Request<v1::ScheduleKeyVersionDestructionRequest>,
+    ) -> Answer<v1::KeyVersion> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        let seconds = request.window.map_or(0, |window| window.seconds);
+        let destroy_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let name = request.name;
+        Ok(Response::new(v1::KeyVersion { name, state: 6, destroy_time, ..Default::default() }))
+    }
+
+    async fn cancel_key_version_destruction(
+        &self,
+        request: Request<v1::CancelKeyVersionDestructionRequest>,
+    ) -> Answer<v1::KeyVersion> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
+    }
+
+    async fn list_key_history(
+        &self,
+        _: Request<v1::ListKeyHistoryRequest>,
+    ) -> Answer<v1::ListKeyHistoryResponse> {
+        drop(self.seen()?);
+        let entry = |version, old_state, new_state, detail: &str| v1::KeyHistoryEntry {
+            version,
+            old_state,
+            new_state,
+            detail: detail.into(),
+            actor: "spiffe://t/officer".into(),
+            reason: "because".into(),
+            ..Default::default()
+        };
+        let entries =
+            vec![entry(1, 0, 2, ""), entry(0, 0, 0, r#"{"owner":["a","b"]}"#), entry(1, 2, 3, "")];
+        Ok(Response::new(v1::ListKeyHistoryResponse { entries, next_page_token: String::new() }))
+    }
 }
 
 /// A TLS stream that tonic takes.

@@ -110,6 +110,7 @@ fn no_secret_can_be_given_in_argv() {
         "output",
         "owner",
         "page-token",
+        "period",
         "pin-file",
         "plaintext-out",
         "protection",
@@ -117,6 +118,7 @@ fn no_secret_can_be_given_in_argv() {
         "recipient",
         "request-id",
         "revision",
+        "rotation-period",
         "sensitivity",
         "serial",
         "server",
@@ -127,6 +129,7 @@ fn no_secret_can_be_given_in_argv() {
         "usage",
         "via",
         "warmup",
+        "window",
     ];
     check_texts(&Cli::command(), &texts);
 }

@@ -223,6 +223,60 @@ fn keys_are_created_described_rotated_and_suspended() {
 }
 
 #[test]
+fn versions_are_deactivated_compromised_and_their_destruction_planned() {
+    let world = World::new();
+    let run = |words: &[&str]| {
+        let more = ["--reason", "r", "--output", "json"];
+        world.kms(&[&["key"], words, &more].concat(), b"").json()
+    };
+    assert_eq!(run(&["deactivate", "k", "3"])["state"], "DEACTIVATED");
+    let compromised = run(&["compromise", "k/versions/3"]);
+    assert_eq!(compromised["version"]["state"], "COMPROMISED");
+    assert_eq!(compromised["replacement"]["name"], "tenants/t1/keys/k/versions/4");
+    // The window that is sent comes back as a time.
+    let scheduled = run(&["schedule-destruction", "k", "3"]);
+    assert_eq!(scheduled["state"], "DESTROY_SCHEDULED");
+    assert_eq!(scheduled["destroy_time"], "1970-01-31T00:00:00.000Z", "30 days");
+    let longer = run(&["schedule-destruction", "k", "3", "--window", "7d"]);
+    assert_eq!(longer["destroy_time"], "1970-01-08T00:00:00.000Z");
+    assert_eq!(run(&["cancel-destruction", "k", "3"])["state"], "DEACTIVATED");
+}
+
+#[test]
+fn rotation_by_period_is_set_and_ended_by_the_mask_alone() {
+    let world = World::new();
+    let set = ["key", "rotation", "set", "k", "--period", "90d", "--output", "json"];
+    assert_eq!(world.kms(&set, b"").json()["revision"], 8);
+    let off = ["key", "rotation", "set", "k", "--off", "--revision", "41", "--output", "json"];
+    assert_eq!(world.kms(&off, b"").json()["revision"], 42);
+    let path = || vec!["rotation_period".to_owned()];
+    assert_eq!(world.fake.script().masks, [path(), path()]);
+    let shown = world.kms(&["key", "rotation", "show", "k"], b"");
+    assert!(shown.text().contains("on demand only"), "{}", shown.text());
+    for wrong in [&["set", "k"][..], &["set", "k", "--off", "--period", "1d"]] {
+        assert_eq!(world.kms(&[&["key", "rotation"], wrong].concat(), b"").code, 2, "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_history_is_shown_as_json_and_as_a_table() {
+    let world = World::new();
+    let json = world.kms(&["key", "history", "k", "--output", "json"], b"").json();
+    let entries = json["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 3);
+    assert_eq!(
+        (&entries[0]["old_state"], &entries[0]["new_state"]),
+        (&serde_json::Value::Null, &"ACTIVE".into())
+    );
+    assert_eq!(entries[1]["detail"], r#"{"owner":["a","b"]}"#);
+    let run = world.kms(&["key", "history", "k"], b"");
+    let table = run.text();
+    for cell in ["new, ACTIVE", r#"{"owner":["a","b"]}"#, "ACTIVE -> SUSPENDED", "because"] {
+        assert!(table.contains(cell), "{cell}: {table}");
+    }
+}
+
+#[test]
 fn update_sends_only_what_is_given_on_the_revision_it_read() {
     let world = World::new();
     let run = world.kms(&["key", "update", "k", "--owner", "new", "--output", "json"], b"");

@@ -216,11 +216,22 @@ fn log_recovered(done: Reconciled) {
     if (Reconciled { forgotten: 0, ..done }) == Reconciled::default() {
         return;
     }
-    let Reconciled { finished, undone, deactivated, orphans, forgotten, failed } = done;
+    let Reconciled {
+        finished,
+        undone,
+        deactivated,
+        rotated,
+        destroyed,
+        orphans,
+        forgotten,
+        failed,
+    } = done;
     tracing::info!(
         finished,
         undone,
         deactivated,
+        rotated,
+        destroyed,
         orphans,
         forgotten,
         failed,

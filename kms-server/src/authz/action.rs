@@ -85,6 +85,16 @@ actions! {
     SuspendKeyVersion = "suspend_key_version",
     /// Resume a version.
     ResumeKeyVersion = "resume_key_version",
+    /// Deactivate a version.
+    DeactivateKeyVersion = "deactivate_key_version",
+    /// Mark a version compromised.
+    CompromiseKeyVersion = "compromise_key_version",
+    /// Plan the destruction of a version.
+    ScheduleKeyVersionDestruction = "schedule_key_version_destruction",
+    /// Give a planned destruction up.
+    CancelKeyVersionDestruction = "cancel_key_version_destruction",
+    /// Read the history of a key.
+    ListKeyHistory = "list_key_history",
 }
 
 impl Protects for Wrap {}

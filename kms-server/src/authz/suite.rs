@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use kms_core::name::TenantName;
 
 use super::{
-    ActionKind, AuthzRequest, Decision, GrantConfig, Policy, RotateKey, Target, Unwrap, Wrap,
-    authorize,
+    ActionKind, AuthzRequest, Decision, GrantConfig, Policy, RotateKey,
+    ScheduleKeyVersionDestruction, Target, Unwrap, Wrap, authorize,
 };
 use crate::authn::{AuthnMethod, Principal};
 
@@ -24,7 +24,7 @@ macro_rules! policy_suite {
             each_action_is_allowed_when_granted_and_denied_when_not,
             grants_in_two_tenants_do_not_mix,
             the_revision_stays_with_the_grants_and_changes_with_them,
-            the_server_itself_may_rotate_and_a_certificate_named_internal_may_not,
+            the_server_itself_may_do_what_is_due_and_a_certificate_named_internal_may_not,
             without_grants_everything_is_denied,
         );
     };
@@ -116,7 +116,7 @@ pub(super) fn anywhere_is_the_union_of_all_tenants(make: Make<'_>) {
     assert!(authorize::<Unwrap>(&*policy, &mtls("a"), here(), Target::ANYWHERE).is_err());
 }
 
-pub(super) fn the_server_itself_may_rotate_and_a_certificate_named_internal_may_not(
+pub(super) fn the_server_itself_may_do_what_is_due_and_a_certificate_named_internal_may_not(
     make: Make<'_>,
 ) {
     let policy = make(&[]);
@@ -124,6 +124,7 @@ pub(super) fn the_server_itself_may_rotate_and_a_certificate_named_internal_may_
     let own = Principal { id: "internal".into(), method: AuthnMethod::Internal };
     let target = Target::tenant(&tenant);
     assert!(authorize::<RotateKey>(&*policy, &own, here(), target).is_ok());
+    assert!(authorize::<ScheduleKeyVersionDestruction>(&*policy, &own, here(), target).is_ok());
     assert!(authorize::<Wrap>(&*policy, &own, here(), target).is_err());
     assert!(authorize::<RotateKey>(&*policy, &mtls("internal"), here(), target).is_err());
 }

@@ -127,7 +127,13 @@ mod tests {
         let name = VersionName::new(key(number).row.name.clone(), KeyVersion::FIRST);
         let row = new_key(number).version.row;
         let lease = Arc::new(Lease::new(row.key_uid, &name));
-        Arc::new(LoadedVersion { row, name_text: name.to_string().into(), key: None, lease })
+        Arc::new(LoadedVersion {
+            row,
+            name_text: name.to_string().into(),
+            key: None,
+            lease,
+            told_of_period: std::sync::atomic::AtomicBool::new(false),
+        })
     }
 
     /// Whether the key and the version 1 told apart by `number` are cached.

@@ -42,6 +42,8 @@ counters! {
     compromised_uses,
     /// Uses of a version that is scheduled for destruction, refused. Any is an alert.
     destroy_scheduled_uses,
+    /// Versions that protect near or after the end of their cryptoperiod, once a load.
+    cryptoperiod_warnings,
     /// Key rows read from the store.
     key_loads,
     /// Versions loaded into the HSM.

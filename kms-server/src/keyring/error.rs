@@ -23,6 +23,9 @@ pub enum KeyringError {
     /// The version has used up its invocations.
     #[error("the key version has used up its invocations")]
     Exhausted,
+    /// The version is over its cryptoperiod, and the key is of HIGH sensitivity.
+    #[error("the key version is over its cryptoperiod; rotate the key")]
+    CryptoperiodExceeded,
     /// The envelope is another key's, another version's, or was changed.
     #[error("ciphertext, context and key do not fit together")]
     CiphertextInvalid,
@@ -57,6 +60,7 @@ impl KeyringError {
             | Self::VersionNotFound(_)
             | Self::NotPermittedByState(_)
             | Self::Exhausted
+            | Self::CryptoperiodExceeded
             | Self::CiphertextInvalid => Fault::Caller,
             Self::Integrity { .. } => Fault::Store,
             Self::Hsm(error) => error.fault(),
@@ -76,6 +80,7 @@ impl KeyringError {
             | Self::VersionNotFound(_)
             | Self::NotPermittedByState(_)
             | Self::Exhausted
+            | Self::CryptoperiodExceeded
             | Self::CiphertextInvalid
             | Self::Integrity { .. }
             | Self::Bug { .. } => Retry::Never,

@@ -1,9 +1,11 @@
 //! Loading: rows from the store, verified, and keys into the HSM.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::name::{KeyName, VersionName};
 use kms_core::secret::equal_in_constant_time;
 use kms_core::state::VersionState;
@@ -51,6 +53,8 @@ pub(super) struct LoadedVersion {
     pub(super) name_text: Arc<str>,
     pub(super) key: Option<HsmKey>,
     pub(super) lease: Arc<Lease>,
+    /// Whether the log was told that its cryptoperiod is nearly over.
+    pub(super) told_of_period: AtomicBool,
 }
 
 /// A row to verify: what its MAC covers, the MAC, whose it is, and what to call it in an alert.
@@ -71,6 +75,12 @@ impl Check {
     pub(super) fn version(sealed: &Sealed<VersionRow>) -> Self {
         let Sealed { row, mac, generation } = sealed;
         let what = format!("row of key {} version {}", row.key_uid, row.version);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
+    pub(super) fn history(sealed: &Sealed<HistoryRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("history of key {}, revision {}", row.key_uid, row.revision);
         Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
     }
 
@@ -179,6 +189,7 @@ impl Shared {
             lease: Arc::new(Lease::new(uid, &name)),
             name_text: name.to_string().into(),
             key: hsm_key,
+            told_of_period: AtomicBool::new(false),
             row,
         });
         self.admit_version(seen, &loaded);

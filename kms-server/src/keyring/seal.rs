@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use kms_core::id::RootGeneration;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 
@@ -24,6 +25,12 @@ impl MacInput for KeyRow {
 }
 
 impl MacInput for VersionRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for HistoryRow {
     fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         Self::mac_input(self, generation)
     }
@@ -168,6 +175,14 @@ impl Keyring {
         let versions = versions.iter().map(Check::version);
         let counters = counters.iter().map(Check::counter);
         self.shared.verify(keys.chain(versions).chain(counters).collect()).await
+    }
+
+    /// Verifies entries of a history.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`], with the alert, when one was edited.
+    pub async fn verify_history(&self, entries: &[Sealed<HistoryRow>]) -> Result<(), KeyringError> {
+        self.shared.verify(entries.iter().map(Check::history).collect()).await
     }
 
     /// Takes an answer of the store; one that shows an edited or damaged database raises the integrity alert.

@@ -1,10 +1,12 @@
 //! Using keys: state check, version choice, AAD, envelope. Each use wants its permit.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, Header, Iv, Suite};
 use kms_core::id::KeyVersion;
+use kms_core::key::Sensitivity;
 use kms_core::name::KeyName;
 use kms_core::secret::Plaintext;
 use kms_core::state::{Use, Verdict, VersionState};
@@ -15,6 +17,9 @@ use super::{CachedKey, Keyring, KeyringError};
 use crate::authz::{
     Action, Permit, Protects, Rewrap, RewrapCompromised, Unwrap, UnwrapCompromised, WrapPinned,
 };
+
+/// From which share of its cryptoperiod on a version is told of, in percent.
+const WARNING_PERCENT: u32 = 80;
 
 /// A version that may protect, with one invocation counted.
 #[derive(Debug)]
@@ -133,7 +138,8 @@ impl Keyring {
     /// Makes the primary, or a pinned version, ready to protect, and counts one invocation.
     ///
     /// # Errors
-    /// [`KeyringError::NotPermittedByState`] unless the version is ACTIVE; [`KeyringError::Exhausted`] at 2^32.
+    /// [`KeyringError::NotPermittedByState`] unless the version is ACTIVE; [`KeyringError::CryptoperiodExceeded`] for a key
+    /// of HIGH sensitivity; [`KeyringError::Exhausted`] at 2^32.
     pub async fn protect<A: Protects>(
         &self,
         permit: &Permit<'_, A>,
@@ -153,6 +159,7 @@ impl Keyring {
                 return Err(KeyringError::NotPermittedByState(state));
             }
         }
+        self.check_cryptoperiod(key, &version)?;
         let hsm_key = loaded(&version)?;
         self.shared.ledger.take(&version.lease).await?;
         let header = Header { suite: Suite::Aes256Gcm, key_uid: key.row.uid, version: number };
@@ -232,6 +239,34 @@ impl Keyring {
             | Verdict::Metadata => return Err(KeyringError::NotPermittedByState(state)),
         }
         Ok(Processing { key: loaded(&version)?, version })
+    }
+
+    /// Refuses what is over its cryptoperiod for keys of HIGH sensitivity; others are told of once a load.
+    fn check_cryptoperiod(
+        &self,
+        key: &CachedKey,
+        version: &LoadedVersion,
+    ) -> Result<(), KeyringError> {
+        let (row, now) = (&version.row, self.shared.clock.now());
+        let (period, name) = (key.row.cryptoperiod, &*version.name_text);
+        let warning = period / 100 * WARNING_PERCENT;
+        if now < row.create_time.after(warning) {
+            return Ok(());
+        }
+        let over = now >= row.create_time.after(period);
+        if over && key.row.sensitivity == Sensitivity::High {
+            return Err(KeyringError::CryptoperiodExceeded);
+        }
+        if !version.told_of_period.swap(true, Ordering::Relaxed) {
+            self.shared.counters.cryptoperiod_warnings.increment();
+            tracing::warn!(
+                alert = "cryptoperiod",
+                key_version = name,
+                over,
+                "protects near or after the end of its cryptoperiod; rotate the key"
+            );
+        }
+        Ok(())
     }
 
     fn state(&self, version: &LoadedVersion) -> VersionState {

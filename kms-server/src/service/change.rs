@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use kms_core::id::RootGeneration;
-use kms_core::key::{RowMac, Sealed};
+use kms_core::id::{Revision, RootGeneration};
+use kms_core::key::{RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::{HistoryChange, HistoryRow};
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
+use kms_core::state::VersionState;
 use serde::Serialize;
 
 use super::claim::Claim;
@@ -29,6 +31,8 @@ pub(super) struct Change<'c> {
 pub(super) struct RowChanges<'m> {
     pub(super) added: &'m [RowMac],
     pub(super) removed: &'m [RowMac],
+    /// What it adds to the history of its key.
+    pub(super) history: Vec<HistoryRow>,
 }
 
 /// A mutation that failed after its intent.
@@ -46,6 +50,23 @@ impl From<ServiceError> for Failure {
             ServiceError::HsmDeadline => Self::Unknown(error),
             other => Self::Undo(other),
         }
+    }
+}
+
+/// Makes the history entry of a version row that was changed, or made when `from` is nothing.
+pub(super) fn moved(from: Option<(VersionState, Revision)>, row: &VersionRow) -> HistoryRow {
+    HistoryRow {
+        key_uid: row.key_uid,
+        change: HistoryChange::State {
+            version: row.version,
+            from: from.map(|(state, _)| state),
+            to: row.state,
+        },
+        old_revision: from.map_or(Revision::new(0), |(_, revision)| revision),
+        revision: row.revision,
+        time: row.state_time,
+        actor: row.state_actor.clone(),
+        reason: row.state_reason.clone(),
     }
 }
 
@@ -85,6 +106,18 @@ impl Change<'_> {
         Ok(self.inner.keyring.seal(row, generation, self.request.deadline).await?)
     }
 
+    async fn seal_history(
+        &self,
+        rows: Vec<HistoryRow>,
+    ) -> Result<Vec<Sealed<HistoryRow>>, ServiceError> {
+        let keyring = &self.inner.keyring;
+        let generation = keyring.config().generation;
+        let inputs = rows.iter().map(|row| row.mac_input(generation)).collect();
+        let macs = keyring.macs(inputs, generation, self.request.deadline).await?;
+        let rows = rows.into_iter().zip(macs);
+        Ok(rows.map(|(row, mac)| Sealed { row, mac, generation }).collect())
+    }
+
     /// Makes what ends with a mutation: the tenant's manifest with rows added and removed, and the result to remember.
     ///
     /// The caller holds the tenant's lock.
@@ -99,11 +132,15 @@ impl Change<'_> {
         manifest.revision = expected.next();
         rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
         rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
+        let history = self.seal_history(rows.history).await?;
+        for entry in &history {
+            manifest.rows.insert(&entry.mac);
+        }
         self.trail.manifest = Some(manifest.stamp());
         let applied = Some(manifest.stamp());
         let intent = Intent { applied, ..self.intent.clone() };
         let remembered = self.claim.map(|claim| claim.remember(tenant, result)).transpose()?;
-        // One call of the HSM for all.
+        // One call of the HSM for all the rest.
         let keyring = &self.inner.keyring;
         let generation = keyring.config().generation;
         let mut inputs = vec![manifest.mac_input(generation), intent.mac_input(generation)];
@@ -117,6 +154,7 @@ impl Change<'_> {
         Ok(Closing {
             intent: Sealed { row: intent, mac: *intent_mac, generation },
             manifest: ManifestChange { expected, manifest },
+            history,
             request: remembered.zip(request_mac.first()).map(seal),
         })
     }

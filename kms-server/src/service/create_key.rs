@@ -3,10 +3,11 @@
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::key::{CounterRow, KeyRow, Material, Protection, VersionRow};
+use kms_core::lifecycle::Rotation;
 use kms_core::state::VersionState;
 use kms_hsm::{GeneratedKey, KeySpec};
 
-use super::change::{Change, Failure, RowChanges};
+use super::change::{Change, Failure, RowChanges, moved};
 use super::describe_key::describe_key;
 use super::fields;
 use super::kms::{Inner, Kms};
@@ -57,6 +58,7 @@ impl Mutation for CreateKey {
         fields::check_usage(&self.usage)?;
         fields::check_cryptoperiod(self.cryptoperiod)?;
         fields::check_labels(&self.labels)?;
+        fields::check_rotation(self.rotation_period, self.cryptoperiod)?;
         Ok(canonical(self))
     }
 
@@ -101,6 +103,9 @@ impl Mutation for CreateKey {
             revision: Revision::FIRST,
             primary: KeyVersion::FIRST,
             latest: KeyVersion::FIRST,
+            rotation: create.rotation_period.map(|period| {
+                Rotation::plan(period, now, change.intent.key_uid, KeyVersion::FIRST)
+            }),
         };
         let description = describe_key(&key, &version, now);
         let key = change.seal(key).await?;
@@ -109,7 +114,8 @@ impl Mutation for CreateKey {
         let tenant = create.name.tenant();
         // Only now: keys of one tenant may be generated side by side.
         let _lock = change.inner.lock_tenant(tenant).await?;
-        let rows = RowChanges { added: &[key.mac, version.mac], removed: &[] };
+        let history = vec![moved(None, &version.row)];
+        let rows = RowChanges { added: &[key.mac, version.mac], removed: &[], history };
         let closing = change.closing(tenant, rows, &description).await?;
         let new = NewKey { key, version, counter };
         let committed = change.inner.store.create_key(new, closing).await;
@@ -161,6 +167,7 @@ impl Change<'_> {
             state_reason: reason.into(),
             state_actor: (&*self.request.principal.id).into(),
             deactivate_time: None,
+            destruction: None,
             revision: Revision::FIRST,
         };
         let counter = CounterRow {
@@ -183,6 +190,7 @@ fn canonical(create: &CreateKey) -> CanonicalWriter {
         usage,
         cryptoperiod,
         labels,
+        rotation_period,
         request_id: _,
     } = create;
     let fixed = CanonicalWriter::new(b"fields")
@@ -192,6 +200,7 @@ fn canonical(create: &CreateKey) -> CanonicalWriter {
         .text(owner)
         .text(sensitivity.as_str())
         .text(usage)
-        .number(cryptoperiod.as_secs());
+        .number(cryptoperiod.as_secs())
+        .optional(rotation_period.map(|period| period.as_secs()));
     fields::write_labels(fixed, labels)
 }

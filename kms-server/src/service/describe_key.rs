@@ -156,6 +156,7 @@ pub(super) fn describe_key(key: &KeyRow, primary: &VersionRow, now: Timestamp) -
         revision: key.revision,
         primary_version: protects.then_some(key.primary),
         version_count: key.latest.get(),
+        rotation: key.rotation,
     }
 }
 
@@ -184,5 +185,6 @@ pub(super) fn describe_version(
         invocation_count,
         revision: row.revision,
         root_generation: *generation,
+        destroy_time: row.destruction.map(|planned| planned.time),
     }
 }

@@ -79,9 +79,23 @@ pub enum ServiceError {
         /// The state in force.
         state: VersionState,
     },
+    /// The state of the version does not lead there.
+    #[error("a key version that is {from} cannot become {to}")]
+    IllegalTransition {
+        /// The state in force.
+        from: VersionState,
+        /// The state asked for.
+        to: VersionState,
+    },
+    /// The primary cannot go without a successor.
+    #[error("the key version is the primary; rotate the key first")]
+    PrimaryVersion,
     /// The version has used up its invocations.
     #[error("the key version has used up its invocations; rotate the key")]
     KeyExhausted,
+    /// The version is over its cryptoperiod, and the key is of HIGH sensitivity.
+    #[error("the key version is over its cryptoperiod; rotate the key")]
+    CryptoperiodExceeded,
     /// The key has used up its version numbers.
     #[error("the key has used up its version numbers")]
     VersionsExhausted,
@@ -188,7 +202,10 @@ impl ServiceError {
             Self::KeyNotFound { .. } => "KEY_NOT_FOUND",
             Self::VersionNotFound { .. } => "VERSION_NOT_FOUND",
             Self::KeyNotActive { .. } => "KEY_NOT_ACTIVE",
+            Self::IllegalTransition { .. } => "ILLEGAL_TRANSITION",
+            Self::PrimaryVersion => "PRIMARY_VERSION",
             Self::KeyExhausted => "KEY_EXHAUSTED",
+            Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
             Self::VersionsExhausted => "VERSIONS_EXHAUSTED",
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::OperationInProgress => "OPERATION_IN_PROGRESS",
@@ -220,7 +237,10 @@ impl ServiceError {
             | Self::KeyNotFound { .. }
             | Self::VersionNotFound { .. }
             | Self::KeyNotActive { .. }
+            | Self::IllegalTransition { .. }
+            | Self::PrimaryVersion
             | Self::KeyExhausted
+            | Self::CryptoperiodExceeded
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::OperationInProgress
@@ -274,7 +294,10 @@ impl ServiceError {
             | Self::KeyNotFound { .. }
             | Self::VersionNotFound { .. }
             | Self::KeyNotActive { .. }
+            | Self::IllegalTransition { .. }
+            | Self::PrimaryVersion
             | Self::KeyExhausted
+            | Self::CryptoperiodExceeded
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::RevisionMismatch
@@ -308,7 +331,10 @@ impl ServiceError {
             | Self::KeyNotFound { .. }
             | Self::VersionNotFound { .. }
             | Self::KeyNotActive { .. }
+            | Self::IllegalTransition { .. }
+            | Self::PrimaryVersion
             | Self::KeyExhausted
+            | Self::CryptoperiodExceeded
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::OperationInProgress
@@ -386,6 +412,7 @@ impl From<KeyringError> for ServiceError {
             KeyringError::VersionNotFound(name) => Self::VersionNotFound { name },
             KeyringError::NotPermittedByState(state) => Self::KeyNotActive { state },
             KeyringError::Exhausted => Self::KeyExhausted,
+            KeyringError::CryptoperiodExceeded => Self::CryptoperiodExceeded,
             KeyringError::CiphertextInvalid => Self::CiphertextInvalid,
             KeyringError::Integrity { detail } => Self::KeyIntegrity { detail },
             KeyringError::Hsm(error) => error.into(),

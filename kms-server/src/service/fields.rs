@@ -8,6 +8,7 @@ use kms_core::key::{
     MAX_CRYPTOPERIOD, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS, MAX_OWNER_BYTES,
     MAX_REASON_BYTES, MAX_USAGE_BYTES, MIN_CRYPTOPERIOD,
 };
+use kms_core::lifecycle::{MAX_DESTRUCTION_WINDOW, MIN_DESTRUCTION_WINDOW};
 
 use super::ServiceError;
 
@@ -30,6 +31,32 @@ pub(super) fn check_cryptoperiod(period: Duration) -> Result<(), ServiceError> {
         return Ok(());
     }
     Err(ServiceError::field("cryptoperiod", "must be 1 hour to 10 years, in whole seconds"))
+}
+
+/// A rotation that comes after the cryptoperiod is over would come too late.
+pub(super) fn check_rotation(
+    period: Option<Duration>,
+    cryptoperiod: Duration,
+) -> Result<(), ServiceError> {
+    let Some(period) = period else { return Ok(()) };
+    if period < MIN_CRYPTOPERIOD || period.subsec_nanos() != 0 {
+        let bounds = "must be 1 hour to 10 years, in whole seconds";
+        return Err(ServiceError::field("rotation_period", bounds));
+    }
+    if period > cryptoperiod {
+        let problem = "must not be longer than the cryptoperiod";
+        return Err(ServiceError::field("rotation_period", problem));
+    }
+    Ok(())
+}
+
+pub(super) fn check_destruction_window(window: Duration) -> Result<(), ServiceError> {
+    if (MIN_DESTRUCTION_WINDOW..=MAX_DESTRUCTION_WINDOW).contains(&window)
+        && window.subsec_nanos() == 0
+    {
+        return Ok(());
+    }
+    Err(ServiceError::field("window", "must be 7 to 365 days, in whole seconds"))
 }
 
 pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ServiceError> {
@@ -93,6 +120,32 @@ mod tests {
         assert!(check_cryptoperiod(MAX_CRYPTOPERIOD).is_ok());
         assert!(check_cryptoperiod(MAX_CRYPTOPERIOD + second).is_err());
         assert!(check_cryptoperiod(MIN_CRYPTOPERIOD + Duration::from_millis(1)).is_err());
+    }
+
+    #[test]
+    fn rotation_periods_are_taken_at_their_bounds_and_refused_one_past() {
+        let (second, cryptoperiod) = (Duration::from_secs(1), MAX_CRYPTOPERIOD);
+        let check = |period| check_rotation(Some(period), cryptoperiod);
+        assert!(check_rotation(None, cryptoperiod).is_ok());
+        assert!(check(MIN_CRYPTOPERIOD).is_ok());
+        assert!(check(MIN_CRYPTOPERIOD.saturating_sub(second)).is_err());
+        assert!(check(MAX_CRYPTOPERIOD).is_ok());
+        assert!(check(MAX_CRYPTOPERIOD + second).is_err());
+        assert!(check(MIN_CRYPTOPERIOD + Duration::from_millis(1)).is_err());
+        let short = Duration::from_hours(24);
+        assert!(check_rotation(Some(short), short).is_ok());
+        assert!(check_rotation(Some(short + second), short).is_err());
+    }
+
+    #[test]
+    fn destruction_windows_are_taken_at_their_bounds_and_refused_one_past() {
+        let second = Duration::from_secs(1);
+        assert!(check_destruction_window(MIN_DESTRUCTION_WINDOW).is_ok());
+        assert!(check_destruction_window(MIN_DESTRUCTION_WINDOW.saturating_sub(second)).is_err());
+        assert!(check_destruction_window(MAX_DESTRUCTION_WINDOW).is_ok());
+        assert!(check_destruction_window(MAX_DESTRUCTION_WINDOW + second).is_err());
+        let broken = MIN_DESTRUCTION_WINDOW + Duration::from_millis(1);
+        assert!(check_destruction_window(broken).is_err());
     }
 
     #[test]

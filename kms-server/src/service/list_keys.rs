@@ -24,7 +24,7 @@ use crate::store::{KeyRef, ListPosition, VersionChoice};
 /// How long a page token lives (peers.md 4.11).
 pub const PAGE_TOKEN_LIFE: Duration = Duration::from_hours(1);
 /// What the keys of a page may take: a message is at most 4 MiB, and some room is left for what is added to it one day.
-const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
+pub(super) const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
 /// The most that a key takes on the wire beside its texts and labels: names, numbers, times, tags and lengths.
 const KEY_BYTES: usize = 384;
 /// What a label takes beside its texts.
@@ -36,7 +36,7 @@ const TOKEN_BYTES: usize = 8 + POSITION_BYTES + 32;
 /// Create time and uid; a version number takes the first 8 bytes.
 const POSITION_BYTES: usize = 8 + 16;
 
-type Position = [u8; POSITION_BYTES];
+pub(super) type Position = [u8; POSITION_BYTES];
 
 impl Kms {
     /// Lists the keys of a tenant.
@@ -154,7 +154,7 @@ impl Inner {
         Ok(Page { items, next_page_token })
     }
 
-    async fn make_token(
+    pub(super) async fn make_token(
         &self,
         request: &RequestContext,
         scope: &str,
@@ -166,7 +166,7 @@ impl Inner {
         Ok(format!("{TOKEN_PREFIX}{}", BASE64URL_NOPAD.encode(&bytes)))
     }
 
-    async fn open_token(
+    pub(super) async fn open_token(
         &self,
         request: &RequestContext,
         scope: &str,
@@ -225,7 +225,7 @@ fn fitting(keys: &[Sealed<KeyRow>]) -> usize {
     keys.iter().take_while(fits).count().max(1)
 }
 
-fn page_size(asked: u32) -> Result<u32, ServiceError> {
+pub(super) fn page_size(asked: u32) -> Result<u32, ServiceError> {
     match asked {
         0 => Ok(DEFAULT_PAGE_SIZE),
         1..=MAX_PAGE_SIZE => Ok(asked),
@@ -233,7 +233,7 @@ fn page_size(asked: u32) -> Result<u32, ServiceError> {
     }
 }
 
-fn join(number: i64, id: &[u8; 16]) -> Position {
+pub(super) fn join(number: i64, id: &[u8; 16]) -> Position {
     let mut position = [0; POSITION_BYTES];
     let (first, second) = position.split_at_mut(8);
     first.copy_from_slice(&number.to_be_bytes());
@@ -241,7 +241,7 @@ fn join(number: i64, id: &[u8; 16]) -> Position {
     position
 }
 
-fn split(position: &Position) -> (i64, KeyUid) {
+pub(super) fn split(position: &Position) -> (i64, KeyUid) {
     let (mut number, mut id) = ([0; 8], [0; 16]);
     let (first, second) = position.split_at(8);
     number.copy_from_slice(first);

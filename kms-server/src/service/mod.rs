@@ -4,18 +4,21 @@
 //! audit record is durable, and never touch a key without a permit.
 
 mod change;
+mod change_version_state;
 mod claim;
 mod compare_store;
+mod compromise_key_version;
 mod create_key;
 mod crypto;
 mod describe_ciphertext;
 mod describe_key;
+mod destroy_due;
 mod error;
 mod fields;
 mod generate_data_key;
 mod generate_random;
-mod key_version_state;
 mod kms;
+mod list_key_history;
 mod list_keys;
 mod mutation;
 mod places;
@@ -35,5 +38,7 @@ pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
 pub use kms::{Kms, Parts, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;
 pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};
-pub use reconcile::{ABANDONED, INTENT_GRACE, MAX_DUE, MAX_FORGOTTEN, ORPHAN_OBJECT, Reconciled};
+pub use reconcile::{
+    ABANDONED, INTENT_GRACE, MAX_DUE, MAX_FORGOTTEN, MAX_ROTATIONS, ORPHAN_OBJECT, Reconciled,
+};
 pub use types::*;

@@ -24,8 +24,10 @@ use crate::store::{Intent, KeyRef, Listed, REQUEST_MEMORY, StoreError, VersionCh
 
 /// How old an intent must be before the periodic run takes it for abandoned: longer than any mutation may take.
 pub const INTENT_GRACE: Duration = Duration::from_mins(5);
-/// The most deactivations written down in one run; the next run goes on.
+/// The most deactivations, and the most destructions, done in one run; the next run goes on.
 pub const MAX_DUE: u32 = 100;
+/// The most keys rolled over by period in one run: at a few milliseconds each, a run stays shorter than its interval.
+pub const MAX_ROTATIONS: u32 = 1000;
 /// The most requests forgotten in one commit: changes wait for it, and a tenant's 100,000 at once would take seconds.
 pub const MAX_FORGOTTEN: u32 = 1_000;
 /// `result` of the outcome record of a mutation that was undone.
@@ -43,6 +45,10 @@ pub struct Reconciled {
     pub undone: usize,
     /// Deactivations that were due and are written down now.
     pub deactivated: usize,
+    /// Keys whose period was over, and that have a new primary now.
+    pub rotated: usize,
+    /// Versions whose window was over, and that are destroyed now.
+    pub destroyed: usize,
     /// HSM objects that no row and no intent names.
     pub orphans: usize,
     /// Request ids forgotten.
@@ -130,6 +136,13 @@ impl Inner {
         }
         let deactivated = self.deactivate_due(&mut done).await;
         note("deactivations", deactivated, &mut done);
+        // Not before a server is ready: they may be many, and nobody is worse off a minute later.
+        if grace.is_some() {
+            let destroyed = self.destroy_due(&mut done).await;
+            note("destructions", destroyed, &mut done);
+            let rotated = self.rotate_by_period(&mut done).await;
+            note("rotations", rotated, &mut done);
+        }
         let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
         let before = self.clock.now().as_unix_ms().saturating_sub(memory_ms);
         let before = Timestamp::from_unix_ms(before);
@@ -187,7 +200,12 @@ impl Inner {
     }
 
     /// Returns the rows that could be read, and raises the alert for those that could not.
-    fn readable<R>(&self, what: &str, listed: Listed<R>, done: &mut Reconciled) -> Vec<R> {
+    pub(super) fn readable<R>(
+        &self,
+        what: &str,
+        listed: Listed<R>,
+        done: &mut Reconciled,
+    ) -> Vec<R> {
         if listed.damaged > 0 {
             // Only the alert is wanted, not the error: the other rows are served.
             let _ = self.keyring.integrity(format!("{} {what} cannot be read", listed.damaged));

@@ -1,20 +1,25 @@
 //! RotateKey: a new, independently generated version becomes primary; the old one goes on for the overlap.
 
+use std::sync::Arc;
+
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{EventId, KeyVersion, RequestId};
-use kms_core::key::KeyRow;
+use kms_core::key::{KeyRow, VersionRow};
+use kms_core::lifecycle::{HistoryRow, Rotation};
 use kms_core::name::KeyName;
 use kms_core::state::VersionState;
+use serde::Serialize;
 
-use super::change::{Change, Failure, RowChanges};
+use super::change::{Change, Failure, RowChanges, moved};
 use super::describe_key::{Fresh, describe_key, describe_version};
 use super::fields;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
+use super::reconcile::{MAX_ROTATIONS, Reconciled};
 use super::trail::Trail;
-use super::{RequestContext, RotateKey, Rotated, ServiceError};
+use super::{RequestContext, RotateKey, Rotated, ServiceError, VersionDescription};
 use crate::authz::{self, Target};
-use crate::store::{IntentKind, Rollover, VersionChoice};
+use crate::store::{self, IntentKind, VersionChoice};
 
 impl Kms {
     /// Rolls a key over. It goes on when the caller goes away; a repeat with the same request id gets the result.
@@ -28,7 +33,8 @@ impl Kms {
         rotate: RotateKey,
     ) -> Result<Rotated, ServiceError> {
         let RotateKey { name, reason, request_id } = rotate;
-        let rotation = Rotation { name, reason, request_id: Some(request_id), only: None };
+        let rotation =
+            Rollover { name, reason, request_id: Some(request_id), only: None, by_period: false };
         self.mutate(request, rotation).await
     }
 
@@ -37,7 +43,8 @@ impl Kms {
         let mut rotated = 0;
         for (name, version) in self.inner.keyring.due_rollovers() {
             let reason = "invocation limit".to_owned();
-            let rotation = Rotation { name, reason, request_id: None, only: Some(version) };
+            let rotation =
+                Rollover { name, reason, request_id: None, only: Some(version), by_period: false };
             let done = match self.inner.internal_request("internal/RotateKey") {
                 Ok(request) => self.mutate(&request, rotation).await,
                 Err(error) => Err(error),
@@ -56,15 +63,17 @@ impl Kms {
 }
 
 /// A rollover that somebody asked for, or that is due.
-struct Rotation {
+struct Rollover {
     name: KeyName,
     reason: String,
     request_id: Option<RequestId>,
     /// The primary that is to be replaced; `None` means whichever it is.
     only: Option<KeyVersion>,
+    /// Whether it is done only when the key's period is over.
+    by_period: bool,
 }
 
-impl Mutation for Rotation {
+impl Mutation for Rollover {
     type Output = Rotated;
     type Basis = Turn;
 
@@ -104,6 +113,10 @@ impl Mutation for Rotation {
         if self.only.is_some_and(|version| version != row.primary) {
             return Err(ServiceError::RevisionMismatch);
         }
+        let now = inner.clock.now();
+        if self.by_period && row.rotation.is_none_or(|plan| plan.due > now) {
+            return Err(ServiceError::RevisionMismatch);
+        }
         let next = row.latest.next().ok_or(ServiceError::VersionsExhausted)?;
         let subject = Subject {
             kind: IntentKind::RotateKey,
@@ -118,40 +131,74 @@ impl Mutation for Rotation {
 
     async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<Rotated, Failure> {
         let reason = if self.reason.is_empty() { "rotated" } else { &self.reason };
-        let (version, counter) = change.generate(reason).await?;
-        let Fresh { key: old_key, version: old } = turn.fresh;
+        let mut previous = turn.fresh.version.row.clone();
+        previous.revision = previous.revision.next();
+        // A suspended version gets its end too: resumed later, it must not protect for ever.
+        if matches!(previous.state, VersionState::Active | VersionState::Suspended) {
+            let end = change.inner.clock.now().after(change.inner.keyring.config().overlap);
+            previous.deactivate_time =
+                previous.deactivate_time.map_or(Some(end), |t| Some(t.min(end)));
+        }
+        let succession = Succession { previous, history: Vec::new(), reason };
+        change.succeed(&turn.fresh, succession, |rotated, _| rotated).await
+    }
+}
+
+/// What becomes of a primary that is replaced.
+pub(super) struct Succession<'s> {
+    /// Its row.
+    pub(super) previous: VersionRow,
+    /// What is to be told of it.
+    pub(super) history: Vec<HistoryRow>,
+    /// Why there is a new version.
+    pub(super) reason: &'s str,
+}
+
+impl Change<'_> {
+    /// Makes the next version of a key and puts it in the place of its primary. The result that is remembered is made of
+    /// what the rollover did and the description of the old primary.
+    pub(super) async fn succeed<T: Serialize>(
+        &mut self,
+        fresh: &Fresh,
+        succession: Succession<'_>,
+        result: impl FnOnce(Rotated, VersionDescription) -> T,
+    ) -> Result<T, Failure> {
+        let Succession { previous, mut history, reason } = succession;
+        let Fresh { key: old_key, version: old } = fresh;
+        let (version, counter) = self.generate(reason).await?;
         let now = version.create_time;
         let key = KeyRow {
             primary: version.version,
             latest: version.version,
             revision: old_key.row.revision.next(),
             update_time: now,
+            // However many periods were missed, there is one rotation; the next counts from now.
+            rotation: old_key
+                .row
+                .rotation
+                .map(|plan| Rotation::plan(plan.period, now, version.key_uid, version.version)),
             ..old_key.row.clone()
         };
-        let mut previous = old.row.clone();
-        previous.revision = previous.revision.next();
-        // A suspended version gets its end too: resumed later, it must not protect for ever.
-        if matches!(previous.state, VersionState::Active | VersionState::Suspended) {
-            let end = now.after(change.inner.keyring.config().overlap);
-            previous.deactivate_time =
-                previous.deactivate_time.map_or(Some(end), |t| Some(t.min(end)));
-        }
         let key_description = describe_key(&key, &version, now);
-        let version = change.seal(version).await?;
-        let result = Rotated {
+        history.push(moved(None, &version));
+        let version = self.seal(version).await?;
+        let previous = self.seal_under(old.generation, previous).await?;
+        let mut description = self.described(fresh, &previous).await?;
+        description.primary = false;
+        let rotated = Rotated {
             version: describe_version(&key, &version, counter.leased, now),
             key: key_description,
         };
-        let key = change.seal(key).await?;
-        let counter = change.seal(counter).await?;
-        let previous = change.seal_under(old.generation, previous).await?;
+        let result = result(rotated, description);
+        let key = self.seal(key).await?;
+        let counter = self.seal(counter).await?;
         let rows = RowChanges {
             added: &[key.mac, version.mac, previous.mac],
             removed: &[old_key.mac, old.mac],
+            history,
         };
-        let tenant = old_key.row.name.tenant();
-        let closing = change.closing(tenant, rows, &result).await?;
-        let rollover = Rollover {
+        let closing = self.closing(old_key.row.name.tenant(), rows, &result).await?;
+        let rollover = store::Rollover {
             expected_key: old_key.row.revision,
             key,
             version,
@@ -159,13 +206,43 @@ impl Mutation for Rotation {
             expected_previous: old.row.revision,
             previous,
         };
-        let committed = change.inner.store.roll_over(rollover, closing).await;
-        change.settle(committed).await?;
+        let committed = self.inner.store.roll_over(rollover, closing).await;
+        self.settle(committed).await?;
         Ok(result)
     }
 }
 
 impl Inner {
+    /// Rolls over the keys whose period is over, one after another, at most [`MAX_ROTATIONS`]: those who use keys go first.
+    pub(super) async fn rotate_by_period(
+        self: &Arc<Self>,
+        done: &mut Reconciled,
+    ) -> Result<(), ServiceError> {
+        let due = self.store.due_rotations(self.clock.now(), MAX_ROTATIONS).await?;
+        for key in self.readable("rotations", due, done) {
+            let (name, only) = (key.row.name, Some(key.row.primary));
+            let request = self.internal_request("internal/RotateKey")?;
+            let mut trail = Trail::key(&name);
+            let reason = "rotation period over".to_owned();
+            let rollover = Rollover { name, reason, request_id: None, only, by_period: true };
+            let rotated = self.mutate(&request, rollover, &mut trail).await;
+            match self.record_unless_begun(&request, trail, rotated).await {
+                Ok(_) => done.rotated += 1,
+                // Rotated or changed meanwhile.
+                Err(ServiceError::RevisionMismatch) => {}
+                Err(error) => {
+                    done.failed += 1;
+                    // What helps none of them is not tried for each; they stay due.
+                    if error.retry().is_some() {
+                        return Err(error);
+                    }
+                    tracing::error!(alert = "rollover_failed", %error, "tried again later");
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the context of something the server does by itself.
     pub(super) fn internal_request(
         &self,

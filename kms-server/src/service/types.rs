@@ -178,6 +178,8 @@ pub struct CreateKey {
     pub cryptoperiod: Duration,
     /// At most 32 pairs.
     pub labels: BTreeMap<String, String>,
+    /// 1 hour to the cryptoperiod; `None` leaves rotation to the caller.
+    pub rotation_period: Option<Duration>,
     /// Makes a repeat safe.
     pub request_id: RequestId,
 }
@@ -199,8 +201,29 @@ pub struct UpdateKey {
     pub cryptoperiod: Option<Duration>,
     /// New labels; they replace the old ones.
     pub labels: Option<BTreeMap<String, String>>,
+    /// New rotation period; `None` leaves it.
+    pub rotation_period: Option<SetRotation>,
     /// Makes a repeat safe.
     pub request_id: RequestId,
+}
+
+/// What becomes of a key's rotation by period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetRotation {
+    /// It ends.
+    Off,
+    /// Every so long.
+    Every(Duration),
+}
+
+impl SetRotation {
+    /// Returns the period, when there is one.
+    pub const fn period(self) -> Option<Duration> {
+        match self {
+            Self::Off => None,
+            Self::Every(period) => Some(period),
+        }
+    }
 }
 
 /// Asks for a rollover.
@@ -214,7 +237,7 @@ pub struct RotateKey {
     pub request_id: RequestId,
 }
 
-/// Asks to suspend or resume a version.
+/// Asks to suspend, resume, deactivate or compromise a version, or to give its destruction up.
 #[derive(Clone, Debug)]
 pub struct ChangeVersionState {
     /// Name.
@@ -223,6 +246,41 @@ pub struct ChangeVersionState {
     pub reason: String,
     /// Makes a repeat safe.
     pub request_id: RequestId,
+}
+
+/// Asks to plan the destruction of a version.
+#[derive(Clone, Debug)]
+pub struct ScheduleDestruction {
+    /// Name.
+    pub name: VersionName,
+    /// How long until then, 7 to 365 days.
+    pub window: Duration,
+    /// 1 to 256 bytes.
+    pub reason: String,
+    /// Makes a repeat safe.
+    pub request_id: RequestId,
+}
+
+/// What marking a version compromised did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compromised {
+    /// The key.
+    pub key: KeyDescription,
+    /// The version that is COMPROMISED.
+    pub version: VersionDescription,
+    /// The new primary, when the version was the primary.
+    pub replacement: Option<VersionDescription>,
+}
+
+/// Asks for a page of a key's history.
+#[derive(Clone, Debug)]
+pub struct ListKeyHistory {
+    /// The key.
+    pub key: KeyName,
+    /// 1 to 1,000; 0 means 50.
+    pub page_size: u32,
+    /// Empty for the first page.
+    pub page_token: String,
 }
 
 /// Asks for a page of keys.
@@ -287,6 +345,8 @@ pub struct KeyDescription {
     pub primary_version: Option<KeyVersion>,
     /// How many versions there are.
     pub version_count: u32,
+    /// Rotation by period, when it is wanted.
+    pub rotation: Option<kms_core::lifecycle::Rotation>,
 }
 
 /// A version, as callers see it.
@@ -314,6 +374,31 @@ pub struct VersionDescription {
     pub revision: Revision,
     /// Generation of the root that wraps it.
     pub root_generation: RootGeneration,
+    /// From when on its material may be destroyed; only while that is planned.
+    pub destroy_time: Option<kms_core::clock::Timestamp>,
+}
+
+/// One entry of a key's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// Which version; `None` for an entry about the key itself.
+    pub version: Option<KeyVersion>,
+    /// The state before; `None` for a new version, or an entry about the key.
+    pub from: Option<VersionState>,
+    /// The state after; `None` for an entry about the key.
+    pub to: Option<VersionState>,
+    /// For an entry about the key: a JSON object of field to `[old, new]`.
+    pub detail: String,
+    /// Revision of the version or key before; 0 when there was none.
+    pub old_revision: Revision,
+    /// Revision after.
+    pub revision: Revision,
+    /// When.
+    pub time: kms_core::clock::Timestamp,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What a rollover did.

@@ -1,8 +1,9 @@
-//! UpdateKey: owner, sensitivity, usage text, labels and cryptoperiod.
+//! UpdateKey: owner, sensitivity, usage text, labels, cryptoperiod and rotation period.
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
 use kms_core::key::KeyRow;
+use kms_core::lifecycle::{HistoryChange, HistoryRow, MAX_HISTORY_DETAIL_BYTES, Rotation};
 
 use super::change::{Change, Failure, RowChanges};
 use super::describe_key::describe_key;
@@ -69,6 +70,11 @@ impl Mutation for UpdateKey {
         if row.revision != self.revision {
             return Err(ServiceError::RevisionMismatch);
         }
+        let period = match self.rotation_period {
+            Some(wanted) => wanted.period(),
+            None => row.rotation.map(|plan| plan.period),
+        };
+        fields::check_rotation(period, self.cryptoperiod.unwrap_or(row.cryptoperiod))?;
         let subject = Subject {
             kind: IntentKind::UpdateKey,
             key_name: row.name.clone(),
@@ -81,7 +87,8 @@ impl Mutation for UpdateKey {
     }
 
     async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<KeyDescription, Failure> {
-        let (old, now) = (&turn.fresh.key, change.inner.clock.now());
+        let (old, primary) = (&turn.fresh.key, &turn.fresh.version.row);
+        let now = change.inner.clock.now();
         let row = old.row.clone();
         let key = KeyRow {
             owner: self.owner.unwrap_or(row.owner),
@@ -89,18 +96,59 @@ impl Mutation for UpdateKey {
             usage: self.usage.unwrap_or(row.usage),
             cryptoperiod: self.cryptoperiod.unwrap_or(row.cryptoperiod),
             labels: self.labels.unwrap_or(row.labels),
+            rotation: match self.rotation_period {
+                Some(wanted) => wanted.period().map(|period| {
+                    Rotation::plan(period, primary.create_time, row.uid, primary.version)
+                }),
+                None => row.rotation,
+            },
             update_time: now,
             revision: row.revision.next(),
             ..row
         };
         let description = describe_key(&key, &turn.fresh.version.row, now);
+        let history = HistoryRow {
+            key_uid: key.uid,
+            change: HistoryChange::Fields { detail: differences(&old.row, &key)? },
+            old_revision: old.row.revision,
+            revision: key.revision,
+            time: now,
+            actor: (&*change.request.principal.id).into(),
+            reason: String::new(),
+        };
         let key = change.seal(key).await?;
-        let rows = RowChanges { added: &[key.mac], removed: &[old.mac] };
+        let history = vec![history];
+        let rows = RowChanges { added: &[key.mac], removed: &[old.mac], history };
         let closing = change.closing(self.name.tenant(), rows, &description).await?;
         let committed = change.inner.store.update_key(old.row.revision, key, closing).await;
         change.settle(committed).await?;
         Ok(description)
     }
+}
+
+/// Tells each field that differs, old and new, as a JSON object.
+fn differences(old: &KeyRow, new: &KeyRow) -> Result<String, ServiceError> {
+    let mut fields = serde_json::Map::new();
+    let mut tell = |name: &str, old: serde_json::Value, new: serde_json::Value| {
+        if old != new {
+            fields.insert(name.to_owned(), serde_json::Value::Array(vec![old, new]));
+        }
+    };
+    tell("owner", old.owner.as_str().into(), new.owner.as_str().into());
+    tell("sensitivity", old.sensitivity.as_str().into(), new.sensitivity.as_str().into());
+    tell("usage", old.usage.as_str().into(), new.usage.as_str().into());
+    tell("cryptoperiod_s", old.cryptoperiod.as_secs().into(), new.cryptoperiod.as_secs().into());
+    let period = |row: &KeyRow| row.rotation.map(|plan| plan.period.as_secs());
+    tell("rotation_period_s", period(old).into(), period(new).into());
+    let labels = |row: &KeyRow| -> serde_json::Map<_, _> {
+        row.labels.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect()
+    };
+    tell("labels", labels(old).into(), labels(new).into());
+    let detail = serde_json::Value::Object(fields).to_string();
+    if detail.len() > MAX_HISTORY_DETAIL_BYTES {
+        return Err(ServiceError::Bug { reason: "a history entry over its bound" });
+    }
+    Ok(detail)
 }
 
 fn canonical(update: &UpdateKey) -> CanonicalWriter {
@@ -112,6 +160,7 @@ fn canonical(update: &UpdateKey) -> CanonicalWriter {
         usage,
         cryptoperiod,
         labels,
+        rotation_period,
         request_id: _,
     } = update;
     // A count in front of each: absent differs from empty.
@@ -124,6 +173,10 @@ fn canonical(update: &UpdateKey) -> CanonicalWriter {
     let out = optional(out, sensitivity.map(kms_core::key::Sensitivity::as_str));
     let out = optional(out, usage.as_deref());
     let out = out.optional(cryptoperiod.map(|period| period.as_secs()));
+    let out = match rotation_period {
+        Some(wanted) => out.number(1).optional(wanted.period().map(|period| period.as_secs())),
+        None => out.number(0),
+    };
     match labels {
         Some(labels) => fields::write_labels(out.number(1), labels),
         None => out.number(0),

@@ -6,13 +6,14 @@
 use std::collections::HashSet;
 
 use kms_core::audit::ManifestStamp;
+use kms_core::id::KeyUid;
 use kms_core::key::{CkaId, Material};
 use kms_core::manifest::RowSet;
 use kms_core::name::TenantName;
 
 use super::kms::{Inner, Kms};
 use super::{MAX_PAGE_SIZE, ServiceError};
-use crate::store::ListPosition;
+use crate::store::{HistoryPosition, ListPosition};
 
 impl Kms {
     /// Verifies every row of a tenant, and that together they are what the manifest says.
@@ -62,6 +63,7 @@ impl Inner {
             self.keyring.verify_rows(&keys, &[], &[]).await?;
             for key in keys {
                 rows.insert(&key.mac);
+                self.walk_history(key.row.uid, &mut rows).await?;
                 let mut number = None;
                 loop {
                     let versions =
@@ -76,6 +78,19 @@ impl Inner {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    async fn walk_history(&self, uid: KeyUid, rows: &mut RowSet) -> Result<(), ServiceError> {
+        let mut after = None;
+        loop {
+            let entries = self.store.list_history(uid, after, MAX_PAGE_SIZE).await?;
+            let Some(end) = entries.last() else { return Ok(()) };
+            after = Some(HistoryPosition::of(&end.row));
+            self.keyring.verify_history(&entries).await?;
+            for entry in &entries {
+                rows.insert(&entry.mac);
             }
         }
     }

@@ -17,6 +17,7 @@ use kms_core::clock::Timestamp;
 use kms_core::fault::{Fault, Retry};
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, Protection, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
@@ -214,16 +215,31 @@ pub enum IntentKind {
     SuspendKeyVersion,
     /// ResumeKeyVersion.
     ResumeKeyVersion,
+    /// DeactivateKeyVersion.
+    DeactivateKeyVersion,
+    /// CompromiseKeyVersion.
+    CompromiseKeyVersion,
+    /// ScheduleKeyVersionDestruction.
+    ScheduleKeyVersionDestruction,
+    /// CancelKeyVersionDestruction.
+    CancelKeyVersionDestruction,
+    /// The destruction itself, when its time has come.
+    DestroyKeyVersion,
 }
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 10] = [
         Self::CreateKey,
         Self::RotateKey,
         Self::UpdateKey,
         Self::SuspendKeyVersion,
         Self::ResumeKeyVersion,
+        Self::DeactivateKeyVersion,
+        Self::CompromiseKeyVersion,
+        Self::ScheduleKeyVersionDestruction,
+        Self::CancelKeyVersionDestruction,
+        Self::DestroyKeyVersion,
     ];
 
     /// Returns the name used in columns and logs.
@@ -234,6 +250,11 @@ impl IntentKind {
             Self::UpdateKey => "UPDATE_KEY",
             Self::SuspendKeyVersion => "SUSPEND_KEY_VERSION",
             Self::ResumeKeyVersion => "RESUME_KEY_VERSION",
+            Self::DeactivateKeyVersion => "DEACTIVATE_KEY_VERSION",
+            Self::CompromiseKeyVersion => "COMPROMISE_KEY_VERSION",
+            Self::ScheduleKeyVersionDestruction => "SCHEDULE_KEY_VERSION_DESTRUCTION",
+            Self::CancelKeyVersionDestruction => "CANCEL_KEY_VERSION_DESTRUCTION",
+            Self::DestroyKeyVersion => "DESTROY_KEY_VERSION",
         }
     }
 
@@ -279,6 +300,8 @@ pub struct Closing {
     pub intent: Sealed<Intent>,
     /// The manifest of the tenant.
     pub manifest: ManifestChange,
+    /// What the mutation adds to the history of its key.
+    pub history: Vec<Sealed<HistoryRow>>,
     /// The caller's request id and the result; `None` for the reconciler's own changes. [`StoreError::RequestsFull`] when
     /// the tenant has [`MAX_REMEMBERED_REQUESTS`].
     pub request: Option<Sealed<RequestRecord>>,
@@ -291,6 +314,24 @@ pub struct ListPosition {
     pub create_time: Timestamp,
     /// Uid of the last key seen.
     pub uid: KeyUid,
+}
+
+/// A place in the history of a key: after this entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryPosition {
+    /// Its time.
+    pub time: Timestamp,
+    /// Its version; 0 for an entry about the key.
+    pub version: u32,
+    /// Its revision.
+    pub revision: Revision,
+}
+
+impl HistoryPosition {
+    /// Returns the place of an entry.
+    pub const fn of(row: &HistoryRow) -> Self {
+        Self { time: row.time, version: row.version_number(), revision: row.revision }
+    }
 }
 
 /// The store. Implementations: SQLite here, PostgreSQL to come; one conformance suite for both (`store/suite.rs`).
@@ -324,6 +365,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         after: Option<KeyVersion>,
         limit: u32,
     ) -> Result<Vec<Sealed<VersionRow>>, StoreError>;
+
+    /// Lists the history of a key by (time, version, revision), at most `limit`, after `after`.
+    async fn list_history(
+        &self,
+        key_uid: KeyUid,
+        after: Option<HistoryPosition>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<HistoryRow>>, StoreError>;
 
     /// Reads the counter of a version.
     async fn counter(
@@ -403,6 +452,21 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`.
     async fn due_deactivations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError>;
+
+    /// Lists keys whose primary is ACTIVE and due to give way at `now`, at most `limit`, those due first first. A suspended
+    /// primary is left: whoever suspended it did not ask for a new one.
+    async fn due_rotations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<KeyRow>>, StoreError>;
+
+    /// Lists versions whose planned destruction is due at `now`, at most `limit`, those due first first.
+    async fn due_destructions(
         &self,
         now: Timestamp,
         limit: u32,

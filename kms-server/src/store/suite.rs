@@ -17,14 +17,16 @@ use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, MAX_INVOCATIONS, Material, Protection, Purpose, RowMac,
     Sealed, Sensitivity, VersionRow, WrappedKey,
 };
+use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
 use kms_core::state::VersionState;
 
 use super::{
-    Closing, Intent, IntentKind, KeyRef, ListPosition, Listed, MAX_LIST_ROWS, ManifestChange,
-    NewKey, REQUEST_MEMORY, RequestRecord, Rollover, Store, StoreError, VersionChoice,
+    Closing, HistoryPosition, Intent, IntentKind, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
+    ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord, Rollover, Store, StoreError,
+    VersionChoice,
 };
 
 /// Makes a test of each case for one engine.
@@ -50,6 +52,10 @@ macro_rules! store_suite {
             lists::a_new_store_is_empty,
             lists::a_root_is_pinned_once,
             lists::due_deactivations_are_those_of_active_versions,
+            lists::due_rotations_are_those_of_active_primaries_the_first_first,
+            lists::due_destructions_are_those_planned_the_first_first,
+            lists::history_is_paged_by_time_version_and_revision,
+            lists::history_is_never_changed_and_has_one_entry_a_revision,
             lists::keys_are_paged_by_create_time_and_uid,
             lists::lists_are_bounded,
             lists::manifests_are_paged_by_tenant,
@@ -124,6 +130,7 @@ pub(crate) fn key_row(number: u8) -> KeyRow {
         revision: Revision::FIRST,
         primary: KeyVersion::FIRST,
         latest: KeyVersion::FIRST,
+        rotation: None,
     }
 }
 
@@ -139,6 +146,7 @@ fn version_row(number: u8, version: u32) -> VersionRow {
         state_reason: "created".into(),
         state_actor: "spiffe://holdfast.test/officer".into(),
         deactivate_time: None,
+        destruction: None,
         revision: Revision::FIRST,
     }
 }
@@ -217,6 +225,7 @@ pub(crate) fn closing(number: u8, manifest_revision: u64) -> Closing {
             expected: Revision::new(manifest_revision),
             manifest: sealed(manifest),
         },
+        history: Vec::new(),
         request: None,
     }
 }

@@ -69,6 +69,16 @@ methods! {
     SuspendKeyVersion => "kms.v1.KeyService/SuspendKeyVersion",
     /// ResumeKeyVersion.
     ResumeKeyVersion => "kms.v1.KeyService/ResumeKeyVersion",
+    /// DeactivateKeyVersion.
+    DeactivateKeyVersion => "kms.v1.KeyService/DeactivateKeyVersion",
+    /// CompromiseKeyVersion.
+    CompromiseKeyVersion => "kms.v1.KeyService/CompromiseKeyVersion",
+    /// ScheduleKeyVersionDestruction.
+    ScheduleKeyVersionDestruction => "kms.v1.KeyService/ScheduleKeyVersionDestruction",
+    /// CancelKeyVersionDestruction.
+    CancelKeyVersionDestruction => "kms.v1.KeyService/CancelKeyVersionDestruction",
+    /// ListKeyHistory.
+    ListKeyHistory => "kms.v1.KeyService/ListKeyHistory",
 }
 
 #[cfg(test)]

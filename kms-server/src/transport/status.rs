@@ -71,7 +71,10 @@ pub const fn code(error: &ServiceError) -> Code {
         ServiceError::AccessDenied => Code::PermissionDenied,
         ServiceError::KeyNotFound { .. } | ServiceError::VersionNotFound { .. } => Code::NotFound,
         ServiceError::KeyNotActive { .. }
+        | ServiceError::IllegalTransition { .. }
+        | ServiceError::PrimaryVersion
         | ServiceError::KeyExhausted
+        | ServiceError::CryptoperiodExceeded
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
         ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
         ServiceError::ResourceExists { .. } => Code::AlreadyExists,
@@ -201,6 +204,10 @@ fn facts(error: &ServiceError) -> HashMap<String, String> {
     let fact = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
     match error {
         ServiceError::KeyNotActive { state } => fact("state", state.to_string()),
+        ServiceError::IllegalTransition { from, to } => HashMap::from([
+            ("state".to_owned(), from.to_string()),
+            ("target_state".to_owned(), to.to_string()),
+        ]),
         ServiceError::EnvelopeUnsupported { part, number, .. } => fact(part, number.to_string()),
         ServiceError::MechanismUnsupported { mechanism } => {
             fact("mechanism", (*mechanism).to_owned())
@@ -241,7 +248,13 @@ mod tests {
             ServiceError::KeyNotFound { name: key() },
             ServiceError::VersionNotFound { name: version() },
             ServiceError::KeyNotActive { state: VersionState::Suspended },
+            ServiceError::IllegalTransition {
+                from: VersionState::Active,
+                to: VersionState::DestroyScheduled,
+            },
+            ServiceError::PrimaryVersion,
             ServiceError::KeyExhausted,
+            ServiceError::CryptoperiodExceeded,
             ServiceError::VersionsExhausted,
             ServiceError::RequestIdReused,
             ServiceError::OperationInProgress,

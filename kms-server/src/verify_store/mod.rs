@@ -72,6 +72,8 @@ pub struct Report {
     pub versions: u64,
     /// Counter rows.
     pub counters: u64,
+    /// Entries of histories walked.
+    pub history: u64,
     /// Intents.
     pub intents: u64,
     /// Remembered requests.

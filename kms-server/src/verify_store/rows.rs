@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use kms_core::audit::ManifestStamp;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::key::{CounterRow, RowMac, Sealed};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::RowSet;
 use kms_core::secret::equal_in_constant_time;
 use kms_hsm::HsmError;
@@ -203,6 +204,7 @@ impl Walk<'_, '_> {
         store.strays(|table, stray| {
             let (row, what) = match table {
                 "versions" => ("version", "there is no key for it"),
+                "history" => ("history", "there is no key for it"),
                 _ => ("counter", "there is no version for it"),
             };
             let place =
@@ -284,7 +286,8 @@ impl Walk<'_, '_> {
             let taken = self.take(looked, |key| place.at(key.uid, None), &place)?;
             let Some(Sealed { row: key, mac, .. }) = taken else { return Ok(()) };
             rows.insert(&mac);
-            self.versions(tenant, key.uid, key.latest, &mut rows)
+            self.versions(tenant, key.uid, key.latest, &mut rows)?;
+            self.history(tenant, key.uid, &mut rows)
         })?;
         let place = Place::of(tenant, "manifest");
         let manifest = match store.manifest(tenant)? {
@@ -325,6 +328,24 @@ impl Walk<'_, '_> {
         self.has_gone_back = true;
         self.found(&place, divergence.to_string());
         Ok(false)
+    }
+
+    fn history(
+        &mut self,
+        tenant: &str,
+        uid: KeyUid,
+        rows: &mut RowSet,
+    ) -> Result<(), VerifyStoreError> {
+        let store = self.store;
+        let place = Place::of(tenant, "history").at(uid, None);
+        store.history(uid, |looked| {
+            self.report.history += 1;
+            let of = |entry: &HistoryRow| place.at(uid, KeyVersion::new(entry.version_number()));
+            if let Some(sealed) = self.take(looked, of, &place)? {
+                rows.insert(&sealed.mac);
+            }
+            Ok::<_, VerifyStoreError>(())
+        })
     }
 
     fn versions(

@@ -215,7 +215,8 @@ async fn a_suspended_version_does_nothing_until_it_is_resumed() {
     assert_eq!(world.kms.unwrap(&crypto, unwrap(KEY, &sealed)).await.unwrap_err(), suspended);
     assert_eq!(world.kms.rewrap(&crypto, rewrap(KEY, &sealed)).await.unwrap_err(), suspended);
     let again = world.kms.suspend_key_version(&request, change()).await.unwrap_err();
-    assert_eq!(again, suspended);
+    let (from, to) = (VersionState::Suspended, VersionState::Suspended);
+    assert_eq!(again, ServiceError::IllegalTransition { from, to });
     let request = world.request("kms.v1.KeyService/ResumeKeyVersion");
     let version = world.kms.resume_key_version(&request, change()).await.unwrap();
     assert_eq!((version.state, version.primary), (VersionState::Active, true));

@@ -11,6 +11,7 @@ use kms_core::audit::AuditRecord;
 use kms_core::clock::{ManualClock, Timestamp};
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
@@ -21,8 +22,8 @@ use kms_hsm::{
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
-    Closing, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord, Rollover, Store,
-    StoreError, StoredKey, VersionChoice,
+    Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord,
+    Rollover, Store, StoreError, StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -299,6 +300,14 @@ impl Store for FaultyStore {
     ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
         through!(self.list_versions(key_uid, after, limit))
     }
+    async fn list_history(
+        &self,
+        key_uid: KeyUid,
+        after: Option<HistoryPosition>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<HistoryRow>>, StoreError> {
+        through!(self.list_history(key_uid, after, limit))
+    }
     async fn counter(
         &self,
         key_uid: KeyUid,
@@ -375,6 +384,20 @@ impl Store for FaultyStore {
     }
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {
         through!(self.resident_ids())
+    }
+    async fn due_rotations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
+        through!(self.due_rotations(now, limit))
+    }
+    async fn due_destructions(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+        through!(self.due_destructions(now, limit))
     }
     async fn due_deactivations(
         &self,

@@ -21,6 +21,7 @@ fn update(revision: Revision, owner: &str) -> UpdateKey {
         usage: None,
         cryptoperiod: None,
         labels: None,
+        rotation_period: None,
         request_id: fresh_id(),
     }
 }

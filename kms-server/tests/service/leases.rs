@@ -83,6 +83,7 @@ async fn a_version_that_was_out_of_date_before_it_was_cached_leaves_no_lease_beh
             usage: None,
             cryptoperiod: None,
             labels: None,
+            rotation_period: None,
             request_id: fresh_id(),
         };
         world.kms.update_key(&world.request(WRAP), update).await.unwrap();

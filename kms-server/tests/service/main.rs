@@ -9,16 +9,19 @@
 
 mod crash;
 mod crypto;
+mod destruction;
 mod faults;
 mod integrity;
 mod intents;
 mod keys;
 mod leases;
+mod lifecycle;
 mod metrics;
 mod mutations;
 mod places;
 mod refusals;
 mod rollback;
+mod rotation;
 mod states;
 mod support;
 mod tampering;

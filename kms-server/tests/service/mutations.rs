@@ -5,7 +5,10 @@ use std::collections::{HashMap, HashSet};
 use kms_core::audit::Phase;
 use kms_core::id::{IntentId, KeyVersion, RequestId, Revision};
 use kms_core::key::Protection;
-use kms_server::service::{ChangeVersionState, CreateKey, RotateKey, ServiceError, UpdateKey};
+use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
+use kms_server::service::{
+    ChangeVersionState, CreateKey, RotateKey, ScheduleDestruction, ServiceError, UpdateKey,
+};
 use kms_server::store::{KeyRef, VersionChoice};
 
 use crate::support::*;
@@ -20,6 +23,13 @@ pub(crate) enum Kind {
     Update,
     Suspend,
     Resume,
+    Deactivate,
+    /// Of the primary.
+    Compromise,
+    /// Of another version.
+    CompromiseOld,
+    Schedule,
+    Cancel,
 }
 
 /// A mutation of a key with a protection.
@@ -31,7 +41,18 @@ pub(crate) struct Case {
 
 /// Every mutation, on every protection.
 pub(crate) fn cases() -> impl Iterator<Item = Case> {
-    let kinds = [Kind::Create, Kind::Rotate, Kind::Update, Kind::Suspend, Kind::Resume];
+    let kinds = [
+        Kind::Create,
+        Kind::Rotate,
+        Kind::Update,
+        Kind::Suspend,
+        Kind::Resume,
+        Kind::Deactivate,
+        Kind::Compromise,
+        Kind::CompromiseOld,
+        Kind::Schedule,
+        Kind::Cancel,
+    ];
     let protections = [Protection::HsmWrapped, Protection::HsmResident];
     let both = move |kind| protections.map(|protection| Case { kind, protection });
     kinds.into_iter().flat_map(both)
@@ -43,8 +64,11 @@ impl Case {
         let world = World::new().await;
         let before = match self.kind {
             Kind::Create => &[][..],
-            Kind::Rotate | Kind::Update | Kind::Suspend => &[Kind::Create],
+            Kind::Rotate | Kind::Update | Kind::Suspend | Kind::Compromise => &[Kind::Create],
             Kind::Resume => &[Kind::Create, Kind::Suspend],
+            Kind::Deactivate | Kind::CompromiseOld => &[Kind::Create, Kind::Rotate],
+            Kind::Schedule => &[Kind::Create, Kind::Rotate, Kind::Deactivate],
+            Kind::Cancel => &[Kind::Create, Kind::Rotate, Kind::Deactivate, Kind::Schedule],
         };
         for kind in before {
             Self { kind: *kind, ..self }.run(&world, fresh_id()).await.unwrap();
@@ -85,6 +109,7 @@ impl Case {
                     usage: None,
                     cryptoperiod: None,
                     labels: None,
+                    rotation_period: None,
                     request_id,
                 };
                 let request = world.request("kms.v1.KeyService/UpdateKey");
@@ -97,6 +122,27 @@ impl Case {
             Kind::Resume => {
                 let request = world.request("kms.v1.KeyService/ResumeKeyVersion");
                 kms.resume_key_version(&request, change()).await.map(|made| text(&made))
+            }
+            Kind::Deactivate => {
+                let request = world.request("kms.v1.KeyService/DeactivateKeyVersion");
+                kms.deactivate_key_version(&request, change()).await.map(|made| text(&made))
+            }
+            Kind::Compromise | Kind::CompromiseOld => {
+                let request = world.request("kms.v1.KeyService/CompromiseKeyVersion");
+                kms.compromise_key_version(&request, change()).await.map(|made| text(&made))
+            }
+            Kind::Schedule => {
+                let ChangeVersionState { name, reason, request_id } = change();
+                let window = DEFAULT_DESTRUCTION_WINDOW;
+                let schedule = ScheduleDestruction { name, window, reason, request_id };
+                let request = world.request("kms.v1.KeyService/ScheduleKeyVersionDestruction");
+                kms.schedule_key_version_destruction(&request, schedule)
+                    .await
+                    .map(|made| text(&made))
+            }
+            Kind::Cancel => {
+                let request = world.request("kms.v1.KeyService/CancelKeyVersionDestruction");
+                kms.cancel_key_version_destruction(&request, change()).await.map(|made| text(&made))
             }
         }
     }

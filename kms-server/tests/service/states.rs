@@ -1,7 +1,9 @@
 //! Every state against every use, as the published matrix says; rows are seeded in the state.
 
+use kms_core::clock::Timestamp;
 use kms_core::id::{IntentId, Randomness as _, Revision};
 use kms_core::key::{Sealed, VersionRow};
+use kms_core::lifecycle::Destruction;
 use kms_core::name::KeyName;
 use kms_core::state::{Use, Verdict, VersionState};
 use kms_server::authz::ActionKind;
@@ -31,7 +33,11 @@ async fn seed(world: &World, state: VersionState) {
         time: old.create_time,
         applied: None,
     };
-    let row = VersionRow { state, revision: old.revision.next(), ..old.clone() };
+    let destruction = (state == VersionState::DestroyScheduled).then_some(Destruction {
+        time: Timestamp::from_unix_ms(i64::MAX),
+        returns_to: VersionState::Deactivated,
+    });
+    let row = VersionRow { state, destruction, revision: old.revision.next(), ..old.clone() };
     let mut manifest = world.store.manifest(key.tenant().clone()).await.unwrap().unwrap().row;
     let expected = manifest.revision;
     manifest.revision = Revision::new(expected.get() + 1);
@@ -50,6 +56,7 @@ async fn seed(world: &World, state: VersionState) {
     let closing = Closing {
         intent: Sealed { row: applied, mac: macs[3], generation },
         manifest: ManifestChange { expected, manifest },
+        history: Vec::new(),
         request: None,
     };
     let row = Sealed { row, mac: macs[0], generation };

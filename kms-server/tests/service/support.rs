@@ -170,8 +170,9 @@ pub(crate) fn create(key: &str) -> CreateKey {
         owner: "team".into(),
         sensitivity: Sensitivity::High,
         usage: "tests".into(),
-        cryptoperiod: Duration::from_hours(24),
+        cryptoperiod: Duration::from_hours(3650 * 24),
         labels: BTreeMap::new(),
+        rotation_period: None,
         request_id: fresh_id(),
     }
 }

@@ -119,6 +119,7 @@ async fn a_database_that_nobody_touched_agrees() {
         keys: 2,
         versions: 3,
         counters: 3,
+        history: 3,
         requests: 3,
         ..Report::default()
     };
@@ -136,6 +137,18 @@ async fn every_edited_row_is_named() {
         ("UPDATE versions SET state = 'x' WHERE version = 2", "version", Some(2), "state has no"),
         ("UPDATE keys SET generation = 2", "key", None, "generation 2 is not pinned"),
         ("UPDATE requests SET time = 1", "request", None, "MAC"),
+        (
+            "DROP TRIGGER history_stands; UPDATE history SET reason = 'x' WHERE version = 2",
+            "history",
+            Some(2),
+            "MAC",
+        ),
+        (
+            "DROP TRIGGER history_stands; UPDATE history SET to_state = 'x' WHERE version = 2",
+            "history",
+            Some(2),
+            "to_state has no",
+        ),
     ];
     for (edit, row, version, part) in edits {
         let world = world().await;
@@ -167,14 +180,17 @@ async fn a_deleted_key_is_found_and_named_by_what_the_log_tells() {
     assert_finds(
         &report,
         &[
+            ("history", Some(1), "there is no key for it"),
+            ("history", Some(2), "there is no key for it"),
             ("manifest", None, "the rows are not those of revision 2"),
             ("version", Some(1), "the log tells of it"),
             ("version", Some(2), "the log tells of it"),
         ],
     );
     let named = report.findings.iter().filter(|finding| finding.key_uid == Some(uid(&world)));
-    assert_eq!(named.count(), 2);
-    assert!(report.findings.iter().all(|finding| finding.tenant.as_deref() == Some("t")));
+    assert_eq!(named.count(), 4);
+    let told = report.findings.iter().filter(|finding| finding.row != "history");
+    assert!(told.into_iter().all(|finding| finding.tenant.as_deref() == Some("t")));
 }
 
 #[tokio::test]

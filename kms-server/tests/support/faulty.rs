@@ -7,12 +7,13 @@ use async_trait::async_trait;
 use kms_core::clock::Timestamp;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_server::store::{
-    Closing, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord, Rollover, Store,
-    StoreError, StoredKey, VersionChoice,
+    Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord,
+    Rollover, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -85,6 +86,7 @@ forward! {
     key(key: KeyRef, version: VersionChoice) -> Option<StoredKey>;
     list_keys(tenant: TenantName, after: Option<ListPosition>, limit: u32) -> Vec<Sealed<KeyRow>>;
     list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
+    list_history(key_uid: KeyUid, after: Option<HistoryPosition>, limit: u32) -> Vec<Sealed<HistoryRow>>;
     counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;
     update_counters(changes: Vec<(Revision, Sealed<CounterRow>)>) -> Vec<Result<(), StoreError>>;
     manifest(tenant: TenantName) -> Option<Sealed<Manifest>>;
@@ -101,5 +103,7 @@ forward! {
     update_version(expected: Revision, version: Sealed<VersionRow>, closing: Closing) -> ();
     resident_ids() -> Listed<CkaId>;
     due_deactivations(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
+    due_rotations(now: Timestamp, limit: u32) -> Listed<Sealed<KeyRow>>;
+    due_destructions(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
     probe(now: Timestamp) -> ();
 }

@@ -65,6 +65,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             revision: Revision::FIRST,
             primary: KeyVersion::FIRST,
             latest: KeyVersion::FIRST,
+            rotation: None,
         }),
         version: sealed(VersionRow {
             key_uid: key_uid(tenant_number, number),
@@ -77,6 +78,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             state_reason: "created".into(),
             state_actor: "officer".into(),
             deactivate_time: None,
+            destruction: None,
             revision: Revision::FIRST,
         }),
         counter: counter(tenant_number, number, 1, 1),
@@ -116,6 +118,7 @@ pub fn closing(tenant_number: u8, number: u8) -> Closing {
             expected: Revision::new(u64::from(number) - 1),
             manifest: sealed(manifest),
         },
+        history: Vec::new(),
         request: Some(sealed(RequestRecord {
             tenant: tenant(tenant_number),
             principal: "officer".into(),

@@ -27,6 +27,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use kms_core::clock::Timestamp;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
@@ -35,8 +36,8 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, Intent, KeyRef, ListPosition, Listed, MAX_REMEMBERED_REQUESTS, NewKey, RequestRecord,
-    Rollover, Store, StoreError, StoredKey, VersionChoice,
+    Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, MAX_REMEMBERED_REQUESTS,
+    NewKey, RequestRecord, Rollover, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -238,6 +239,15 @@ impl Store for SqliteStore {
         self.read(move |db| read::list_versions(db, key_uid, after, limit)).await
     }
 
+    async fn list_history(
+        &self,
+        key_uid: KeyUid,
+        after: Option<HistoryPosition>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<HistoryRow>>, StoreError> {
+        self.read(move |db| read::list_history(db, key_uid, after, limit)).await
+    }
+
     async fn counter(
         &self,
         key_uid: KeyUid,
@@ -349,6 +359,22 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
         self.read(move |db| read::due_deactivations(db, now, limit)).await
+    }
+
+    async fn due_rotations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
+        self.read(move |db| read::due_rotations(db, now, limit)).await
+    }
+
+    async fn due_destructions(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+        self.read(move |db| read::due_destructions(db, now, limit)).await
     }
 
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use kms_core::id::{KeyUid, KeyVersion};
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::root::RootPin;
 use rusqlite::config::DbConfig;
@@ -158,6 +159,19 @@ impl OfflineStore {
         self.each(sql, [key_uid.as_bytes()], rows::counter, ("key_uid", "version"), each)
     }
 
+    /// Hands over the history of a key.
+    ///
+    /// # Errors
+    /// When it cannot be read, or `each` fails.
+    pub fn history<E: From<StoreError>>(
+        &self,
+        key_uid: KeyUid,
+        each: impl FnMut(Looked<Sealed<HistoryRow>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql = "SELECT * FROM history WHERE key_uid = ?1 ORDER BY version, revision";
+        self.each(sql, [key_uid.as_bytes()], rows::history, ("key_uid", "version"), each)
+    }
+
     /// Hands over each intent.
     ///
     /// # Errors
@@ -181,7 +195,7 @@ impl OfflineStore {
         self.each("SELECT * FROM requests", [], rows::request, NOTHING, each)
     }
 
-    /// Hands over each version row without a key, and each counter without a version, with the name of its table.
+    /// Hands over each version or history row without a key, and each counter without a version, with the name of its table.
     ///
     /// # Errors
     /// When they cannot be read, or `each` fails.
@@ -191,10 +205,14 @@ impl OfflineStore {
     ) -> Result<(), E> {
         let without_key = "SELECT key_uid, version FROM versions AS stray
             WHERE NOT EXISTS (SELECT 1 FROM keys WHERE uid = stray.key_uid)";
+        let history = "SELECT key_uid, version FROM history AS stray
+            WHERE NOT EXISTS (SELECT 1 FROM keys WHERE uid = stray.key_uid)";
         let without_version = "SELECT key_uid, version FROM counters AS stray
             WHERE NOT EXISTS (SELECT 1 FROM versions AS v
                               WHERE v.key_uid = stray.key_uid AND v.version = stray.version)";
-        for (table, sql) in [("versions", without_key), ("counters", without_version)] {
+        for (table, sql) in
+            [("versions", without_key), ("history", history), ("counters", without_version)]
+        {
             let stray = |_: &Row<'_>| -> Result<(), StoreError> {
                 Err(StoreError::Damaged { detail: "belongs to nothing".into() })
             };

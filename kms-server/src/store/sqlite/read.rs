@@ -3,6 +3,7 @@
 use kms_core::clock::Timestamp;
 use kms_core::id::{KeyUid, KeyVersion, RequestId};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
@@ -10,8 +11,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows;
 use crate::store::{
-    Intent, KeyRef, ListPosition, Listed, MAX_LIST_ROWS, RequestRecord, StoreError, StoredKey,
-    VersionChoice,
+    HistoryPosition, Intent, KeyRef, ListPosition, Listed, MAX_LIST_ROWS, RequestRecord,
+    StoreError, StoredKey, VersionChoice,
 };
 
 pub(super) fn root_pins(connection: &Connection) -> Result<Vec<(RootPin, RowMac)>, StoreError> {
@@ -84,6 +85,37 @@ pub(super) fn list_versions(
         (key_uid.as_bytes(), after.map_or(0, KeyVersion::get), limit.min(MAX_LIST_ROWS)),
         rows::version,
     )
+}
+
+pub(super) fn list_history(
+    connection: &Connection,
+    key_uid: KeyUid,
+    after: Option<HistoryPosition>,
+    limit: u32,
+) -> Result<Vec<Sealed<HistoryRow>>, StoreError> {
+    let limit = limit.min(MAX_LIST_ROWS);
+    match after {
+        None => many(
+            connection,
+            "SELECT * FROM history WHERE key_uid = ?1 ORDER BY time, version, revision LIMIT ?2",
+            (key_uid.as_bytes(), limit),
+            rows::history,
+        ),
+        Some(HistoryPosition { time, version, revision }) => many(
+            connection,
+            "SELECT * FROM history WHERE key_uid = ?1 AND (time, version, revision) > (?2, ?3, ?4)
+             ORDER BY time, version, revision LIMIT ?5",
+            (
+                key_uid.as_bytes(),
+                time.as_unix_ms(),
+                version,
+                // What no row can have comes after all.
+                i64::try_from(revision.get()).unwrap_or(i64::MAX),
+                limit,
+            ),
+            rows::history,
+        ),
+    }
 }
 
 pub(super) fn counter(
@@ -167,6 +199,36 @@ pub(super) fn due_deactivations(
         "SELECT * FROM versions
          WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL AND deactivate_time <= ?1
          ORDER BY deactivate_time LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+        rows::version,
+    )
+}
+
+pub(super) fn due_rotations(
+    connection: &Connection,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
+    listed(
+        connection,
+        "SELECT keys.* FROM keys
+         JOIN versions ON versions.key_uid = keys.uid AND versions.version = keys.primary_version
+         WHERE rotate_time IS NOT NULL AND rotate_time <= ?1 AND versions.state = 'ACTIVE'
+         ORDER BY rotate_time LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+        rows::key,
+    )
+}
+
+pub(super) fn due_destructions(
+    connection: &Connection,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+    listed(
+        connection,
+        "SELECT * FROM versions WHERE destroy_time IS NOT NULL AND destroy_time <= ?1
+         ORDER BY destroy_time LIMIT ?2",
         (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
         rows::version,
     )

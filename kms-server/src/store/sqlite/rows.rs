@@ -11,6 +11,7 @@ use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, Material, Protection, Purpose, RowMac, Sealed,
     Sensitivity, VersionRow, WrappedKey,
 };
+use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
@@ -68,6 +69,18 @@ impl Columns<'_> {
         self.number("revision").map(Revision::new)
     }
 
+    fn rotation(&self) -> Result<Option<Rotation>, StoreError> {
+        let Some(due) = self.read::<Option<i64>>("rotate_time")? else { return Ok(None) };
+        let period = Duration::from_secs(self.number("rotation_period_s")?);
+        Ok(Some(Rotation { period, due: Timestamp::from_unix_ms(due) }))
+    }
+
+    fn destruction(&self) -> Result<Option<Destruction>, StoreError> {
+        let Some(time) = self.read::<Option<i64>>("destroy_time")? else { return Ok(None) };
+        let returns_to = self.parsed("destroy_returns", VersionState::parse)?;
+        Ok(Some(Destruction { time: Timestamp::from_unix_ms(time), returns_to }))
+    }
+
     fn uid(&self, column: &'static str) -> Result<KeyUid, StoreError> {
         self.array(column).map(KeyUid::from_bytes)
     }
@@ -108,6 +121,7 @@ pub(super) fn key(row: &Row<'_>) -> Result<Sealed<KeyRow>, StoreError> {
         revision: columns.revision()?,
         primary: columns.version("primary_version")?,
         latest: columns.version("latest_version")?,
+        rotation: columns.rotation()?,
     })
 }
 
@@ -134,7 +148,33 @@ pub(super) fn version(row: &Row<'_>) -> Result<Sealed<VersionRow>, StoreError> {
         deactivate_time: columns
             .read::<Option<i64>>("deactivate_time")?
             .map(Timestamp::from_unix_ms),
+        destruction: columns.destruction()?,
         revision: columns.revision()?,
+    })
+}
+
+/// Reads a row of `history`.
+pub(super) fn history(row: &Row<'_>) -> Result<Sealed<HistoryRow>, StoreError> {
+    let columns = Columns { table: "history", row };
+    let change = match columns.read::<i64>("version")? {
+        0 => HistoryChange::Fields { detail: columns.read("detail")? },
+        _ => HistoryChange::State {
+            version: columns.version("version")?,
+            from: match columns.read::<Option<String>>("from_state")? {
+                Some(_) => Some(columns.parsed("from_state", VersionState::parse)?),
+                None => None,
+            },
+            to: columns.parsed("to_state", VersionState::parse)?,
+        },
+    };
+    columns.sealed(HistoryRow {
+        key_uid: columns.uid("key_uid")?,
+        change,
+        old_revision: columns.number("old_revision").map(Revision::new)?,
+        revision: columns.revision()?,
+        time: columns.time("time")?,
+        actor: columns.read("actor")?,
+        reason: columns.read("reason")?,
     })
 }
 

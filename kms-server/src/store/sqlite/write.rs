@@ -3,7 +3,9 @@
 use kms_core::clock::Timestamp;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, Revision};
 use kms_core::key::{CounterRow, KeyRow, Material, RowMac, Sealed, VersionRow};
+use kms_core::lifecycle::{HistoryChange, HistoryRow};
 use kms_core::root::RootPin;
+use kms_core::state::VersionState;
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, Params, named_params};
 
@@ -180,7 +182,7 @@ pub(super) fn probe(connection: &Connection, now: Timestamp) -> Result<(), Store
 
 /// The request id comes first: a repeat must see it taken, not that its name or revision is.
 fn apply(connection: &Connection, closing: &Closing, max_requests: u64) -> Result<(), StoreError> {
-    let Closing { intent, manifest, request } = closing;
+    let Closing { intent, manifest, history, request } = closing;
     if let Some(request) = request {
         remember(connection, request)?;
         if super::read::requests_remembered(connection, &request.row.tenant)? > max_requests {
@@ -209,6 +211,7 @@ fn apply(connection: &Connection, closing: &Closing, max_requests: u64) -> Resul
         // The reconciler undid it meanwhile, or it happened before: it must not happen now.
         return Err(StoreError::NotFound);
     }
+    history.iter().try_for_each(|entry| insert_history(connection, entry))?;
     change_manifest(connection, manifest)
 }
 
@@ -269,10 +272,10 @@ fn insert_key(connection: &Connection, key: &Sealed<KeyRow>) -> Result<(), Store
     let sql =
         "INSERT INTO keys (uid, tenant, key_id, purpose, protection, owner, sensitivity, usage,
             cryptoperiod_s, labels, create_time, update_time, revision, primary_version,
-            latest_version, generation, mac)
+            latest_version, rotation_period_s, rotate_time, generation, mac)
          VALUES (:uid, :tenant, :key_id, :purpose, :protection, :owner, :sensitivity, :usage,
             :cryptoperiod_s, :labels, :create_time, :update_time, :revision, :primary_version,
-            :latest_version, :generation, :mac)";
+            :latest_version, :rotation_period_s, :rotate_time, :generation, :mac)";
     with_key_parameters(key, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::NameTaken)
     })
@@ -287,7 +290,8 @@ fn replace_key(
             protection = :protection, owner = :owner, sensitivity = :sensitivity, usage = :usage,
             cryptoperiod_s = :cryptoperiod_s, labels = :labels, create_time = :create_time,
             update_time = :update_time, revision = :revision, primary_version = :primary_version,
-            latest_version = :latest_version, generation = :generation, mac = :mac
+            latest_version = :latest_version, rotation_period_s = :rotation_period_s,
+            rotate_time = :rotate_time, generation = :generation, mac = :mac
          WHERE uid = :uid AND revision = :expected";
     let expected = integer(expected.get())?;
     let changed = with_key_parameters(key, &[(":expected", &expected)], |parameters| {
@@ -322,6 +326,7 @@ fn with_key_parameters<T>(
         revision,
         primary,
         latest,
+        rotation,
     } = row;
     let labels = serde_json::to_string(labels)
         .map_err(|error| StoreError::Damaged { detail: format!("labels: {error}") })?;
@@ -341,6 +346,8 @@ fn with_key_parameters<T>(
         ":revision": integer(revision.get())?,
         ":primary_version": primary.get(),
         ":latest_version": latest.get(),
+        ":rotation_period_s": rotation.map(|plan| integer(plan.period.as_secs())).transpose()?,
+        ":rotate_time": rotation.map(|plan| plan.due.as_unix_ms()),
         ":generation": generation.get(),
         ":mac": mac.0,
     };
@@ -349,11 +356,11 @@ fn with_key_parameters<T>(
 
 fn insert_version(connection: &Connection, version: &Sealed<VersionRow>) -> Result<(), StoreError> {
     let sql = "INSERT INTO versions (key_uid, version, state, material_kind, material, check_blob,
-            create_time, state_time, state_reason, state_actor, deactivate_time, revision,
-            generation, mac)
+            create_time, state_time, state_reason, state_actor, deactivate_time, destroy_time,
+            destroy_returns, revision, generation, mac)
          VALUES (:key_uid, :version, :state, :material_kind, :material, :check_blob,
-            :create_time, :state_time, :state_reason, :state_actor, :deactivate_time, :revision,
-            :generation, :mac)";
+            :create_time, :state_time, :state_reason, :state_actor, :deactivate_time, :destroy_time,
+            :destroy_returns, :revision, :generation, :mac)";
     with_version_parameters(version, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::RevisionMismatch)
     })
@@ -367,7 +374,8 @@ fn replace_version(
     let sql = "UPDATE versions SET state = :state, material_kind = :material_kind,
             material = :material, check_blob = :check_blob, create_time = :create_time,
             state_time = :state_time, state_reason = :state_reason, state_actor = :state_actor,
-            deactivate_time = :deactivate_time, revision = :revision, generation = :generation,
+            deactivate_time = :deactivate_time, destroy_time = :destroy_time,
+            destroy_returns = :destroy_returns, revision = :revision, generation = :generation,
             mac = :mac
          WHERE key_uid = :key_uid AND version = :version AND revision = :expected";
     let expected = integer(expected.get())?;
@@ -399,6 +407,7 @@ fn with_version_parameters<T>(
         state_reason,
         state_actor,
         deactivate_time,
+        destruction,
         revision,
     } = row;
     let (material_kind, material): (&str, &[u8]) = match material {
@@ -417,11 +426,43 @@ fn with_version_parameters<T>(
         ":state_reason": state_reason,
         ":state_actor": state_actor,
         ":deactivate_time": deactivate_time.map(Timestamp::as_unix_ms),
+        ":destroy_time": destruction.map(|planned| planned.time.as_unix_ms()),
+        ":destroy_returns": destruction.map(|planned| planned.returns_to.as_str()),
         ":revision": integer(revision.get())?,
         ":generation": generation.get(),
         ":mac": mac.0,
     };
     run(&[bound, more].concat())
+}
+
+fn insert_history(connection: &Connection, entry: &Sealed<HistoryRow>) -> Result<(), StoreError> {
+    let Sealed { row, mac, generation } = entry;
+    let HistoryRow { key_uid, change, old_revision, revision, time, actor, reason } = row;
+    let (from, to, detail) = match change {
+        HistoryChange::State { version: _, from, to } => (*from, Some(*to), None),
+        HistoryChange::Fields { detail } => (None, None, Some(detail)),
+    };
+    insert(
+        connection,
+        "INSERT INTO history (key_uid, version, revision, old_revision, time, from_state, to_state,
+                              detail, actor, reason, generation, mac)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        (
+            key_uid.as_bytes(),
+            row.version_number(),
+            integer(revision.get())?,
+            integer(old_revision.get())?,
+            time.as_unix_ms(),
+            from.map(VersionState::as_str),
+            to.map(VersionState::as_str),
+            detail,
+            actor,
+            reason,
+            generation.get(),
+            mac.0,
+        ),
+        StoreError::RevisionMismatch,
+    )
 }
 
 fn insert_counter(connection: &Connection, counter: &Sealed<CounterRow>) -> Result<(), StoreError> {

@@ -16,6 +16,9 @@ pub(crate) async fn a_new_store_is_empty(store: Arc<impl Store>) {
     assert_eq!(store.request("p".into(), RequestId::from_bytes([1; 16])).await, Ok(None));
     assert_eq!(store.key(KeyRef::Uid(uid(1)), VersionChoice::Primary).await, Ok(None));
     assert_eq!(store.due_deactivations(time(i64::MAX), 10).await, Ok(listed(vec![])));
+    assert_eq!(store.due_destructions(time(i64::MAX), 10).await, Ok(listed(vec![])));
+    assert_eq!(store.due_rotations(time(i64::MAX), 10).await, Ok(listed(vec![])));
+    assert_eq!(store.list_history(uid(1), None, 10).await, Ok(vec![]));
 }
 
 pub(crate) async fn a_root_is_pinned_once(store: Arc<impl Store>) {
@@ -149,6 +152,105 @@ pub(crate) async fn due_deactivations_are_those_of_active_versions(store: Arc<im
     let one = store.due_deactivations(time(300), 1).await.unwrap().rows;
     assert_eq!(due(one), [uid(2)]);
     assert_eq!(store.due_deactivations(time(99), 10).await, Ok(listed(vec![])));
+}
+
+pub(crate) async fn due_rotations_are_those_of_active_primaries_the_first_first(
+    store: Arc<impl Store>,
+) {
+    for (number, state, due) in [
+        (1, VersionState::Active, Some(300)),
+        (2, VersionState::Active, Some(100)),
+        (3, VersionState::Active, None),
+        (4, VersionState::Suspended, Some(100)),
+        (5, VersionState::Active, Some(301)),
+    ] {
+        let mut new = new_key(number);
+        new.version.row.state = state;
+        let period = Duration::from_hours(1);
+        new.key.row.rotation = due.map(|due| Rotation { period, due: time(due) });
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    let due = |found: Listed<Sealed<KeyRow>>| -> Vec<KeyUid> {
+        found.rows.into_iter().map(|key| key.row.uid).collect()
+    };
+    assert_eq!(due(store.due_rotations(time(300), 10).await.unwrap()), [uid(2), uid(1)]);
+    assert_eq!(due(store.due_rotations(time(300), 1).await.unwrap()), [uid(2)]);
+    assert_eq!(store.due_rotations(time(99), 10).await, Ok(listed(vec![])));
+}
+
+pub(crate) async fn due_destructions_are_those_planned_the_first_first(store: Arc<impl Store>) {
+    for (number, due) in [(1, Some(300)), (2, Some(100)), (3, None), (4, Some(301))] {
+        let mut new = new_key(number);
+        if let Some(due) = due {
+            new.version.row.state = VersionState::DestroyScheduled;
+            new.version.row.destruction =
+                Some(Destruction { time: time(due), returns_to: VersionState::Compromised });
+        }
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    let due = |found: Listed<Sealed<VersionRow>>| -> Vec<KeyUid> {
+        found.rows.into_iter().map(|version| version.row.key_uid).collect()
+    };
+    assert_eq!(due(store.due_destructions(time(300), 10).await.unwrap()), [uid(2), uid(1)]);
+    assert_eq!(due(store.due_destructions(time(300), 1).await.unwrap()), [uid(2)]);
+    assert_eq!(store.due_destructions(time(99), 10).await, Ok(listed(vec![])));
+}
+
+fn entry(version: u32, revision: u64, ms: i64) -> Sealed<HistoryRow> {
+    let change = match version {
+        0 => HistoryChange::Fields { detail: "{}".into() },
+        number => HistoryChange::State {
+            version: version_number(number),
+            from: (revision > 1).then_some(VersionState::Active),
+            to: VersionState::Suspended,
+        },
+    };
+    sealed(HistoryRow {
+        key_uid: uid(1),
+        change,
+        old_revision: Revision::new(revision - 1),
+        revision: Revision::new(revision),
+        time: time(ms),
+        actor: "spiffe://holdfast.test/officer".into(),
+        reason: "because".into(),
+    })
+}
+
+pub(crate) async fn history_is_paged_by_time_version_and_revision(store: Arc<impl Store>) {
+    let expected =
+        vec![entry(1, 1, -5), entry(0, 2, 7), entry(1, 2, 7), entry(1, 3, 7), entry(2, 1, 8)];
+    let mut mixed = expected.clone();
+    mixed.reverse();
+    store.open_intent(sealed(intent(1))).await.unwrap();
+    let end = Closing { history: mixed, ..closing(1, 0) };
+    store.create_key(new_key(1), end).await.unwrap();
+    for size in 1..=6 {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.list_history(uid(1), after, size).await.unwrap();
+            assert!(page.len() <= size as usize);
+            let Some(last) = page.last() else { break };
+            after = Some(HistoryPosition::of(&last.row));
+            seen.extend(page);
+        }
+        assert_eq!(seen, expected, "{size}");
+    }
+    assert_eq!(store.list_history(uid(2), None, 10).await, Ok(vec![]), "another key");
+}
+
+pub(crate) async fn history_is_never_changed_and_has_one_entry_a_revision(store: Arc<impl Store>) {
+    store.open_intent(sealed(intent(1))).await.unwrap();
+    let first = Closing { history: vec![entry(1, 1, 5)], ..closing(1, 0) };
+    store.create_key(new_key(1), first).await.unwrap();
+    store.open_intent(sealed(intent(2))).await.unwrap();
+    let twice = Closing { history: vec![entry(1, 1, 9)], ..closing(2, 1) };
+    let refused = store.create_key(new_key(2), twice).await;
+    assert_eq!(refused, Err(StoreError::RevisionMismatch));
+    assert_eq!(store.list_history(uid(1), None, 10).await, Ok(vec![entry(1, 1, 5)]));
+    let absent = store.key(KeyRef::Uid(uid(2)), VersionChoice::Primary).await;
+    assert_eq!(absent, Ok(None), "nothing of it was done");
 }
 
 pub(crate) async fn resident_ids_leave_out_destroyed_ones(store: Arc<impl Store>) {

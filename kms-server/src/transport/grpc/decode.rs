@@ -8,13 +8,15 @@ use std::time::Duration;
 use kms_core::context::EncryptionContext;
 use kms_core::id::{RequestId, Revision};
 use kms_core::key::{Protection, Purpose, Sensitivity};
+use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
 use kms_core::name::{KeyName, TenantName};
 use kms_core::secret::Plaintext;
 use kms_proto::v1 as proto;
 
 use crate::service::{
-    ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey, ListKeyVersions,
-    ListKeys, Rewrap, RotateKey, ServiceError, Unwrap, UpdateKey, Wrap,
+    ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey, ListKeyHistory,
+    ListKeyVersions, ListKeys, Rewrap, RotateKey, ScheduleDestruction, ServiceError, SetRotation,
+    Unwrap, UpdateKey, Wrap,
 };
 
 type Decoded<T> = Result<T, ServiceError>;
@@ -75,6 +77,7 @@ pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey>
         cryptoperiod,
         labels,
         request_id,
+        rotation_period,
     } = message;
     let tenant: TenantName = parse("parent", &parent)?;
     Ok(CreateKey {
@@ -86,6 +89,7 @@ pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey>
         usage,
         cryptoperiod: period(cryptoperiod)?,
         labels: labels.into_iter().collect(),
+        rotation_period: rotation(rotation_period)?,
         request_id: self::request_id(&request_id)?,
     })
 }
@@ -118,6 +122,7 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
         labels,
         cryptoperiod,
         request_id,
+        rotation_period,
     } = message;
     let mut update = UpdateKey {
         name: parse("name", &name)?,
@@ -127,6 +132,7 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
         usage: None,
         cryptoperiod: None,
         labels: None,
+        rotation_period: None,
         request_id: self::request_id(&request_id)?,
     };
     let paths = update_mask.unwrap_or_default().paths;
@@ -142,6 +148,10 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
             "labels" if update.labels.is_none() => {
                 update.labels =
                     labels.take().map(|pairs| pairs.into_iter().collect::<BTreeMap<_, _>>());
+            }
+            "rotation_period" => {
+                let period = rotation(rotation_period)?;
+                update.rotation_period = Some(period.map_or(SetRotation::Off, SetRotation::Every));
             }
             "cryptoperiod" => update.cryptoperiod = Some(period(cryptoperiod)?),
             "owner" | "usage" | "labels" => {}
@@ -175,6 +185,44 @@ pub(super) fn suspend(message: proto::SuspendKeyVersionRequest) -> Decoded<Chang
 pub(super) fn resume(message: proto::ResumeKeyVersionRequest) -> Decoded<ChangeVersionState> {
     let proto::ResumeKeyVersionRequest { name, reason, request_id } = message;
     change(&name, reason, &request_id)
+}
+
+pub(super) fn deactivate(
+    message: proto::DeactivateKeyVersionRequest,
+) -> Decoded<ChangeVersionState> {
+    let proto::DeactivateKeyVersionRequest { name, reason, request_id } = message;
+    change(&name, reason, &request_id)
+}
+
+pub(super) fn compromise(
+    message: proto::CompromiseKeyVersionRequest,
+) -> Decoded<ChangeVersionState> {
+    let proto::CompromiseKeyVersionRequest { name, reason, request_id } = message;
+    change(&name, reason, &request_id)
+}
+
+pub(super) fn schedule(
+    message: proto::ScheduleKeyVersionDestructionRequest,
+) -> Decoded<ScheduleDestruction> {
+    let proto::ScheduleKeyVersionDestructionRequest { name, window, reason, request_id } = message;
+    let window = match window {
+        Some(given) => whole_seconds("window", given)?,
+        None => DEFAULT_DESTRUCTION_WINDOW,
+    };
+    let ChangeVersionState { name, reason, request_id } = change(&name, reason, &request_id)?;
+    Ok(ScheduleDestruction { name, window, reason, request_id })
+}
+
+pub(super) fn cancel(
+    message: proto::CancelKeyVersionDestructionRequest,
+) -> Decoded<ChangeVersionState> {
+    let proto::CancelKeyVersionDestructionRequest { name, reason, request_id } = message;
+    change(&name, reason, &request_id)
+}
+
+pub(super) fn list_key_history(message: proto::ListKeyHistoryRequest) -> Decoded<ListKeyHistory> {
+    let proto::ListKeyHistoryRequest { parent, page_size, page_token } = message;
+    Ok(ListKeyHistory { key: parse("parent", &parent)?, page_size, page_token })
 }
 
 fn change(name: &str, reason: String, request_id: &str) -> Decoded<ChangeVersionState> {
@@ -228,11 +276,18 @@ fn sensitivity(number: i32) -> Decoded<Sensitivity> {
 
 fn period(duration: Option<prost_types::Duration>) -> Decoded<Duration> {
     const KEY: &str = "cryptoperiod";
-    let prost_types::Duration { seconds, nanos } =
-        duration.ok_or_else(|| field(KEY, "must be given"))?;
-    let seconds = u64::try_from(seconds).map_err(|_| field(KEY, "must not be negative"))?;
+    whole_seconds(KEY, duration.ok_or_else(|| field(KEY, "must be given"))?)
+}
+
+fn rotation(duration: Option<prost_types::Duration>) -> Decoded<Option<Duration>> {
+    duration.map(|given| whole_seconds("rotation_period", given)).transpose()
+}
+
+fn whole_seconds(name: &'static str, duration: prost_types::Duration) -> Decoded<Duration> {
+    let prost_types::Duration { seconds, nanos } = duration;
+    let seconds = u64::try_from(seconds).map_err(|_| field(name, "must not be negative"))?;
     if nanos != 0 {
-        return Err(field(KEY, "must be whole seconds"));
+        return Err(field(name, "must be whole seconds"));
     }
     Ok(Duration::from_secs(seconds))
 }

@@ -23,6 +23,7 @@ fn create() -> proto::CreateKeyRequest {
         cryptoperiod: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
         labels: [("x".to_owned(), "y".to_owned())].into(),
         request_id: REQUEST_ID.into(),
+        rotation_period: None,
     }
 }
 
@@ -39,6 +40,7 @@ fn update(paths: &[&str]) -> proto::UpdateKeyRequest {
         labels: HashMap::new(),
         cryptoperiod: Some(prost_types::Duration { seconds: 7200, nanos: 0 }),
         request_id: REQUEST_ID.into(),
+        rotation_period: None,
     }
 }
 

@@ -9,8 +9,8 @@ use kms_core::state::VersionState;
 use kms_proto::v1 as proto;
 
 use crate::service::{
-    CiphertextDescription, DataKey, KeyDescription, Page, Rewrapped, Rotated, Unwrapped,
-    VersionDescription, Wrapped,
+    CiphertextDescription, Compromised, DataKey, HistoryEntry, KeyDescription, Page, Rewrapped,
+    Rotated, Unwrapped, VersionDescription, Wrapped,
 };
 
 pub(super) fn wrapped(result: Wrapped) -> proto::WrapResponse {
@@ -90,6 +90,7 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         revision,
         primary_version,
         version_count,
+        rotation,
     } = result;
     let purpose = match purpose {
         Purpose::Wrap => proto::Purpose::Wrap,
@@ -111,16 +112,15 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         owner,
         sensitivity: sensitivity.into(),
         usage,
-        cryptoperiod: Some(prost_types::Duration {
-            seconds: i64::try_from(cryptoperiod.as_secs()).unwrap_or(i64::MAX),
-            nanos: 0,
-        }),
+        cryptoperiod: Some(duration(cryptoperiod)),
         labels: labels.into_iter().collect(),
         create_time: Some(time(create_time)),
         update_time: Some(time(update_time)),
         revision: revision.get(),
         primary_version: primary_version.map_or(0, kms_core::id::KeyVersion::get),
         version_count,
+        rotation_period: rotation.map(|plan| duration(plan.period)),
+        next_rotation_time: rotation.map(|plan| time(plan.due)),
     }
 }
 
@@ -137,6 +137,7 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         invocation_count,
         revision,
         root_generation,
+        destroy_time,
     } = result;
     proto::KeyVersion {
         name: VersionName::new(key, version).to_string(),
@@ -150,12 +151,47 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         invocation_count,
         revision: revision.get(),
         root_generation: root_generation.get(),
+        destroy_time: destroy_time.map(time),
     }
 }
 
 pub(super) fn rotated(result: Rotated) -> proto::RotateKeyResponse {
     let Rotated { key, version } = result;
     proto::RotateKeyResponse { key: Some(self::key(key)), version: Some(self::version(version)) }
+}
+
+pub(super) fn compromised(result: Compromised) -> proto::CompromiseKeyVersionResponse {
+    let Compromised { key, version, replacement } = result;
+    proto::CompromiseKeyVersionResponse {
+        key: Some(self::key(key)),
+        version: Some(self::version(version)),
+        replacement: replacement.map(self::version),
+    }
+}
+
+pub(super) fn history(page: Page<HistoryEntry>) -> proto::ListKeyHistoryResponse {
+    let Page { items, next_page_token } = page;
+    let entries = items.into_iter().map(history_entry).collect();
+    proto::ListKeyHistoryResponse { entries, next_page_token }
+}
+
+fn history_entry(entry: HistoryEntry) -> proto::KeyHistoryEntry {
+    let HistoryEntry { version, from, to, detail, old_revision, revision, time, actor, reason } =
+        entry;
+    let state = |state: Option<VersionState>| {
+        state.map_or(proto::VersionState::Unspecified, state_number).into()
+    };
+    proto::KeyHistoryEntry {
+        time: Some(self::time(time)),
+        version: version.map_or(0, kms_core::id::KeyVersion::get),
+        old_state: state(from),
+        new_state: state(to),
+        detail,
+        actor,
+        reason,
+        old_revision: old_revision.get(),
+        new_revision: revision.get(),
+    }
 }
 
 pub(super) fn keys(page: Page<KeyDescription>) -> proto::ListKeysResponse {
@@ -179,6 +215,11 @@ const fn state_number(state: VersionState) -> proto::VersionState {
         VersionState::DestroyScheduled => proto::VersionState::DestroyScheduled,
         VersionState::Destroyed => proto::VersionState::Destroyed,
     }
+}
+
+fn duration(period: std::time::Duration) -> prost_types::Duration {
+    let seconds = i64::try_from(period.as_secs()).unwrap_or(i64::MAX);
+    prost_types::Duration { seconds, nanos: 0 }
 }
 
 fn time(time: Timestamp) -> prost_types::Timestamp {

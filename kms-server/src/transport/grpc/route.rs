@@ -90,6 +90,11 @@ fn dispatch(
         Method::ListKeyVersions => key::list_key_versions,
         Method::SuspendKeyVersion => key::suspend_key_version,
         Method::ResumeKeyVersion => key::resume_key_version,
+        Method::DeactivateKeyVersion => key::deactivate_key_version,
+        Method::CompromiseKeyVersion => key::compromise_key_version,
+        Method::ScheduleKeyVersionDestruction => key::schedule_key_version_destruction,
+        Method::CancelKeyVersionDestruction => key::cancel_key_version_destruction,
+        Method::ListKeyHistory => key::list_key_history,
         Method::Unknown => return other(call, request, health),
     };
     answers(call, request)

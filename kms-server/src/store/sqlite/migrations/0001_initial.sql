@@ -30,13 +30,18 @@ CREATE TABLE keys (
     revision        INTEGER NOT NULL CHECK (revision >= 1),
     primary_version INTEGER NOT NULL CHECK (primary_version BETWEEN 1 AND latest_version),
     latest_version  INTEGER NOT NULL CHECK (latest_version <= 4294967295),
+    -- Rotation by period, and when the primary gives way.
+    rotation_period_s INTEGER CHECK (rotation_period_s BETWEEN 1 AND 315619200),
+    rotate_time       INTEGER,
     generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
     mac             BLOB    NOT NULL CHECK (length(mac) = 32),
+    CHECK ((rotation_period_s IS NULL) = (rotate_time IS NULL)),
     UNIQUE (tenant, key_id),
     FOREIGN KEY (uid, primary_version) REFERENCES versions (key_uid, version) DEFERRABLE INITIALLY DEFERRED
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX keys_by_age ON keys (tenant, create_time, uid);
+CREATE INDEX keys_to_rotate ON keys (rotate_time) WHERE rotate_time IS NOT NULL;
 
 CREATE TABLE versions (
     key_uid         BLOB    NOT NULL REFERENCES keys (uid),
@@ -52,16 +57,44 @@ CREATE TABLE versions (
     state_reason    TEXT    NOT NULL CHECK (octet_length(state_reason) <= 256),
     state_actor     TEXT    NOT NULL CHECK (octet_length(state_actor) <= 2048),
     deactivate_time INTEGER,
+    -- A planned destruction, and the state that cancelling it leads back to.
+    destroy_time    INTEGER,
+    destroy_returns TEXT    CHECK (destroy_returns IN ('DEACTIVATED', 'COMPROMISED')),
     revision        INTEGER NOT NULL CHECK (revision >= 1),
     generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
     mac             BLOB    NOT NULL CHECK (length(mac) = 32),
-    PRIMARY KEY (key_uid, version)
+    PRIMARY KEY (key_uid, version),
+    CHECK ((destroy_time IS NULL) = (destroy_returns IS NULL)),
+    CHECK ((destroy_time IS NULL) = (state <> 'DESTROY_SCHEDULED'))
 ) STRICT, WITHOUT ROWID;
 
 CREATE UNIQUE INDEX versions_resident ON versions (material)
     WHERE material_kind = 'resident' AND state <> 'DESTROYED';
 CREATE INDEX versions_due ON versions (deactivate_time)
     WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL;
+CREATE INDEX versions_to_destroy ON versions (destroy_time) WHERE destroy_time IS NOT NULL;
+
+-- What happened to a key: one entry a change, written with it. Version 0 stands for the key itself.
+CREATE TABLE history (
+    key_uid      BLOB    NOT NULL REFERENCES keys (uid) DEFERRABLE INITIALLY DEFERRED,
+    version      INTEGER NOT NULL CHECK (version BETWEEN 0 AND 4294967295),
+    revision     INTEGER NOT NULL CHECK (revision > old_revision),
+    old_revision INTEGER NOT NULL CHECK (old_revision >= 0),
+    time         INTEGER NOT NULL,
+    from_state   TEXT,
+    to_state     TEXT,
+    detail       TEXT    CHECK (octet_length(detail) <= 262144),
+    actor        TEXT    NOT NULL CHECK (octet_length(actor) <= 2048),
+    reason       TEXT    NOT NULL CHECK (octet_length(reason) <= 256),
+    generation   INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac          BLOB    NOT NULL CHECK (length(mac) = 32),
+    PRIMARY KEY (key_uid, version, revision),
+    CHECK ((version = 0) = (to_state IS NULL)),
+    CHECK ((version = 0) = (detail IS NOT NULL)),
+    CHECK (version <> 0 OR from_state IS NULL)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX history_by_time ON history (key_uid, time, version, revision);
 
 -- 2^32 invocations are the limit of a version (SP 800-38D 8.3).
 CREATE TABLE counters (
@@ -164,4 +197,6 @@ BEGIN SELECT RAISE(ABORT, 'manifests: the revision did not grow'); END;
 
 CREATE TRIGGER keys_stay BEFORE DELETE ON keys BEGIN SELECT RAISE(ABORT, 'keys are never deleted'); END;
 CREATE TRIGGER versions_stay BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are never deleted'); END;
+CREATE TRIGGER history_stands BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
+CREATE TRIGGER history_stays BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
 CREATE TRIGGER roots_stay BEFORE DELETE ON roots BEGIN SELECT RAISE(ABORT, 'roots are never deleted'); END;

@@ -1,0 +1,189 @@
+//! Destroying versions whose window is over.
+//!
+//! Irreversible, so it is never done on the word of one row: all rows of the tenant are verified against its manifest, and
+//! that against the log's last stamp of it, before anything goes. An old row that was put back, of a destruction that was
+//! cancelled since, shows there although its MAC is right.
+//!
+//! What is left is a tombstone: the row without material. For a token object: destroyed in the token first, then the row
+//! is written; a crash between the two leaves a row that is still due, and the next run finds nothing to destroy.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use kms_core::canonical::CanonicalWriter;
+use kms_core::id::RequestId;
+use kms_core::key::{Material, VersionRow, WrappedKey};
+use kms_core::lifecycle::Transition;
+use kms_core::name::{TenantName, VersionName};
+use kms_core::state::VersionState;
+
+use super::change::{Change, Failure, RowChanges, moved};
+use super::describe_key::Fresh;
+use super::kms::Inner;
+use super::mutation::{Mutation, Subject, Turn};
+use super::reconcile::Reconciled;
+use super::trail::Trail;
+use super::{MAX_DUE, RequestContext, ServiceError, VersionDescription};
+use crate::authz::{self, Target};
+use crate::store::{IntentKind, KeyRef, VersionChoice};
+
+const OPERATION: &str = "internal/DestroyKeyVersion";
+
+impl Inner {
+    /// Destroys what is due, at most [`MAX_DUE`] versions.
+    pub(super) async fn destroy_due(
+        self: &Arc<Self>,
+        done: &mut Reconciled,
+    ) -> Result<(), ServiceError> {
+        let due = self.store.due_destructions(self.clock.now(), MAX_DUE).await?;
+        let (mut whole, mut broken) = (HashSet::<TenantName>::new(), HashSet::new());
+        for due in self.readable("destructions", due, done) {
+            let (uid, number) = (due.row.key_uid, due.row.version);
+            let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await?;
+            let Some(stored) = stored else { continue };
+            let name = VersionName::new(stored.key.row.name, number);
+            let tenant = name.key().tenant();
+            if !whole.contains(tenant) && !broken.contains(tenant) {
+                match self.walk_verified(tenant).await {
+                    Ok(_) => drop(whole.insert(tenant.clone())),
+                    Err(ServiceError::KeyIntegrity { .. }) => drop(broken.insert(tenant.clone())),
+                    Err(error) => return Err(error),
+                }
+            }
+            if broken.contains(tenant) {
+                done.failed += 1;
+                continue;
+            }
+            match self.destroy(&name).await {
+                Ok(()) => done.destroyed += 1,
+                Err(error) => {
+                    tracing::warn!(%error, key_version = %name, "a destruction is still due");
+                    done.failed += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn destroy(self: &Arc<Self>, name: &VersionName) -> Result<(), ServiceError> {
+        let request = self.internal_request(OPERATION)?;
+        let mut trail = Trail::key(name.key());
+        match self.mutate(&request, Destroy { name: name.clone() }, &mut trail).await {
+            // Cancelled or done meanwhile.
+            Ok(_) | Err(ServiceError::IllegalTransition { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The destruction of a version whose window is over.
+struct Destroy {
+    name: VersionName,
+}
+
+impl Destroy {
+    fn leads(
+        row: &VersionRow,
+        now: kms_core::clock::Timestamp,
+    ) -> Result<VersionState, ServiceError> {
+        let (state, step) = (row.state_at(now), Transition::Destroy);
+        let due = row.destruction.is_some_and(|planned| planned.time <= now);
+        let illegal = ServiceError::IllegalTransition { from: state, to: step.aims_at() };
+        step.leads(state, row.destruction).filter(|_| due).ok_or(illegal)
+    }
+}
+
+impl Mutation for Destroy {
+    type Output = VersionDescription;
+    type Basis = Turn;
+
+    fn trail(&self) -> Trail {
+        let mut trail = Trail::key(self.name.key());
+        trail.version = Some(self.name.version());
+        trail
+    }
+
+    fn request_id(&self) -> Option<RequestId> {
+        None
+    }
+
+    fn permit(
+        &self,
+        inner: &Inner,
+        request: &RequestContext,
+        trail: &mut Trail,
+    ) -> Result<(), ServiceError> {
+        // Whoever scheduled it was permitted to; this is the same change, at its time.
+        let target = Target::key(self.name.key());
+        inner.permit::<authz::ScheduleKeyVersionDestruction>(request, target, trail).map(drop)
+    }
+
+    fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
+        Ok(CanonicalWriter::new(b"fields").text(&self.name.to_string()))
+    }
+
+    async fn basis(
+        &self,
+        inner: &Inner,
+        trail: &mut Trail,
+    ) -> Result<(Subject, Turn), ServiceError> {
+        let number = self.name.version();
+        let turn = inner.turn(self.name.key(), VersionChoice::Number(number)).await?;
+        let Fresh { key, version } = &turn.fresh;
+        trail.key_uid = Some(key.row.uid);
+        Self::leads(&version.row, inner.clock.now())?;
+        let subject = Subject {
+            kind: IntentKind::DestroyKeyVersion,
+            key_name: key.row.name.clone(),
+            key_uid: key.row.uid,
+            version: number,
+            makes: None,
+            stale: vec![number],
+        };
+        Ok((subject, turn))
+    }
+
+    async fn apply(
+        self,
+        change: &mut Change<'_>,
+        turn: Turn,
+    ) -> Result<VersionDescription, Failure> {
+        let Fresh { key, version: old } = &turn.fresh;
+        let now = change.inner.clock.now();
+        let state = Self::leads(&old.row, now)?;
+        let resident = match old.row.material {
+            Material::Resident(id) => Some(id),
+            Material::Wrapped(_) => None,
+        };
+        let row = VersionRow {
+            state,
+            material: match &old.row.material {
+                Material::Resident(id) => Material::Resident(*id),
+                Material::Wrapped(_) => Material::Wrapped(WrappedKey(Vec::new())),
+            },
+            state_time: now,
+            state_reason: "window over".into(),
+            state_actor: (&*change.request.principal.id).into(),
+            destruction: None,
+            revision: old.row.revision.next(),
+            ..old.row.clone()
+        };
+        let from = Some((VersionState::DestroyScheduled, old.row.revision));
+        let row = change.seal_under(old.generation, row).await?;
+        let description = change.described(&turn.fresh, &row).await?;
+        let rows = RowChanges {
+            added: &[row.mac],
+            removed: &[old.mac],
+            history: vec![moved(from, &row.row)],
+        };
+        // Before the object goes: this compares the manifest with the log.
+        let closing = change.closing(key.row.name.tenant(), rows, &description).await?;
+        if let Some(id) = resident {
+            let destroyed = change.inner.hsm.destroy_resident(id, change.request.deadline).await;
+            destroyed.map_err(|error| change.inner.device(error))?;
+        }
+        let committed = change.inner.store.update_version(old.row.revision, row, closing).await;
+        change.settle(committed).await?;
+        Ok(description)
+    }
+}
