@@ -105,9 +105,9 @@ impl Keeper {
                 Err(error) => return Err(error.into()),
             }
         }
-        if self.residents.remove(&id).is_some()
-            && let Some(directory) = &self.shared.config.token_dir
-        {
+        self.residents.remove(&id);
+        // Also when nothing was found: an attempt before this one may have destroyed it and failed here.
+        if let Some(directory) = &self.shared.config.token_dir {
             sync_tree(directory).map_err(Failure::Answer)?;
         }
         Ok(())
