@@ -161,6 +161,10 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         case("kms.v1.KeyService/CancelKeyVersionDestruction", &cancel),
         case("kms.v1.KeyService/CompromiseKeyVersion", &compromise),
         case("kms.v1.KeyService/ListKeyHistory", &history),
+        case(
+            "kms.v1.KeyService/GetVersionUsage",
+            &proto::GetVersionUsageRequest { name: version() },
+        ),
     ]
 }
 

@@ -20,3 +20,4 @@ pub mod root;
 pub mod secret;
 pub mod state;
 pub mod text;
+pub mod usage;

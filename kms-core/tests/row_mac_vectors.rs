@@ -24,6 +24,7 @@ use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
 use kms_core::state::VersionState;
+use kms_core::usage::{Tally, UsageRow, Uses};
 
 const GOLDEN_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/row_macs.json");
 
@@ -90,6 +91,12 @@ fn version_row() -> VersionRow {
 
 fn counter_row() -> CounterRow {
     CounterRow { key_uid: uid(1), version: version(1), leased: 1024, revision: Revision::new(7) }
+}
+
+fn usage_row() -> UsageRow {
+    let tally = |count, first, last| Tally { count, span: Some((time(first), time(last))) };
+    let uses = Uses { protect: tally(1, 2, 3), process: tally(4, 5, 6), rewrap: tally(7, 8, 9) };
+    UsageRow { key_uid: uid(1), version: version(1), uses, revision: Revision::new(7) }
 }
 
 fn history_row() -> HistoryRow {
@@ -163,6 +170,10 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         ("history, fields of a key", {
             let change = HistoryChange::Fields { detail: r#"{"owner":["a","b"]}"#.into() };
             HistoryRow { change, ..history_row() }.mac_input(first)
+        }),
+        ("usage", usage_row().mac_input(first)),
+        ("usage, never used", {
+            UsageRow { uses: Uses::default(), ..usage_row() }.mac_input(first)
         }),
         ("counters", counter_row().mac_input(first)),
         ("roots", root_pin().mac_input()),
@@ -303,6 +314,22 @@ fn every_edit_of_a_counter_row_shows() {
         |row| row.revision = row.revision.next(),
     ];
     assert_all_differ(&counter_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
+}
+
+#[test]
+fn every_edit_of_a_usage_row_shows() {
+    let edits: [fn(&mut UsageRow); 9] = [
+        |row| row.key_uid = uid(9),
+        |row| row.version = version(2),
+        |row| row.revision = row.revision.next(),
+        |row| row.uses.protect.count = 2,
+        |row| row.uses.process.span = Some((time(4), time(6))),
+        |row| row.uses.process.span = Some((time(5), time(7))),
+        |row| row.uses.rewrap.count = 8,
+        |row| row.uses.rewrap.span = None,
+        |row| std::mem::swap(&mut row.uses.protect, &mut row.uses.process),
+    ];
+    assert_all_differ(&usage_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
 }
 
 #[test]

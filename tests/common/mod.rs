@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 23] = [
+pub const ACTIONS: [&str; 24] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -60,4 +60,5 @@ pub const ACTIONS: [&str; 23] = [
     "schedule_key_version_destruction",
     "cancel_key_version_destruction",
     "list_key_history",
+    "get_version_usage",
 ];

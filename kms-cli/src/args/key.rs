@@ -33,6 +33,8 @@ pub enum KeyCommand {
     ScheduleDestruction(ScheduleDestruction),
     /// Give a planned destruction up
     CancelDestruction(ChangeState),
+    /// Show how a version was used, and whether it can be retired
+    Usage(Usage),
     /// Rotation by period: set it, or show when it is due
     #[command(subcommand)]
     Rotation(RotationCommand),
@@ -227,4 +229,14 @@ pub struct SetRotation {
     /// The request's id.
     #[command(flatten)]
     pub request_id: RequestIdArg,
+}
+
+/// `kms key usage`.
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// Id or name of the key; with `/versions/N` of the version
+    pub key: String,
+    /// Number of the version, when KEY does not have it
+    #[arg(value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..))]
+    pub number: Option<u32>,
 }

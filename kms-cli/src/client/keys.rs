@@ -219,6 +219,12 @@ impl Client {
         Ok(Page { entries, next_page_token })
     }
 
+    /// Tells how a version was used.
+    pub async fn version_usage(&self, name: &VersionName) -> Result<v1::VersionUsage, ClientError> {
+        let request = v1::GetVersionUsageRequest { name: name.to_string() };
+        self.call(request, |request| async { self.keys().get_version_usage(request).await }).await
+    }
+
     /// Marks a version compromised; returns the key, the version, and what replaces it.
     pub async fn compromise_version(
         &self,

@@ -6,6 +6,7 @@
 pub mod file;
 pub mod history;
 pub mod pending;
+pub mod usage;
 pub mod view;
 
 pub use file::{FileOutput, OutputError};

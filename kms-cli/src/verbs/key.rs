@@ -10,13 +10,14 @@ use kms_proto::v1;
 use super::{Session, request_id};
 use crate::args::key::{
     ChangeState, Create, Describe, KeyCommand, List, Protection, Rotate, RotationCommand,
-    Sensitivity, SetRotation, Update, Versions,
+    Sensitivity, SetRotation, Update, Usage, Versions,
 };
 use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
 use crate::client::{Client, ClientError};
 use crate::context::ResolvedContext;
 use crate::error::CliError;
 use crate::output::history::{CompromiseView, HistoryEntryView, HistoryView};
+use crate::output::usage::UsageView;
 use crate::output::view::{
     KeyView, KeysView, RotationPlanView, RotationView, VersionView, VersionsView,
 };
@@ -42,6 +43,7 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
         KeyCommand::CancelDestruction(args) => {
             change_state(session, args, StateChange::CancelDestruction)
         }
+        KeyCommand::Usage(args) => usage(session, &args),
         KeyCommand::Rotation(RotationCommand::Set(args)) => set_rotation(session, &args),
         KeyCommand::Rotation(RotationCommand::Show(args)) => show_rotation(session, &args),
         KeyCommand::History(args) => history(session, args),
@@ -165,7 +167,7 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
 fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {
     let context = session.context()?;
     let id = request_id(&args.request_id);
-    let name = version_name(&context, &args)?;
+    let name = version_name(&context, &args.key, args.number)?;
     let version = session.with_client(&context, async |client: Client| {
         Ok(client.change_state(&name, change, args.reason, id).await?)
     })?;
@@ -200,12 +202,20 @@ fn show_rotation(session: &Session, args: &Describe) -> Result<(), CliError> {
 fn compromise(session: &Session, args: ChangeState) -> Result<(), CliError> {
     let context = session.context()?;
     let id = request_id(&args.request_id);
-    let name = version_name(&context, &args)?;
+    let name = version_name(&context, &args.key, args.number)?;
     let (key, version, replacement) = session.with_client(&context, async |client: Client| {
         Ok(client.compromise_version(&name, args.reason, id).await?)
     })?;
     let replacement = replacement.map(VersionView::from);
     show(session.format, &CompromiseView { key: key.into(), version: version.into(), replacement })
+}
+
+fn usage(session: &Session, args: &Usage) -> Result<(), CliError> {
+    let context = session.context()?;
+    let name = version_name(&context, &args.key, args.number)?;
+    let usage =
+        session.with_client(&context, async |client| Ok(client.version_usage(&name).await?))?;
+    show(session.format, &UsageView::from(usage))
 }
 
 fn history(session: &Session, args: Versions) -> Result<(), CliError> {
@@ -223,11 +233,15 @@ fn history(session: &Session, args: Versions) -> Result<(), CliError> {
 }
 
 /// Reads which version is meant: `KEY/versions/N`, or KEY and N.
-fn version_name(context: &ResolvedContext, args: &ChangeState) -> Result<VersionName, CliError> {
-    let Some(number) = args.number else { return Ok(context.version_name(&args.key)?) };
+fn version_name(
+    context: &ResolvedContext,
+    key: &str,
+    number: Option<u32>,
+) -> Result<VersionName, CliError> {
+    let Some(number) = number else { return Ok(context.version_name(key)?) };
     let number = KeyVersion::new(number)
         .ok_or_else(|| CliError::Usage("versions are numbered from 1".into()))?;
-    Ok(VersionName::new(context.key_name(&args.key)?, number))
+    Ok(VersionName::new(context.key_name(key)?, number))
 }
 
 /// Turns pages until there are `limit` entries or no more.

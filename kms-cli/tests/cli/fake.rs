@@ -380,6 +380,23 @@ impl KeyService for Service {
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
     }
 
+    async fn get_version_usage(
+        &self,
+        request: Request<v1::GetVersionUsageRequest>,
+    ) -> Answer<v1::VersionUsage> {
+        drop(self.seen()?);
+        let time = Some(prost_types::Timestamp { seconds: 0, nanos: 0 });
+        Ok(Response::new(v1::VersionUsage {
+            name: request.into_inner().name,
+            state: 4,
+            protect: Some(v1::UseTally { count: 7, first_time: time, last_time: time }),
+            retirement: 2,
+            evidence: vec!["7 ciphertexts".into()],
+            blind_spots: vec!["backups".into()],
+            ..Default::default()
+        }))
+    }
+
     async fn list_key_history(
         &self,
         _: Request<v1::ListKeyHistoryRequest>,

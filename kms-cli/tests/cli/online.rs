@@ -259,6 +259,18 @@ fn rotation_by_period_is_set_and_ended_by_the_mask_alone() {
 }
 
 #[test]
+fn the_usage_of_a_version_is_shown_with_its_evidence() {
+    let world = World::new();
+    let json = world.kms(&["key", "usage", "k", "3", "--output", "json"], b"").json();
+    assert_eq!(json["name"], "tenants/t1/keys/k/versions/3");
+    assert_eq!((&json["retirement"], &json["protect"]["count"]), (&"QUIET".into(), &7.into()));
+    let run = world.kms(&["key", "usage", "k/versions/3"], b"");
+    for cell in ["QUIET", "7 ciphertexts", "backups", "never", "7, 1970-01-01T00:00:00.000Z to"] {
+        assert!(run.text().contains(cell), "{cell}: {}", run.text());
+    }
+}
+
+#[test]
 fn a_history_is_shown_as_json_and_as_a_table() {
     let world = World::new();
     let json = world.kms(&["key", "history", "k", "--output", "json"], b"").json();

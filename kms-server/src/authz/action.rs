@@ -95,6 +95,8 @@ actions! {
     CancelKeyVersionDestruction = "cancel_key_version_destruction",
     /// Read the history of a key.
     ListKeyHistory = "list_key_history",
+    /// Read how a version was used.
+    GetVersionUsage = "get_version_usage",
 }
 
 impl Protects for Wrap {}

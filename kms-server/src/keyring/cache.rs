@@ -131,6 +131,7 @@ mod tests {
             row,
             name_text: name.to_string().into(),
             key: None,
+            uses: crate::keyring::use_log::LoadedUses::new(lease.id()),
             lease,
             told_of_period: std::sync::atomic::AtomicBool::new(false),
         })

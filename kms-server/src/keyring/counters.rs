@@ -44,6 +44,8 @@ counters! {
     destroy_scheduled_uses,
     /// Versions that protect near or after the end of their cryptoperiod, once a load.
     cryptoperiod_warnings,
+    /// Uses of versions that could not be put on the list, as too many versions waited for their counts to be written.
+    uses_not_noted,
     /// Key rows read from the store.
     key_loads,
     /// Versions loaded into the HSM.

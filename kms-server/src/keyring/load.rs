@@ -9,10 +9,12 @@ use kms_core::lifecycle::HistoryRow;
 use kms_core::name::{KeyName, VersionName};
 use kms_core::secret::equal_in_constant_time;
 use kms_core::state::VersionState;
+use kms_core::usage::UsageRow;
 use kms_hsm::{HsmError, HsmKey, KeySource};
 
 use super::cache::Epoch;
 use super::lease::Lease;
+use super::use_log::LoadedUses;
 use super::{KeyringError, Shared};
 use crate::store::{KeyRef, VersionChoice};
 
@@ -53,6 +55,7 @@ pub(super) struct LoadedVersion {
     pub(super) name_text: Arc<str>,
     pub(super) key: Option<HsmKey>,
     pub(super) lease: Arc<Lease>,
+    pub(super) uses: Arc<LoadedUses>,
     /// Whether the log was told that its cryptoperiod is nearly over.
     pub(super) told_of_period: AtomicBool,
 }
@@ -75,6 +78,12 @@ impl Check {
     pub(super) fn version(sealed: &Sealed<VersionRow>) -> Self {
         let Sealed { row, mac, generation } = sealed;
         let what = format!("row of key {} version {}", row.key_uid, row.version);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
+    pub(super) fn usage(sealed: &Sealed<UsageRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("usage of key {} version {}", row.key_uid, row.version);
         Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
     }
 
@@ -187,6 +196,7 @@ impl Shared {
         let name = VersionName::new(key.row.name.clone(), number);
         let loaded = Arc::new(LoadedVersion {
             lease: Arc::new(Lease::new(uid, &name)),
+            uses: LoadedUses::new((uid, number)),
             name_text: name.to_string().into(),
             key: hsm_key,
             told_of_period: AtomicBool::new(false),

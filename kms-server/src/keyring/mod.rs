@@ -17,6 +17,7 @@ mod load;
 mod plan;
 mod seal;
 mod usage;
+mod use_log;
 
 #[cfg(test)]
 mod ledger_tests;
@@ -39,6 +40,7 @@ use kms_core::clock::Clock;
 use kms_core::id::{KeyUid, KeyVersion, Randomness, RootGeneration};
 use kms_core::key::{Sealed, VersionRow};
 use kms_core::name::{KeyName, VersionName};
+use kms_core::usage::Uses;
 use kms_hsm::Hsm;
 
 use crate::audit::SharedAuditSink;
@@ -49,6 +51,7 @@ use flight::Flights;
 use lease_log::LeaseLog;
 use ledger::Ledger;
 use load::LoadedVersion;
+use use_log::UseLog;
 
 /// How much the keyring keeps, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +95,7 @@ struct Shared {
     cache: Cache,
     counters: Arc<Counters>,
     ledger: Arc<Ledger>,
+    uses: UseLog,
     key_flights: Flights<KeyName, Result<Arc<CachedKey>, KeyringError>>,
     version_flights: Flights<(KeyUid, KeyVersion), Result<Arc<LoadedVersion>, KeyringError>>,
 }
@@ -143,6 +147,7 @@ impl Keyring {
             cache: Cache::new(config.max_keys, config.max_versions),
             counters,
             ledger: Arc::new(Ledger::new(rows, log)),
+            uses: UseLog::default(),
             key_flights: Flights::default(),
             version_flights: Flights::default(),
         };
@@ -234,7 +239,25 @@ impl Keyring {
         self.shared.ledger.wait_due().await;
     }
 
-    /// Drops everything, and returns the unused rests of all leases to the store.
+    /// Writes down how versions were used since the last time.
+    ///
+    /// # Errors
+    /// When the store or the HSM fails; what was counted waits for the next time.
+    pub async fn write_uses(&self) -> Result<(), KeyringError> {
+        self.shared.write_uses().await
+    }
+
+    /// Returns how a version was used, until now as far as this server knows.
+    ///
+    /// # Errors
+    /// As for [`Keyring::write_uses`]; [`KeyringError::Integrity`] when the row was edited.
+    pub async fn uses(&self, uid: KeyUid, version: KeyVersion) -> Result<Uses, KeyringError> {
+        self.shared.write_uses().await?;
+        let row = self.shared.read_uses((uid, version)).await?;
+        Ok(row.map(|row| row.uses).unwrap_or_default())
+    }
+
+    /// Drops everything, writes down all uses, and returns the unused rests of all leases to the store.
     ///
     /// # Errors
     /// The first rest that could not be returned; it counts as used then.
@@ -246,6 +269,7 @@ impl Keyring {
             .iter()
             .map(|version| self.shared.ledger.give_back(&version.lease))
             .collect();
+        self.shared.write_uses().await?;
         for returned in returns {
             returned.await.unwrap_or(Err(GONE))?;
         }

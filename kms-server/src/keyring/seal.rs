@@ -7,6 +7,7 @@ use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
+use kms_core::usage::UsageRow;
 
 use super::load::Check;
 use super::{Keyring, KeyringError};
@@ -31,6 +32,12 @@ impl MacInput for VersionRow {
 }
 
 impl MacInput for HistoryRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for UsageRow {
     fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         Self::mac_input(self, generation)
     }

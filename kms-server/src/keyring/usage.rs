@@ -13,6 +13,7 @@ use kms_core::state::{Use, Verdict, VersionState};
 use kms_hsm::{CryptoOp, HsmKey};
 
 use super::load::LoadedVersion;
+use super::use_log::UseKind;
 use super::{CachedKey, Keyring, KeyringError};
 use crate::authz::{
     Action, Permit, Protects, Rewrap, RewrapCompromised, Unwrap, UnwrapCompromised, WrapPinned,
@@ -162,6 +163,7 @@ impl Keyring {
         self.check_cryptoperiod(key, &version)?;
         let hsm_key = loaded(&version)?;
         self.shared.ledger.take(&version.lease).await?;
+        self.count(&version, UseKind::Protect);
         let header = Header { suite: Suite::Aes256Gcm, key_uid: key.row.uid, version: number };
         Ok(Protecting { key: hsm_key, header, version })
     }
@@ -180,7 +182,9 @@ impl Keyring {
     ) -> Result<Processing, KeyringError> {
         fits(permit, &key.row.name)?;
         let allowed = || compromised().is_some_and(|permit| fits(&permit, &key.row.name).is_ok());
-        self.source(key, header, Use::Process, allowed).await
+        let from = self.source(key, header, Use::Process, allowed).await?;
+        self.count(&from.version, UseKind::Process);
+        Ok(from)
     }
 
     /// Makes ready what a rewrap needs, and counts one invocation when it changes something.
@@ -203,6 +207,7 @@ impl Keyring {
             return Ok(Rewrapping::Current(from));
         }
         let to = self.protect(permit, key, None).await?;
+        self.count(&from.version, UseKind::Rewrap);
         Ok(Rewrapping::Needed { from, to })
     }
 
@@ -267,6 +272,13 @@ impl Keyring {
             );
         }
         Ok(())
+    }
+
+    fn count(&self, version: &LoadedVersion, kind: UseKind) {
+        let now = self.shared.clock.now();
+        if !self.shared.uses.count(&version.uses, kind, now) {
+            self.shared.counters.uses_not_noted.increment();
+        }
     }
 
     fn state(&self, version: &LoadedVersion) -> VersionState {

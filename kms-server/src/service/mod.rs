@@ -17,6 +17,7 @@ mod error;
 mod fields;
 mod generate_data_key;
 mod generate_random;
+mod get_version_usage;
 mod kms;
 mod list_key_history;
 mod list_keys;
@@ -35,6 +36,7 @@ mod wrap;
 
 pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
 pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
+pub use get_version_usage::QUIET_PERIOD;
 pub use kms::{Kms, Parts, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;
 pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};

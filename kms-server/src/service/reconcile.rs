@@ -143,6 +143,8 @@ impl Inner {
             let rotated = self.rotate_by_period(&mut done).await;
             note("rotations", rotated, &mut done);
         }
+        let written = self.keyring.write_uses().await;
+        note("uses", written, &mut done);
         let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
         let before = self.clock.now().as_unix_ms().saturating_sub(memory_ms);
         let before = Timestamp::from_unix_ms(before);

@@ -401,6 +401,34 @@ pub struct HistoryEntry {
     pub reason: String,
 }
 
+/// Whether a version can be retired; from the best to the worst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Retirement {
+    /// As far as is known, nothing depends on it.
+    Safe,
+    /// It is not used, but ciphertexts may be left.
+    Quiet,
+    /// It is used.
+    InUse,
+}
+
+/// How a version was used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionUsage {
+    /// Name.
+    pub name: VersionName,
+    /// The state in force.
+    pub state: VersionState,
+    /// Counts and times.
+    pub uses: kms_core::usage::Uses,
+    /// Whether it can be retired.
+    pub retirement: Retirement,
+    /// On what evidence.
+    pub evidence: Vec<String>,
+    /// What cannot be known.
+    pub blind_spots: Vec<String>,
+}
+
 /// What a rollover did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotated {

@@ -21,6 +21,7 @@ use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
+use kms_core::usage::UsageRow;
 
 /// How long a `request_id` is remembered (AIP-155).
 pub const REQUEST_MEMORY: std::time::Duration = std::time::Duration::from_hours(24);
@@ -380,6 +381,20 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         key_uid: KeyUid,
         version: KeyVersion,
     ) -> Result<Option<Sealed<CounterRow>>, StoreError>;
+
+    /// Reads how a version was used; `None` when it never was.
+    async fn usage(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Sealed<UsageRow>>, StoreError>;
+
+    /// Writes how versions were used, each at its expected revision, 0 where there is no row yet; one result each, one
+    /// commit for all. A count never goes back.
+    async fn update_usage(
+        &self,
+        changes: Vec<(Revision, Sealed<UsageRow>)>,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError>;
 
     /// Replaces counters, each at its expected revision; one result each, one commit for all.
     async fn update_counters(

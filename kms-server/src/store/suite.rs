@@ -7,6 +7,7 @@ pub(crate) mod counters;
 pub(crate) mod keys;
 pub(crate) mod lists;
 pub(crate) mod requests;
+pub(crate) mod usage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
 use kms_core::state::VersionState;
+use kms_core::usage::{Tally, UsageRow, Uses};
 
 use super::{
     Closing, HistoryPosition, Intent, IntentKind, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
@@ -62,6 +64,7 @@ macro_rules! store_suite {
             lists::resident_ids_leave_out_destroyed_ones,
             lists::the_probe_writes,
             lists::versions_are_listed_by_number,
+            usage::uses_are_written_each_at_its_revision_and_never_go_back,
             requests::a_manifest_is_replaced_only_at_its_revision,
             requests::a_mutation_happens_once,
             requests::a_mutation_marks_its_intent_with_its_manifest,

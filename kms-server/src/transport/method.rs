@@ -79,6 +79,8 @@ methods! {
     CancelKeyVersionDestruction => "kms.v1.KeyService/CancelKeyVersionDestruction",
     /// ListKeyHistory.
     ListKeyHistory => "kms.v1.KeyService/ListKeyHistory",
+    /// GetVersionUsage.
+    GetVersionUsage => "kms.v1.KeyService/GetVersionUsage",
 }
 
 #[cfg(test)]

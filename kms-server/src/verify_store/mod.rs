@@ -72,6 +72,8 @@ pub struct Report {
     pub versions: u64,
     /// Counter rows.
     pub counters: u64,
+    /// Rows of uses walked.
+    pub usage: u64,
     /// Entries of histories walked.
     pub history: u64,
     /// Intents.

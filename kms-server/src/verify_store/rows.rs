@@ -8,6 +8,7 @@ use kms_core::key::{CounterRow, RowMac, Sealed};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::RowSet;
 use kms_core::secret::equal_in_constant_time;
+use kms_core::usage::UsageRow;
 use kms_hsm::HsmError;
 
 use super::{Finding, LogSummary, Macs, Report, Seen};
@@ -287,7 +288,8 @@ impl Walk<'_, '_> {
             let Some(Sealed { row: key, mac, .. }) = taken else { return Ok(()) };
             rows.insert(&mac);
             self.versions(tenant, key.uid, key.latest, &mut rows)?;
-            self.history(tenant, key.uid, &mut rows)
+            self.history(tenant, key.uid, &mut rows)?;
+            self.usage(tenant, key.uid)
         })?;
         let place = Place::of(tenant, "manifest");
         let manifest = match store.manifest(tenant)? {
@@ -328,6 +330,17 @@ impl Walk<'_, '_> {
         self.has_gone_back = true;
         self.found(&place, divergence.to_string());
         Ok(false)
+    }
+
+    /// Not in the manifest: only their MACs are checked.
+    fn usage(&mut self, tenant: &str, uid: KeyUid) -> Result<(), VerifyStoreError> {
+        let store = self.store;
+        let place = Place::of(tenant, "usage").at(uid, None);
+        store.usage(uid, |looked| {
+            self.report.usage += 1;
+            let of = |usage: &UsageRow| place.at(uid, Some(usage.version));
+            self.take(looked, of, &place).map(drop)
+        })
     }
 
     fn history(

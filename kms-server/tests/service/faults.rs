@@ -16,6 +16,7 @@ use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
+use kms_core::usage::UsageRow;
 use kms_hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec,
     Pending, TokenKeys,
@@ -314,6 +315,19 @@ impl Store for FaultyStore {
         version: KeyVersion,
     ) -> Result<Option<Sealed<CounterRow>>, StoreError> {
         through!(self.counter(key_uid, version))
+    }
+    async fn usage(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Sealed<UsageRow>>, StoreError> {
+        through!(self.usage(key_uid, version))
+    }
+    async fn update_usage(
+        &self,
+        changes: Vec<(Revision, Sealed<UsageRow>)>,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        through!(self.update_usage(changes))
     }
     async fn update_counters(
         &self,

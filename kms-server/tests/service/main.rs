@@ -27,4 +27,5 @@ mod support;
 mod tampering;
 mod told;
 mod undo;
+mod usage;
 mod verify_store;

@@ -11,6 +11,7 @@ use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
+use kms_core::usage::UsageRow;
 use kms_server::store::{
     Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord,
     Rollover, Store, StoreError, StoredKey, VersionChoice,
@@ -88,6 +89,8 @@ forward! {
     list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
     list_history(key_uid: KeyUid, after: Option<HistoryPosition>, limit: u32) -> Vec<Sealed<HistoryRow>>;
     counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;
+    usage(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<UsageRow>>;
+    update_usage(changes: Vec<(Revision, Sealed<UsageRow>)>) -> Vec<Result<(), StoreError>>;
     update_counters(changes: Vec<(Revision, Sealed<CounterRow>)>) -> Vec<Result<(), StoreError>>;
     manifest(tenant: TenantName) -> Option<Sealed<Manifest>>;
     list_manifests(after: Option<TenantName>, limit: u32) -> Vec<Sealed<Manifest>>;

@@ -15,6 +15,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod write;
+mod write_usage;
 mod writer;
 
 use std::fmt;
@@ -31,6 +32,7 @@ use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
+use kms_core::usage::UsageRow;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
@@ -254,6 +256,33 @@ impl Store for SqliteStore {
         version: KeyVersion,
     ) -> Result<Option<Sealed<CounterRow>>, StoreError> {
         self.read(move |db| read::counter(db, key_uid, version)).await
+    }
+
+    async fn usage(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Sealed<UsageRow>>, StoreError> {
+        self.read(move |db| read::usage(db, key_uid, version)).await
+    }
+
+    async fn update_usage(
+        &self,
+        changes: Vec<(Revision, Sealed<UsageRow>)>,
+    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        self.write(move |db| {
+            let write = |(expected, usage): &(Revision, Sealed<UsageRow>)| {
+                match write_usage::update_usage(db, *expected, usage) {
+                    // The database fails, not this row.
+                    Err(
+                        error @ (StoreError::Unwritable { .. } | StoreError::Unavailable { .. }),
+                    ) => Err(error),
+                    own => Ok(own),
+                }
+            };
+            changes.iter().map(write).collect()
+        })
+        .await
     }
 
     async fn update_counters(

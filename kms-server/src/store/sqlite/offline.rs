@@ -13,6 +13,7 @@ use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::root::RootPin;
+use kms_core::usage::UsageRow;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
@@ -157,6 +158,19 @@ impl OfflineStore {
     ) -> Result<(), E> {
         let sql = "SELECT * FROM counters WHERE key_uid = ?1 ORDER BY version";
         self.each(sql, [key_uid.as_bytes()], rows::counter, ("key_uid", "version"), each)
+    }
+
+    /// Hands over how each version of a key was used.
+    ///
+    /// # Errors
+    /// When they cannot be read, or `each` fails.
+    pub fn usage<E: From<StoreError>>(
+        &self,
+        key_uid: KeyUid,
+        each: impl FnMut(Looked<Sealed<UsageRow>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql = "SELECT * FROM usage WHERE key_uid = ?1 ORDER BY version";
+        self.each(sql, [key_uid.as_bytes()], rows::usage, ("key_uid", "version"), each)
     }
 
     /// Hands over the history of a key.

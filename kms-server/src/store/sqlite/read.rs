@@ -7,6 +7,7 @@ use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
+use kms_core::usage::UsageRow;
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows;
@@ -128,6 +129,19 @@ pub(super) fn counter(
         "SELECT * FROM counters WHERE key_uid = ?1 AND version = ?2",
         (key_uid.as_bytes(), version.get()),
         rows::counter,
+    )
+}
+
+pub(super) fn usage(
+    connection: &Connection,
+    key_uid: KeyUid,
+    version: KeyVersion,
+) -> Result<Option<Sealed<UsageRow>>, StoreError> {
+    one(
+        connection,
+        "SELECT * FROM usage WHERE key_uid = ?1 AND version = ?2",
+        (key_uid.as_bytes(), version.get()),
+        rows::usage,
     )
 }
 

@@ -16,6 +16,7 @@ use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
 use kms_core::state::VersionState;
+use kms_core::usage::{Tally, UsageRow, Uses};
 use rusqlite::Row;
 use rusqlite::types::FromSql;
 
@@ -185,6 +186,27 @@ pub(super) fn counter(row: &Row<'_>) -> Result<Sealed<CounterRow>, StoreError> {
         key_uid: columns.uid("key_uid")?,
         version: columns.version("version")?,
         leased: columns.number("leased")?,
+        revision: columns.revision()?,
+    })
+}
+
+/// Reads a row of `usage`.
+pub(super) fn usage(row: &Row<'_>) -> Result<Sealed<UsageRow>, StoreError> {
+    let columns = Columns { table: "usage", row };
+    let tally = |count, first, last| -> Result<Tally, StoreError> {
+        let time = |column| {
+            Ok::<_, StoreError>(columns.read::<Option<i64>>(column)?.map(Timestamp::from_unix_ms))
+        };
+        Ok(Tally { count: columns.number(count)?, span: time(first)?.zip(time(last)?) })
+    };
+    columns.sealed(UsageRow {
+        key_uid: columns.uid("key_uid")?,
+        version: columns.version("version")?,
+        uses: Uses {
+            protect: tally("protects", "first_protect", "last_protect")?,
+            process: tally("processes", "first_process", "last_process")?,
+            rewrap: tally("rewraps", "first_rewrap", "last_rewrap")?,
+        },
         revision: columns.revision()?,
     })
 }

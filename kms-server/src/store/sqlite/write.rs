@@ -520,12 +520,16 @@ fn insert(
     }
 }
 
-fn execute(connection: &Connection, sql: &str, parameters: impl Params) -> Result<u64, StoreError> {
+pub(super) fn execute(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+) -> Result<u64, StoreError> {
     Ok(connection.prepare_cached(sql)?.execute(parameters)? as u64)
 }
 
 /// SQLite's integers are signed.
-fn integer(number: u64) -> Result<i64, StoreError> {
+pub(super) fn integer(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number)
         .map_err(|_| StoreError::Damaged { detail: "a number is out of range".into() })
 }

@@ -177,6 +177,13 @@ pub(super) fn describe_key_version(
     parse("name", &name)
 }
 
+pub(super) fn get_version_usage(
+    message: proto::GetVersionUsageRequest,
+) -> Decoded<kms_core::name::VersionName> {
+    let proto::GetVersionUsageRequest { name } = message;
+    parse("name", &name)
+}
+
 pub(super) fn suspend(message: proto::SuspendKeyVersionRequest) -> Decoded<ChangeVersionState> {
     let proto::SuspendKeyVersionRequest { name, reason, request_id } = message;
     change(&name, reason, &request_id)

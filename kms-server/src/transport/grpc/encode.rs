@@ -6,11 +6,12 @@ use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::name::VersionName;
 use kms_core::secret::Plaintext;
 use kms_core::state::VersionState;
+use kms_core::usage::{Tally, Uses};
 use kms_proto::v1 as proto;
 
 use crate::service::{
-    CiphertextDescription, Compromised, DataKey, HistoryEntry, KeyDescription, Page, Rewrapped,
-    Rotated, Unwrapped, VersionDescription, Wrapped,
+    CiphertextDescription, Compromised, DataKey, HistoryEntry, KeyDescription, Page, Retirement,
+    Rewrapped, Rotated, Unwrapped, VersionDescription, VersionUsage, Wrapped,
 };
 
 pub(super) fn wrapped(result: Wrapped) -> proto::WrapResponse {
@@ -166,6 +167,35 @@ pub(super) fn compromised(result: Compromised) -> proto::CompromiseKeyVersionRes
         key: Some(self::key(key)),
         version: Some(self::version(version)),
         replacement: replacement.map(self::version),
+    }
+}
+
+pub(super) fn usage(result: VersionUsage) -> proto::VersionUsage {
+    let VersionUsage { name, state, uses, retirement, evidence, blind_spots } = result;
+    let Uses { protect, process, rewrap } = uses;
+    let retirement = match retirement {
+        Retirement::Safe => proto::Retirement::Safe,
+        Retirement::Quiet => proto::Retirement::Quiet,
+        Retirement::InUse => proto::Retirement::InUse,
+    };
+    proto::VersionUsage {
+        name: name.to_string(),
+        state: state_number(state).into(),
+        protect: Some(tally(protect)),
+        process: Some(tally(process)),
+        rewrap: Some(tally(rewrap)),
+        retirement: retirement.into(),
+        evidence,
+        blind_spots,
+    }
+}
+
+fn tally(tally: Tally) -> proto::UseTally {
+    let Tally { count, span } = tally;
+    proto::UseTally {
+        count,
+        first_time: span.map(|(first, _)| time(first)),
+        last_time: span.map(|(_, last)| time(last)),
     }
 }
 

@@ -48,6 +48,7 @@ mutation!(compromise_key_version, NONE, decode::compromise, encode::compromised)
 mutation!(schedule_key_version_destruction, NONE, decode::schedule, encode::version);
 mutation!(cancel_key_version_destruction, NONE, decode::cancel, encode::version);
 reading!(list_key_history, decode::list_key_history, |list| list, encode::history);
+reading!(get_version_usage, decode::get_version_usage, |name| &name, encode::usage);
 reading!(describe_key, decode::describe_key, |name| &name, encode::key);
 reading!(list_keys, decode::list_keys, |list| list, encode::keys);
 reading!(describe_key_version, decode::describe_key_version, |name| &name, encode::version);

@@ -95,6 +95,7 @@ fn dispatch(
         Method::ScheduleKeyVersionDestruction => key::schedule_key_version_destruction,
         Method::CancelKeyVersionDestruction => key::cancel_key_version_destruction,
         Method::ListKeyHistory => key::list_key_history,
+        Method::GetVersionUsage => key::get_version_usage,
         Method::Unknown => return other(call, request, health),
     };
     answers(call, request)

@@ -108,6 +108,29 @@ CREATE TABLE counters (
     FOREIGN KEY (key_uid, version) REFERENCES versions (key_uid, version)
 ) STRICT, WITHOUT ROWID;
 
+-- How versions were used: evidence for retiring them, written once a minute.
+CREATE TABLE usage (
+    key_uid       BLOB    NOT NULL,
+    version       INTEGER NOT NULL,
+    protects      INTEGER NOT NULL CHECK (protects >= 0),
+    first_protect INTEGER,
+    last_protect  INTEGER,
+    processes     INTEGER NOT NULL CHECK (processes >= 0),
+    first_process INTEGER,
+    last_process  INTEGER,
+    rewraps       INTEGER NOT NULL CHECK (rewraps >= 0),
+    first_rewrap  INTEGER,
+    last_rewrap   INTEGER,
+    revision      INTEGER NOT NULL CHECK (revision >= 1),
+    generation    INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac           BLOB    NOT NULL CHECK (length(mac) = 32),
+    PRIMARY KEY (key_uid, version),
+    FOREIGN KEY (key_uid, version) REFERENCES versions (key_uid, version),
+    CHECK ((first_protect IS NULL) = (last_protect IS NULL)),
+    CHECK ((first_process IS NULL) = (last_process IS NULL)),
+    CHECK ((first_rewrap IS NULL) = (last_rewrap IS NULL))
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE manifests (
     tenant     TEXT    NOT NULL PRIMARY KEY CHECK (octet_length(tenant) BETWEEN 1 AND 63),
     revision   INTEGER NOT NULL CHECK (revision >= 1),
@@ -190,6 +213,12 @@ CREATE TRIGGER counters_guard BEFORE UPDATE ON counters
 WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
     OR NEW.leased < OLD.leased - 1048576
 BEGIN SELECT RAISE(ABORT, 'counters: more was given back than one lease'); END;
+
+-- Counts only grow.
+CREATE TRIGGER usage_guard BEFORE UPDATE ON usage
+WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
+    OR NEW.protects < OLD.protects OR NEW.processes < OLD.processes OR NEW.rewraps < OLD.rewraps
+BEGIN SELECT RAISE(ABORT, 'usage: a count went back'); END;
 
 CREATE TRIGGER manifests_guard BEFORE UPDATE ON manifests
 WHEN NEW.revision <= OLD.revision
