@@ -121,6 +121,7 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
     let schedule = proto::ScheduleKeyVersionDestructionRequest {
         name: version(),
         window: None,
+        allow_recent_use: true,
         reason: reason(),
         request_id: request_id(),
     };

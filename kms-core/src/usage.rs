@@ -44,6 +44,11 @@ pub struct Uses {
 }
 
 impl Uses {
+    /// Returns when it was used last, for whatever.
+    pub fn last(&self) -> Option<Timestamp> {
+        [self.protect, self.process, self.rewrap].iter().filter_map(Tally::last).max()
+    }
+
     /// Adds what was counted elsewhere.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

@@ -16,12 +16,14 @@ async fn schedule(
     client: &Client,
     version: &str,
     window: Option<prost_types::Duration>,
+    allow_recent_use: bool,
 ) -> Result<proto::KeyVersion, Status> {
     let request = proto::ScheduleKeyVersionDestructionRequest {
         name: version.to_owned(),
         window,
         reason: "retired".to_owned(),
         request_id: request_id(),
+        allow_recent_use,
     };
     client.keys().schedule_key_version_destruction(request).await.map(Response::into_inner)
 }
@@ -53,7 +55,7 @@ async fn a_version_is_retired_step_by_step_and_no_step_is_left_out() {
     let old = client.wrap(&key, b"old", &[]).await.unwrap().ciphertext;
 
     refusal(deactivate(&client, &version).await).is(Code::FailedPrecondition, "PRIMARY_VERSION");
-    let refused = refusal(schedule(&client, &version, None).await);
+    let refused = refusal(schedule(&client, &version, None, true).await);
     refused.is(Code::FailedPrecondition, "ILLEGAL_TRANSITION");
     assert_eq!(refused.facts.get("state").map(String::as_str), Some("ACTIVE"));
     assert_eq!(refused.facts.get("target_state").map(String::as_str), Some("DESTROY_SCHEDULED"));
@@ -65,9 +67,12 @@ async fn a_version_is_retired_step_by_step_and_no_step_is_left_out() {
     refusal(cancel(&client, &version).await).is(Code::FailedPrecondition, "ILLEGAL_TRANSITION");
 
     for window in [seconds(7 * DAY_SECONDS - 1), seconds(365 * DAY_SECONDS + 1), seconds(-1)] {
-        refusal(schedule(&client, &version, Some(window)).await).is_field("window");
+        refusal(schedule(&client, &version, Some(window), true).await).is_field("window");
     }
-    let planned = schedule(&client, &version, None).await.unwrap();
+    let refused = refusal(schedule(&client, &version, None, false).await);
+    refused.is(Code::FailedPrecondition, "RECENTLY_USED");
+    assert!(refused.facts.contains_key("last_use_time"), "{refused:?}");
+    let planned = schedule(&client, &version, None, true).await.unwrap();
     assert_eq!(planned.state(), proto::VersionState::DestroyScheduled);
     let (from, to) = (planned.state_time.unwrap(), planned.destroy_time.unwrap());
     assert_eq!(to.seconds - from.seconds, 30 * DAY_SECONDS);

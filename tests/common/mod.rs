@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 24] = [
+pub const ACTIONS: [&str; 25] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -58,6 +58,7 @@ pub const ACTIONS: [&str; 24] = [
     "deactivate_key_version",
     "compromise_key_version",
     "schedule_key_version_destruction",
+    "destroy_recently_used",
     "cancel_key_version_destruction",
     "list_key_history",
     "get_version_usage",

@@ -200,6 +200,9 @@ pub struct ScheduleDestruction {
     /// How long until then, 7d to 365d: it can be cancelled meanwhile
     #[arg(long, value_name = "PERIOD", value_parser = period, default_value = "30d")]
     pub window: Duration,
+    /// Also when it was used within the last 30 days; takes a permission of its own
+    #[arg(long)]
+    pub allow_recent_use: bool,
 }
 
 /// The verbs of `kms key rotation`.

@@ -69,8 +69,13 @@ pub enum StateChange {
     Resume,
     /// To DEACTIVATED.
     Deactivate,
-    /// To DESTROY_SCHEDULED, for so long.
-    ScheduleDestruction(Duration),
+    /// To DESTROY_SCHEDULED.
+    ScheduleDestruction {
+        /// For so long.
+        window: Duration,
+        /// Also when it was used of late.
+        allow_recent_use: bool,
+    },
     /// DESTROY_SCHEDULED back.
     CancelDestruction,
 }
@@ -270,10 +275,14 @@ impl Client {
                 let send = |request| async { self.keys().deactivate_key_version(request).await };
                 self.call(request, send).await
             }
-            StateChange::ScheduleDestruction(window) => {
-                let window = Some(duration(window));
-                let request =
-                    v1::ScheduleKeyVersionDestructionRequest { name, window, reason, request_id };
+            StateChange::ScheduleDestruction { window, allow_recent_use } => {
+                let request = v1::ScheduleKeyVersionDestructionRequest {
+                    name,
+                    window: Some(duration(window)),
+                    reason,
+                    request_id,
+                    allow_recent_use,
+                };
                 let send =
                     |request| async { self.keys().schedule_key_version_destruction(request).await };
                 self.call(request, send).await

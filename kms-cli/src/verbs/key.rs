@@ -10,7 +10,7 @@ use kms_proto::v1;
 use super::{Session, request_id};
 use crate::args::key::{
     ChangeState, Create, Describe, KeyCommand, List, Protection, Rotate, RotationCommand,
-    Sensitivity, SetRotation, Update, Usage, Versions,
+    ScheduleDestruction, Sensitivity, SetRotation, Update, Usage, Versions,
 };
 use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
 use crate::client::{Client, ClientError};
@@ -38,7 +38,9 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
         KeyCommand::Deactivate(args) => change_state(session, args, StateChange::Deactivate),
         KeyCommand::Compromise(args) => compromise(session, args),
         KeyCommand::ScheduleDestruction(args) => {
-            change_state(session, args.change, StateChange::ScheduleDestruction(args.window))
+            let ScheduleDestruction { change, window, allow_recent_use } = args;
+            let to = StateChange::ScheduleDestruction { window, allow_recent_use };
+            change_state(session, change, to)
         }
         KeyCommand::CancelDestruction(args) => {
             change_state(session, args, StateChange::CancelDestruction)

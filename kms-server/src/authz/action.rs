@@ -91,6 +91,8 @@ actions! {
     CompromiseKeyVersion = "compromise_key_version",
     /// Plan the destruction of a version.
     ScheduleKeyVersionDestruction = "schedule_key_version_destruction",
+    /// Plan the destruction of a version that was used within 30 days; besides `schedule_key_version_destruction`.
+    DestroyRecentlyUsed = "destroy_recently_used",
     /// Give a planned destruction up.
     CancelKeyVersionDestruction = "cancel_key_version_destruction",
     /// Read the history of a key.

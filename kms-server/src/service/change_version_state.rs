@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kms_core::canonical::CanonicalWriter;
-use kms_core::id::RequestId;
+use kms_core::id::{KeyUid, KeyVersion, RequestId};
 use kms_core::key::{Sealed, VersionRow};
 use kms_core::lifecycle::{Destruction, Transition};
 use kms_core::name::VersionName;
@@ -21,7 +21,8 @@ use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
 use super::trail::Trail;
 use super::{
-    ChangeVersionState, RequestContext, ScheduleDestruction, ServiceError, VersionDescription,
+    ChangeVersionState, QUIET_PERIOD, RequestContext, ScheduleDestruction, ServiceError,
+    VersionDescription,
 };
 use crate::authz::{self, Target};
 use crate::store::{IntentKind, VersionChoice};
@@ -68,15 +69,16 @@ impl Kms {
     /// destroyed when the window is over.
     ///
     /// # Errors
-    /// As for [`Kms::suspend_key_version`].
+    /// As for [`Kms::suspend_key_version`], and `RECENTLY_USED` unless that is allowed by name.
     pub async fn schedule_key_version_destruction(
         &self,
         request: &RequestContext,
         schedule: ScheduleDestruction,
     ) -> Result<VersionDescription, ServiceError> {
-        let ScheduleDestruction { name, window, reason, request_id } = schedule;
+        let ScheduleDestruction { name, window, allow_recent_use, reason, request_id } = schedule;
         let change = ChangeVersionState { name, reason, request_id };
-        self.mutate(request, Move::asked(Step::ScheduleDestruction(window), change)).await
+        let step = Step::ScheduleDestruction { window, allow_recent_use };
+        self.mutate(request, Move::asked(step, change)).await
     }
 
     /// Gives a planned destruction up: the version returns to the state it came from.
@@ -100,8 +102,11 @@ pub(super) enum Step {
     Deactivate,
     /// Writes down that the overlap after a rollover is over.
     EndOverlap,
-    /// With the window.
-    ScheduleDestruction(Duration),
+    ScheduleDestruction {
+        window: Duration,
+        /// Whether it may have been used within [`QUIET_PERIOD`]; takes a permission of its own.
+        allow_recent_use: bool,
+    },
     CancelDestruction,
 }
 
@@ -113,7 +118,7 @@ impl Step {
             Self::Deactivate => IntentKind::DeactivateKeyVersion,
             // The last step of a rollover, so its intent has that kind.
             Self::EndOverlap => IntentKind::RotateKey,
-            Self::ScheduleDestruction(_) => IntentKind::ScheduleKeyVersionDestruction,
+            Self::ScheduleDestruction { .. } => IntentKind::ScheduleKeyVersionDestruction,
             Self::CancelDestruction => IntentKind::CancelKeyVersionDestruction,
         }
     }
@@ -124,7 +129,7 @@ impl Step {
             Self::Suspend => Transition::Suspend,
             Self::Resume => Transition::Resume,
             Self::Deactivate => Transition::Deactivate,
-            Self::ScheduleDestruction(_) => Transition::ScheduleDestruction,
+            Self::ScheduleDestruction { .. } => Transition::ScheduleDestruction,
             Self::CancelDestruction => Transition::CancelDestruction,
             Self::EndOverlap => {
                 let due = row.state == VersionState::Active && state == VersionState::Deactivated;
@@ -188,9 +193,13 @@ impl Mutation for Move {
                 inner.permit::<authz::DeactivateKeyVersion>(request, target, trail).map(drop)
             }
             Step::EndOverlap => inner.permit::<authz::RotateKey>(request, target, trail).map(drop),
-            Step::ScheduleDestruction(_) => inner
-                .permit::<authz::ScheduleKeyVersionDestruction>(request, target, trail)
-                .map(drop),
+            Step::ScheduleDestruction { window: _, allow_recent_use } => {
+                inner.permit::<authz::ScheduleKeyVersionDestruction>(request, target, trail)?;
+                if allow_recent_use {
+                    inner.permit::<authz::DestroyRecentlyUsed>(request, target, trail)?;
+                }
+                Ok(())
+            }
             Step::CancelDestruction => {
                 inner.permit::<authz::CancelKeyVersionDestruction>(request, target, trail).map(drop)
             }
@@ -201,9 +210,9 @@ impl Mutation for Move {
         fields::check_reason(&self.reason, 1)?;
         let out = CanonicalWriter::new(b"fields").text(&self.name.to_string()).text(&self.reason);
         match self.step {
-            Step::ScheduleDestruction(window) => {
+            Step::ScheduleDestruction { window, allow_recent_use } => {
                 fields::check_destruction_window(window)?;
-                Ok(out.number(window.as_secs()))
+                Ok(out.number(window.as_secs()).number(allow_recent_use.into()))
             }
             Step::Suspend
             | Step::Resume
@@ -229,6 +238,9 @@ impl Mutation for Move {
         {
             return Err(ServiceError::PrimaryVersion);
         }
+        if let Step::ScheduleDestruction { allow_recent_use: false, .. } = self.step {
+            inner.check_unused(key.row.uid, number).await?;
+        }
         let subject = Subject {
             kind: self.step.kind(),
             key_name: key.row.name.clone(),
@@ -250,7 +262,7 @@ impl Mutation for Move {
         let state = old.row.state_at(now);
         let next = self.step.leads(&old.row, state)?;
         let destruction = match self.step {
-            Step::ScheduleDestruction(window) => {
+            Step::ScheduleDestruction { window, .. } => {
                 Some(Destruction { time: now.after(window), returns_to: state })
             }
             Step::Suspend
@@ -324,6 +336,15 @@ impl Change<'_> {
 }
 
 impl Inner {
+    /// Refuses a version that was used within [`QUIET_PERIOD`]: those who used it would lose what it protects.
+    async fn check_unused(&self, uid: KeyUid, version: KeyVersion) -> Result<(), ServiceError> {
+        let last = self.keyring.uses(uid, version).await?.last();
+        match last.filter(|last| last.after(QUIET_PERIOD) > self.clock.now()) {
+            Some(last) => Err(ServiceError::RecentlyUsed { last }),
+            None => Ok(()),
+        }
+    }
+
     /// Writes down a deactivation that is due, as principal `internal`.
     pub(super) async fn deactivate(
         self: &Arc<Self>,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kms_core::clock::Timestamp;
 use kms_core::fault::Fault;
 use kms_core::name::{KeyName, VersionName};
 use kms_core::state::VersionState;
@@ -86,6 +87,14 @@ pub enum ServiceError {
         from: VersionState,
         /// The state asked for.
         to: VersionState,
+    },
+    /// The version was used of late: those who used it would lose what it protects.
+    #[error(
+        "the key version was used last at {last}; it may be destroyed when it was not used for 30 days"
+    )]
+    RecentlyUsed {
+        /// When.
+        last: Timestamp,
     },
     /// The primary cannot go without a successor.
     #[error("the key version is the primary; rotate the key first")]
@@ -203,6 +212,7 @@ impl ServiceError {
             Self::VersionNotFound { .. } => "VERSION_NOT_FOUND",
             Self::KeyNotActive { .. } => "KEY_NOT_ACTIVE",
             Self::IllegalTransition { .. } => "ILLEGAL_TRANSITION",
+            Self::RecentlyUsed { .. } => "RECENTLY_USED",
             Self::PrimaryVersion => "PRIMARY_VERSION",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
@@ -238,6 +248,7 @@ impl ServiceError {
             | Self::VersionNotFound { .. }
             | Self::KeyNotActive { .. }
             | Self::IllegalTransition { .. }
+            | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -295,6 +306,7 @@ impl ServiceError {
             | Self::VersionNotFound { .. }
             | Self::KeyNotActive { .. }
             | Self::IllegalTransition { .. }
+            | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -332,6 +344,7 @@ impl ServiceError {
             | Self::VersionNotFound { .. }
             | Self::KeyNotActive { .. }
             | Self::IllegalTransition { .. }
+            | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded

@@ -255,6 +255,8 @@ pub struct ScheduleDestruction {
     pub name: VersionName,
     /// How long until then, 7 to 365 days.
     pub window: Duration,
+    /// Whether it may have been used within the last 30 days; takes a permission of its own.
+    pub allow_recent_use: bool,
     /// 1 to 256 bytes.
     pub reason: String,
     /// Makes a repeat safe.

@@ -72,6 +72,7 @@ pub const fn code(error: &ServiceError) -> Code {
         ServiceError::KeyNotFound { .. } | ServiceError::VersionNotFound { .. } => Code::NotFound,
         ServiceError::KeyNotActive { .. }
         | ServiceError::IllegalTransition { .. }
+        | ServiceError::RecentlyUsed { .. }
         | ServiceError::PrimaryVersion
         | ServiceError::KeyExhausted
         | ServiceError::CryptoperiodExceeded
@@ -204,6 +205,7 @@ fn facts(error: &ServiceError) -> HashMap<String, String> {
     let fact = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
     match error {
         ServiceError::KeyNotActive { state } => fact("state", state.to_string()),
+        ServiceError::RecentlyUsed { last } => fact("last_use_time", last.to_string()),
         ServiceError::IllegalTransition { from, to } => HashMap::from([
             ("state".to_owned(), from.to_string()),
             ("target_state".to_owned(), to.to_string()),
@@ -253,6 +255,7 @@ mod tests {
                 to: VersionState::DestroyScheduled,
             },
             ServiceError::PrimaryVersion,
+            ServiceError::RecentlyUsed { last: kms_core::clock::Timestamp::from_unix_ms(0) },
             ServiceError::KeyExhausted,
             ServiceError::CryptoperiodExceeded,
             ServiceError::VersionsExhausted,

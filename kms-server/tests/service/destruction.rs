@@ -7,8 +7,9 @@ use kms_core::clock::Clock as _;
 use kms_core::key::{Material, Protection, Sealed, VersionRow};
 use kms_core::lifecycle::{DEFAULT_DESTRUCTION_WINDOW, MIN_DESTRUCTION_WINDOW};
 use kms_core::state::VersionState;
+use kms_server::authz::ActionKind;
 use kms_server::service::{
-    ChangeVersionState, Reconciled, RotateKey, ScheduleDestruction, ServiceError,
+    ChangeVersionState, QUIET_PERIOD, Reconciled, RotateKey, ScheduleDestruction, ServiceError,
 };
 use kms_server::store::{KeyRef, VersionChoice};
 
@@ -102,7 +103,8 @@ async fn windows_are_taken_at_their_bounds_and_refused_one_past() {
     let schedule = |window| {
         let ChangeVersionState { name, reason, request_id } = change("test");
         let request = world.request("kms.v1.KeyService/ScheduleKeyVersionDestruction");
-        let schedule = ScheduleDestruction { name, window, reason, request_id };
+        let allow_recent_use = false;
+        let schedule = ScheduleDestruction { name, window, allow_recent_use, reason, request_id };
         let kms = world.kms.clone();
         async move { kms.schedule_key_version_destruction(&request, schedule).await }
     };
@@ -211,4 +213,43 @@ async fn what_is_in_use_cannot_be_scheduled() {
     world.clock.advance(DAY);
     let scheduled = case.run(&world, fresh_id()).await;
     assert!(scheduled.is_ok(), "deactivated by the end of the overlap, written down or not");
+}
+
+#[tokio::test]
+async fn what_was_used_within_30_days_is_destroyed_only_by_those_who_may_say_so() {
+    let actions: Vec<_> = ActionKind::ALL
+        .iter()
+        .copied()
+        .filter(|action| *action != ActionKind::DestroyRecentlyUsed)
+        .collect();
+    let world = World::new().await;
+    let world = world.restart_granting(&[grant("spiffe://td/officer", "t", &actions)]);
+    world.create(KEY).await;
+    let rotate = RotateKey { name: name(KEY), reason: String::new(), request_id: fresh_id() };
+    world.kms.rotate_key(&world.request("kms.v1.KeyService/RotateKey"), rotate).await.unwrap();
+    let request = world.request("kms.v1.CryptoService/Wrap");
+    let pinned = wrap(&format!("{KEY}/versions/1"), b"secret");
+    world.kms.wrap(&request, pinned).await.unwrap();
+    let used = world.clock.now();
+    let deactivate = Case { kind: Kind::Deactivate, protection: Protection::HsmWrapped };
+    deactivate.run(&world, fresh_id()).await.unwrap();
+    let schedule = |principal: &str, allow_recent_use| {
+        let ChangeVersionState { name, reason, request_id } = change("test");
+        let window = DEFAULT_DESTRUCTION_WINDOW;
+        let schedule = ScheduleDestruction { name, window, allow_recent_use, reason, request_id };
+        let operation = "kms.v1.KeyService/ScheduleKeyVersionDestruction";
+        let request = world.request_of(principal, operation);
+        let kms = world.kms.clone();
+        async move { kms.schedule_key_version_destruction(&request, schedule).await }
+    };
+    let recent = ServiceError::RecentlyUsed { last: used };
+    assert_eq!(schedule(ADMIN, false).await, Err(recent.clone()));
+    world.clock.advance(QUIET_PERIOD.saturating_sub(Duration::from_millis(1)));
+    assert_eq!(schedule(ADMIN, false).await, Err(recent));
+    let denied = schedule("spiffe://td/officer", true).await;
+    assert_eq!(denied, Err(ServiceError::AccessDenied));
+    assert!(schedule(ADMIN, true).await.is_ok(), "by name");
+    Case { kind: Kind::Cancel, ..deactivate }.run(&world, fresh_id()).await.unwrap();
+    world.clock.advance(Duration::from_millis(1));
+    assert!(schedule("spiffe://td/officer", false).await.is_ok(), "30 days have passed");
 }

@@ -134,7 +134,9 @@ impl Case {
             Kind::Schedule => {
                 let ChangeVersionState { name, reason, request_id } = change();
                 let window = DEFAULT_DESTRUCTION_WINDOW;
-                let schedule = ScheduleDestruction { name, window, reason, request_id };
+                let allow_recent_use = false;
+                let schedule =
+                    ScheduleDestruction { name, window, allow_recent_use, reason, request_id };
                 let request = world.request("kms.v1.KeyService/ScheduleKeyVersionDestruction");
                 kms.schedule_key_version_destruction(&request, schedule)
                     .await

@@ -211,13 +211,19 @@ pub(super) fn compromise(
 pub(super) fn schedule(
     message: proto::ScheduleKeyVersionDestructionRequest,
 ) -> Decoded<ScheduleDestruction> {
-    let proto::ScheduleKeyVersionDestructionRequest { name, window, reason, request_id } = message;
+    let proto::ScheduleKeyVersionDestructionRequest {
+        name,
+        window,
+        reason,
+        request_id,
+        allow_recent_use,
+    } = message;
     let window = match window {
         Some(given) => whole_seconds("window", given)?,
         None => DEFAULT_DESTRUCTION_WINDOW,
     };
     let ChangeVersionState { name, reason, request_id } = change(&name, reason, &request_id)?;
-    Ok(ScheduleDestruction { name, window, reason, request_id })
+    Ok(ScheduleDestruction { name, window, allow_recent_use, reason, request_id })
 }
 
 pub(super) fn cancel(
