@@ -116,6 +116,9 @@ impl Keeper {
                     self.seated(Self::disconnect_for_good);
                     self.shared.keeper_ended.store(true, Ordering::Release);
                     self.shared.refuse_waiting_for_keeper(|_| false);
+                    // The last who holds the module unloads it. Whoever hears of the end may end the process, and two
+                    // threads that run the module's destructors at a time crash.
+                    drop(self);
                     let _ = done.send(());
                     return;
                 }
