@@ -60,6 +60,9 @@ use shared::Shared;
 /// The shortest data key.
 const MIN_DATA_KEY_BYTES: usize = 16;
 
+/// How long the end of the threads is waited for once they have closed everything: one that hangs stays.
+const JOIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A PKCS#11 token as an [`Hsm`].
 pub struct Pkcs11Hsm {
     shared: Arc<Shared>,
@@ -87,10 +90,10 @@ impl Pkcs11Hsm {
         let shared = Arc::new(Shared::new(config, clock, ended_in));
         let (watchdog, stop) = bounded(0);
         let watched = Arc::clone(&shared);
-        spawn("hsm-watchdog", move || watchdog::run(&watched, &stop))?;
+        drop(spawn("hsm-watchdog", move || watchdog::run(&watched, &stop))?);
         let (tried, first) = bounded(1);
         let of_keeper = Keeper::new(Arc::clone(&shared), context, pin);
-        spawn("hsm-keeper", move || of_keeper.run(&tried))?;
+        shared.keep_thread(spawn("hsm-keeper", move || of_keeper.run(&tried))?);
         let this = Self { shared, ended, watchdog: Mutex::new(Some(watchdog)) };
         // A keeper that hangs in its first connect is the watchdog's to end. It starts the workers when it is connected,
         // as only then it knows how many the token bears.
@@ -219,6 +222,7 @@ impl Hsm for Pkcs11Hsm {
             tracing::error!("closing while the HSM keeper hangs");
         }
         drop(self.watchdog.lock().unwrap_or_else(PoisonError::into_inner).take());
+        shared.join_threads(shared.now() + JOIN_LIMIT);
     }
 }
 
@@ -250,7 +254,10 @@ fn no_start(detail: String) -> HsmError {
     HsmError::Unavailable { detail, retry_after: std::time::Duration::from_secs(1) }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), HsmError> {
+fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, HsmError> {
     let thread = thread::Builder::new().name(name.into()).spawn(body);
-    thread.map(drop).map_err(|error| no_start(error.to_string()))
+    thread.map_err(|error| no_start(error.to_string()))
 }

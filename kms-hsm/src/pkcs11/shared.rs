@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::Instant;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never};
 use kms_core::clock::Clock;
 
 use crate::error::HsmError;
@@ -17,6 +17,9 @@ use crate::pkcs11::inbox::Inbox;
 use crate::pkcs11::job::{Cause, Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
 use crate::pkcs11::seat::Seat;
 use crate::pkcs11::worker;
+
+/// Between two looks at whether a thread has ended.
+const JOIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// See the module's description.
 pub(crate) struct Shared {
@@ -40,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) written_off: AtomicUsize,
     pub(crate) reconnects: AtomicU64,
     pub(crate) serial: Mutex<String>,
+    /// Those of workers and keeper, to be joined at the end.
+    pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
     /// Told by each worker as it ends, so that closing can wait for the last one.
     pub(crate) ended: Sender<()>,
 }
@@ -66,6 +71,7 @@ impl Shared {
             written_off: AtomicUsize::new(0),
             reconnects: AtomicU64::new(0),
             serial: Mutex::default(),
+            threads: Mutex::default(),
             ended,
         }
     }
@@ -207,6 +213,30 @@ impl Shared {
         }
     }
 
+    /// Keeps a thread that calls the module, to be joined at the end.
+    pub(crate) fn keep_thread(&self, thread: JoinHandle<()>) {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+
+    /// Joins the threads that call the module, as far as they have ended by then.
+    ///
+    /// Invariant: whoever hears that the HSM is closed may end the process. What a thread leaves behind in the module's
+    /// libraries is cleaned up after its last statement, and that beside the process's own clean-up crashes (SIGSEGV seen
+    /// with OpenSSL 3 under SoftHSM 2.6.1, once in some thousand ends).
+    pub(crate) fn join_threads(&self, until: Instant) {
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            while !thread.is_finished() && self.now() < until {
+                let _ = never::<()>().recv_timeout(JOIN_PAUSE);
+            }
+            // One that hangs in the module is left: it may hang for ever.
+            if thread.is_finished() && thread.join().is_err() {
+                tracing::error!("a thread of the HSM layer died");
+            }
+        }
+    }
+
     /// Starts one more worker.
     pub(crate) fn spawn_worker(self: &Arc<Self>) -> std::io::Result<()> {
         let seat = Arc::new(Seat::default());
@@ -218,9 +248,12 @@ impl Shared {
             // Room for every worker there can be; the one who closes may have stopped waiting.
             let _ = ended.try_send(());
         });
-        if let Err(error) = thread {
-            self.workers.fetch_sub(1, Ordering::AcqRel);
-            return Err(error);
+        match thread {
+            Ok(thread) => self.keep_thread(thread),
+            Err(error) => {
+                self.workers.fetch_sub(1, Ordering::AcqRel);
+                return Err(error);
+            }
         }
         self.seats.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
         Ok(())
@@ -229,8 +262,6 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use kms_core::clock::SystemClock;
     use kms_core::secret::Plaintext;
 

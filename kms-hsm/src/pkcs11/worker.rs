@@ -27,7 +27,7 @@ const HOLD: Duration = Duration::from_micros(100);
 pub(crate) fn run(shared: &Arc<Shared>, seat: &Arc<Seat>) {
     let mut worker =
         Worker { shared, seat, session: None, module_epoch: 0, ivs: IvPool::default(), held: None };
-    while let Ok(Ticket::Job(job)) = shared.queue_out.recv() {
+    while let Some(job) = worker.next_job() {
         worker.serve(job);
         worker.give_held();
         if seat.written_off() {
@@ -54,6 +54,19 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
+    /// Takes the next job; `None` to stop. What is kept back is given before anything is waited for: another worker may have
+    /// taken the job that it was kept for.
+    fn next_job(&mut self) -> Option<Box<Job>> {
+        if self.held.is_some() {
+            if let Ok(ticket) = self.shared.queue_out.try_recv() {
+                return job_of(ticket);
+            }
+            self.held = None;
+            self.seat.release();
+        }
+        self.shared.queue_out.recv().ok().and_then(job_of)
+    }
+
     /// Gives what is kept back, unless more is to come at once.
     fn give_held(&mut self) {
         let Some((since, count)) = self.held else { return };
@@ -196,6 +209,13 @@ impl Worker<'_> {
         if let Ok(inside) = self.shared.gate.enter(deadline, &*self.shared.clock) {
             self.discard_session(&inside.live);
         }
+    }
+}
+
+fn job_of(ticket: Ticket) -> Option<Box<Job>> {
+    match ticket {
+        Ticket::Job(job) => Some(job),
+        Ticket::Stop => None,
     }
 }
 

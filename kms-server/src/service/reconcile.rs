@@ -142,14 +142,14 @@ impl Inner {
             note("destructions", destroyed, &mut done);
             let rotated = self.rotate_by_period(&mut done).await;
             note("rotations", rotated, &mut done);
+            let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
+            let before = self.clock.now().as_unix_ms().saturating_sub(memory_ms);
+            let before = Timestamp::from_unix_ms(before);
+            let forgotten = self.forget_requests(before, &mut done).await;
+            note("requests", forgotten, &mut done);
         }
         let written = self.keyring.write_uses().await;
         note("uses", written, &mut done);
-        let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);
-        let before = self.clock.now().as_unix_ms().saturating_sub(memory_ms);
-        let before = Timestamp::from_unix_ms(before);
-        let forgotten = self.forget_requests(before, &mut done).await;
-        note("requests", forgotten, &mut done);
         self.reconcile_failures.store(done.failed, Ordering::Relaxed);
         Ok(done)
     }

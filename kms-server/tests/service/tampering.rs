@@ -198,7 +198,7 @@ async fn a_damaged_row_is_counted_and_the_rest_goes_on() {
         sql(&world, &format!("PRAGMA ignore_check_constraints = ON; {UNGUARD} {edit}"));
         world.clock.advance(std::time::Duration::from_hours(25));
         let world = world.restart();
-        let done = world.kms.recover().await.unwrap();
+        let done = world.kms.reconcile().await.unwrap();
         assert!(done.failed > 0, "{edit}");
         assert_eq!(world.kms.reconcile_failures(), done.failed, "{edit}");
         assert!(world.kms.counters().integrity_failures.read() > 0, "{edit}");
