@@ -244,7 +244,9 @@ impl Keyring {
     /// # Errors
     /// When the store or the HSM fails; what was counted waits for the next time.
     pub async fn write_uses(&self) -> Result<(), KeyringError> {
-        self.shared.write_uses().await
+        // A task of its own: what is taken out of memory must not go with a caller who goes away.
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move { shared.write_uses().await }).await.unwrap_or(Err(GONE))
     }
 
     /// Returns how a version was used, until now as far as this server knows.
@@ -252,7 +254,7 @@ impl Keyring {
     /// # Errors
     /// As for [`Keyring::write_uses`]; [`KeyringError::Integrity`] when the row was edited.
     pub async fn uses(&self, uid: KeyUid, version: KeyVersion) -> Result<Uses, KeyringError> {
-        self.shared.write_uses().await?;
+        self.write_uses().await?;
         let row = self.shared.read_uses((uid, version)).await?;
         Ok(row.map(|row| row.uses).unwrap_or_default())
     }
@@ -269,7 +271,7 @@ impl Keyring {
             .iter()
             .map(|version| self.shared.ledger.give_back(&version.lease))
             .collect();
-        self.shared.write_uses().await?;
+        self.write_uses().await?;
         for returned in returns {
             returned.await.unwrap_or(Err(GONE))?;
         }

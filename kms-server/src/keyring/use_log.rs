@@ -169,21 +169,16 @@ impl Shared {
     }
 
     async fn write_batch(&self, batch: &BTreeMap<Id, Uses>) -> Result<(), KeyringError> {
-        let mut changes = Vec::with_capacity(batch.len());
-        for ((key_uid, version), uses) in batch {
-            let known = self.read_uses((*key_uid, *version)).await;
-            let row = match known {
-                Ok(row) => row,
-                // Told of by now; the others must not wait for it.
-                Err(KeyringError::Integrity { .. }) => continue,
-                Err(error) => return Err(error),
-            };
+        let known = self.known_uses(batch.keys()).await?;
+        let changes = batch.iter().filter_map(|(id, uses)| {
+            let row = known.get(id)?;
             let expected = row.as_ref().map_or(Revision::new(0), |row| row.revision);
-            let known = row.map(|row| row.uses).unwrap_or_default();
-            let (key_uid, version, uses) = (*key_uid, *version, known.and(*uses));
-            let revision = expected.next();
-            changes.push((expected, UsageRow { key_uid, version, uses, revision }));
-        }
+            let before = row.as_ref().map(|row| row.uses).unwrap_or_default();
+            let (key_uid, version) = *id;
+            let (uses, revision) = (before.and(*uses), expected.next());
+            Some((expected, UsageRow { key_uid, version, uses, revision }))
+        });
+        let changes: Vec<_> = changes.collect();
         let generation = self.config.generation;
         let inputs = changes.iter().map(|(_, row)| row.mac_input(generation)).collect();
         let macs = self.hsm.mac(generation, inputs, self.load_deadline()).await?;
@@ -202,6 +197,46 @@ impl Shared {
         let late = late.filter_map(|(id, _)| batch.get(id).map(|uses| (*id, *uses)));
         self.uses.put_back(late);
         Ok(())
+    }
+
+    /// Reads what is known of versions, and verifies it in one call. One whose row was edited is told of and left out: the
+    /// others must not wait for it.
+    async fn known_uses(
+        &self,
+        ids: impl Iterator<Item = &Id>,
+    ) -> Result<BTreeMap<Id, Option<UsageRow>>, KeyringError> {
+        let mut known = BTreeMap::new();
+        let (mut checks, mut stored) = (Vec::new(), Vec::new());
+        for id in ids {
+            match self.damaged(self.store.usage(id.0, id.1).await) {
+                Ok(None) => drop(known.insert(*id, None)),
+                Ok(Some(sealed)) => {
+                    checks.push(Check::usage(&sealed));
+                    stored.push((*id, sealed));
+                }
+                Err(KeyringError::Integrity { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let all_good = match self.verify(checks).await {
+            Ok(()) => true,
+            // Which one, is found out one by one.
+            Err(KeyringError::Integrity { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        for (id, sealed) in stored {
+            let own = (sealed.row.key_uid, sealed.row.version) == id;
+            if all_good && own {
+                known.insert(id, Some(sealed.row));
+                continue;
+            }
+            match self.read_uses(id).await {
+                Ok(row) => drop(known.insert(id, row)),
+                Err(KeyringError::Integrity { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(known)
     }
 
     /// Reads the row of a version's uses and verifies it; `None` when it was never used.

@@ -104,6 +104,26 @@ async fn uses_that_cannot_be_written_wait_and_keep_no_wrap_from_working() {
     assert_eq!(counts(&usage(&world_again, 1).await), [2, 0, 0]);
 }
 
+/// One row that was edited keeps no other from being written.
+#[tokio::test]
+async fn uses_of_other_versions_are_written_beside_an_edited_row() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    world.wrap(KEY).await;
+    rotate(&world).await;
+    world.wrap(KEY).await;
+    world.kms.reconcile().await.unwrap();
+    let database = rusqlite::Connection::open(world.database()).unwrap();
+    database
+        .execute_batch("UPDATE usage SET protects = 9, revision = 2 WHERE version = 1")
+        .unwrap();
+    let request = world.request("kms.v1.CryptoService/Wrap");
+    world.kms.wrap(&request, wrap(&format!("{KEY}/versions/1"), b"x")).await.unwrap();
+    world.wrap(KEY).await;
+    assert_eq!(counts(&usage(&world, 2).await), [2, 0, 0]);
+    assert!(world.kms.counters().integrity_failures.read() > 0);
+}
+
 #[tokio::test]
 async fn an_edited_row_of_uses_is_refused() {
     let world = World::new().await;
@@ -116,4 +136,35 @@ async fn an_edited_row_of_uses_is_refused() {
     let version = format!("{KEY}/versions/1").parse().unwrap();
     let refused = world.kms.get_version_usage(&request, &version).await.unwrap_err();
     assert_eq!(refused.reason(), "KEY_INTEGRITY");
+}
+
+/// Gives a future up when it is polled for the `n`th time; `None` when it was.
+async fn given_up_at<F: Future>(n: usize, future: F) -> Option<F::Output> {
+    let (mut future, mut polls) = (Box::pin(future), 0);
+    std::future::poll_fn(|context| {
+        polls += 1;
+        if polls == n {
+            return std::task::Poll::Ready(None);
+        }
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+/// What is counted is taken out of memory before it is written: a caller who goes away must not take it along.
+#[tokio::test]
+async fn a_caller_who_goes_away_loses_no_uses() {
+    for n in 1.. {
+        let world = World::new().await;
+        world.create(KEY).await;
+        world.wrap(KEY).await;
+        let request = world.request("kms.v1.KeyService/GetVersionUsage");
+        let name = format!("{KEY}/versions/1").parse().unwrap();
+        let asked = given_up_at(n, world.kms.get_version_usage(&request, &name)).await;
+        assert_eq!(counts(&usage(&world, 1).await), [1, 0, 0], "given up at poll {n}");
+        if asked.is_some() {
+            assert!(n > 3, "it was given up at {n} places");
+            return;
+        }
+    }
 }
