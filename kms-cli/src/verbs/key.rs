@@ -9,8 +9,8 @@ use kms_proto::v1;
 
 use super::{Session, request_id};
 use crate::args::key::{
-    ChangeState, Create, Describe, KeyCommand, List, Protection, Rotate, RotationCommand,
-    ScheduleDestruction, Sensitivity, SetRotation, Update, Usage, Versions,
+    ChangeState, Create, Describe, KeyCommand, List, Protection, RequestIdArg, Rotate,
+    RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Update, Usage, Versions,
 };
 use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
 use crate::client::{Client, ClientError};
@@ -144,9 +144,6 @@ fn rotate(session: &Session, args: Rotate) -> Result<(), CliError> {
 }
 
 fn update(session: &Session, args: Update) -> Result<(), CliError> {
-    let context = session.context()?;
-    let id = request_id(&args.request_id);
-    let name = context.key_name(&args.key)?;
     let relabelled = args.no_labels || !args.labels.is_empty();
     let change = KeyChange {
         owner: args.owner,
@@ -156,14 +153,28 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
         labels: relabelled.then(|| distinct(args.labels)).transpose()?,
         rotation: None,
     };
-    let key = session.with_client(&context, async |client: Client| {
-        let revision = match args.revision {
+    let key = change_key(session, &args.key, args.revision, change, &args.request_id)?;
+    show(session.format, &KeyView::from(key))
+}
+
+/// Changes a key that has a revision, or the one it has now.
+fn change_key(
+    session: &Session,
+    key: &str,
+    revision: Option<u64>,
+    change: KeyChange,
+    id: &RequestIdArg,
+) -> Result<v1::Key, CliError> {
+    let context = session.context()?;
+    let id = request_id(id);
+    let name = context.key_name(key)?;
+    session.with_client(&context, async |client: Client| {
+        let revision = match revision {
             Some(revision) => revision,
             None => client.describe_key(&name).await?.revision,
         };
         Ok(client.update_key(&name, revision, change, id).await?)
-    })?;
-    show(session.format, &KeyView::from(key))
+    })
 }
 
 fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {
@@ -177,19 +188,10 @@ fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Re
 }
 
 fn set_rotation(session: &Session, args: &SetRotation) -> Result<(), CliError> {
-    let context = session.context()?;
-    let id = request_id(&args.request_id);
-    let name = context.key_name(&args.key)?;
     // The parser takes exactly one of the two.
     let rotation = args.period.map_or(Rotation::Off, Rotation::Every);
     let change = KeyChange { rotation: Some(rotation), ..KeyChange::default() };
-    let key = session.with_client(&context, async |client: Client| {
-        let revision = match args.revision {
-            Some(revision) => revision,
-            None => client.describe_key(&name).await?.revision,
-        };
-        Ok(client.update_key(&name, revision, change, id).await?)
-    })?;
+    let key = change_key(session, &args.key, args.revision, change, &args.request_id)?;
     show(session.format, &RotationPlanView::from(key))
 }
 

@@ -212,28 +212,16 @@ impl Core {
 }
 
 fn log_recovered(done: Reconciled) {
-    // What is forgotten is of age, and nothing that a process left.
-    if (Reconciled { forgotten: 0, ..done }) == Reconciled::default() {
+    if done == Reconciled::default() {
         return;
     }
-    let Reconciled {
-        finished,
-        undone,
-        deactivated,
-        rotated,
-        destroyed,
-        orphans,
-        forgotten,
-        failed,
-    } = done;
+    // What may be much waits until the server is ready: nothing is rotated, destroyed or forgotten at the start.
+    let Reconciled { finished, undone, deactivated, orphans, failed, .. } = done;
     tracing::info!(
         finished,
         undone,
         deactivated,
-        rotated,
-        destroyed,
         orphans,
-        forgotten,
         failed,
         "recovered what an earlier process left"
     );

@@ -231,24 +231,14 @@ impl Mutation for Move {
         let turn = inner.turn(self.name.key(), VersionChoice::Number(number)).await?;
         let Fresh { key, version } = &turn.fresh;
         trail.key_uid = Some(key.row.uid);
-        let leads = self.step.leads(&version.row, version.row.state_at(inner.clock.now()))?;
-        if leads == VersionState::Deactivated
-            && self.step == Step::Deactivate
-            && number == key.row.primary
-        {
+        self.step.leads(&version.row, version.row.state_at(inner.clock.now()))?;
+        if self.step == Step::Deactivate && number == key.row.primary {
             return Err(ServiceError::PrimaryVersion);
         }
         if let Step::ScheduleDestruction { allow_recent_use: false, .. } = self.step {
             inner.check_unused(key.row.uid, number).await?;
         }
-        let subject = Subject {
-            kind: self.step.kind(),
-            key_name: key.row.name.clone(),
-            key_uid: key.row.uid,
-            version: number,
-            makes: None,
-            stale: vec![number],
-        };
+        let subject = Subject::of_version(self.step.kind(), &key.row, number);
         Ok((subject, turn))
     }
 

@@ -3,7 +3,7 @@
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
-use kms_core::key::{Protection, VersionRow};
+use kms_core::key::VersionRow;
 use kms_core::lifecycle::Transition;
 use kms_core::state::VersionState;
 
@@ -94,20 +94,12 @@ impl Mutation for Compromise {
         trail.key_uid = Some(key.row.uid);
         Self::leads(&version.row, version.row.state_at(inner.clock.now()))?;
         trail.from_version = Some(number);
-        let (version, makes, stale) = if number == key.row.primary {
-            let next = key.row.latest.next().ok_or(ServiceError::VersionsExhausted)?;
-            (next, Some(key.row.protection), vec![number, next])
-        } else {
-            (number, None::<Protection>, vec![number])
-        };
-        let subject = Subject {
-            kind: IntentKind::CompromiseKeyVersion,
-            key_name: key.row.name.clone(),
-            key_uid: key.row.uid,
-            version,
-            makes,
-            stale,
-        };
+        let mut subject = Subject::of_version(IntentKind::CompromiseKeyVersion, &key.row, number);
+        if number == key.row.primary {
+            subject.version = key.row.latest.next().ok_or(ServiceError::VersionsExhausted)?;
+            subject.makes = Some(key.row.protection);
+            subject.stale.push(subject.version);
+        }
         Ok((subject, turn))
     }
 

@@ -132,14 +132,7 @@ impl Mutation for Destroy {
         let Fresh { key, version } = &turn.fresh;
         trail.key_uid = Some(key.row.uid);
         Self::leads(&version.row, inner.clock.now())?;
-        let subject = Subject {
-            kind: IntentKind::DestroyKeyVersion,
-            key_name: key.row.name.clone(),
-            key_uid: key.row.uid,
-            version: number,
-            makes: None,
-            stale: vec![number],
-        };
+        let subject = Subject::of_version(IntentKind::DestroyKeyVersion, &key.row, number);
         Ok((subject, turn))
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use kms_core::audit::Phase;
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
-use kms_core::key::{CkaId, Protection};
+use kms_core::key::{CkaId, KeyRow, Protection};
 use kms_core::name::KeyName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -84,6 +84,20 @@ pub(super) struct Subject {
     pub(super) makes: Option<Protection>,
     /// Versions that must be loaded anew afterwards.
     pub(super) stale: Vec<KeyVersion>,
+}
+
+impl Subject {
+    /// A change of one version's row, that makes nothing in the HSM.
+    pub(super) fn of_version(kind: IntentKind, key: &KeyRow, version: KeyVersion) -> Self {
+        Self {
+            kind,
+            key_name: key.name.clone(),
+            key_uid: key.uid,
+            version,
+            makes: None,
+            stale: vec![version],
+        }
+    }
 }
 
 /// A key as it is, and the turn to change it.

@@ -58,7 +58,8 @@ pub struct Reconciled {
 }
 
 impl Kms {
-    /// Runs once at start, before any request is taken: every intent there is was left by an earlier process.
+    /// Runs once at start, before any request is taken: every intent there is was left by an earlier process. What may be
+    /// much (rotations, destructions, requests to forget) is left to [`Kms::reconcile`].
     ///
     /// # Errors
     /// When there is no randomness for ids. What fails one by one is counted instead.
