@@ -102,6 +102,10 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
     };
     let rotate =
         proto::RotateKeyRequest { name: name(), reason: reason(), request_id: request_id() };
+    let disable =
+        proto::DisableKeyRequest { name: name(), reason: reason(), request_id: request_id() };
+    let enable =
+        proto::EnableKeyRequest { name: name(), reason: reason(), request_id: request_id() };
     let suspend = proto::SuspendKeyVersionRequest {
         name: version(),
         reason: reason(),
@@ -150,6 +154,8 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         case("kms.v1.KeyService/ListKeys", &list),
         case("kms.v1.KeyService/UpdateKey", &update),
         case("kms.v1.KeyService/RotateKey", &rotate),
+        case("kms.v1.KeyService/DisableKey", &disable),
+        case("kms.v1.KeyService/EnableKey", &enable),
         case(
             "kms.v1.KeyService/DescribeKeyVersion",
             &proto::DescribeKeyVersionRequest { name: version() },

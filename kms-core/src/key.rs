@@ -71,6 +71,16 @@ pub enum Sensitivity {
     High,
 }
 
+/// Whether a key may be used at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum KeyState {
+    /// Its versions do what their states permit.
+    Enabled,
+    /// None of its versions protects or processes, whatever their states.
+    Disabled,
+}
+
 macro_rules! names {
     ($type:ty { $($variant:path => $text:literal),+ $(,)? }) => {
         impl $type {
@@ -95,6 +105,7 @@ macro_rules! names {
 
 names!(Purpose { Self::Wrap => "WRAP" });
 names!(Protection { Self::HsmWrapped => "HSM_WRAPPED", Self::HsmResident => "HSM_RESIDENT" });
+names!(KeyState { Self::Enabled => "ENABLED", Self::Disabled => "DISABLED" });
 names!(Sensitivity { Self::Low => "LOW", Self::Medium => "MEDIUM", Self::High => "HIGH" });
 
 /// The PKCS#11 CKA_ID of a token object: derived once from randomness, recorded, never parsed.
@@ -165,6 +176,8 @@ pub struct KeyRow {
     pub purpose: Purpose,
     /// Protection.
     pub protection: Protection,
+    /// Whether it may be used at all.
+    pub state: KeyState,
     /// Who answers for the key.
     pub owner: String,
     /// Sensitivity.
@@ -197,6 +210,7 @@ impl KeyRow {
             name,
             purpose,
             protection,
+            state,
             owner,
             sensitivity,
             usage,
@@ -214,6 +228,7 @@ impl KeyRow {
             .text(name.key_id())
             .text(purpose.as_str())
             .text(protection.as_str())
+            .text(state.as_str())
             .text(owner)
             .text(sensitivity.as_str())
             .text(usage)

@@ -16,8 +16,8 @@ use data_encoding::HEXLOWER;
 use kms_core::clock::Timestamp;
 use kms_core::id::{KeyUid, KeyVersion, Revision, RootGeneration};
 use kms_core::key::{
-    CheckBlob, CkaId, CounterRow, KeyRow, Material, Protection, Purpose, RowMac, Sensitivity,
-    VersionRow, WrappedKey,
+    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Protection, Purpose, RowMac,
+    Sensitivity, VersionRow, WrappedKey,
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
@@ -58,6 +58,7 @@ fn key_row() -> KeyRow {
         name: key_name("acme", "backups"),
         purpose: Purpose::Wrap,
         protection: Protection::HsmWrapped,
+        state: KeyState::Enabled,
         owner: "storage team".into(),
         sensitivity: Sensitivity::Medium,
         usage: "nightly backups".into(),
@@ -152,6 +153,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         ("keys, rotated by period", {
             KeyRow { rotation: Some(rotation(90 * 86_400, 8)), ..key_row() }.mac_input(first)
         }),
+        ("keys, disabled", { KeyRow { state: KeyState::Disabled, ..key_row() }.mac_input(first) }),
         ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
         ("versions, wrapped", version_row().mac_input(first)),
         ("versions, resident, deactivation planned", resident.mac_input(first)),
@@ -216,11 +218,12 @@ fn assert_all_differ<R: Clone>(row: &R, edits: &[fn(&mut R)], mac_input: impl Fn
 
 #[test]
 fn every_edit_of_a_key_row_shows() {
-    let edits: [fn(&mut KeyRow); 21] = [
+    let edits: [fn(&mut KeyRow); 22] = [
         |row| row.uid = uid(9),
         |row| row.name = key_name("other", "backups"),
         |row| row.name = key_name("acme", "other"),
         |row| row.protection = Protection::HsmResident,
+        |row| row.state = KeyState::Disabled,
         |row| row.owner = "x".into(),
         |row| row.sensitivity = Sensitivity::High,
         |row| row.usage = "x".into(),

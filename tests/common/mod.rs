@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 25] = [
+pub const ACTIONS: [&str; 27] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -51,6 +51,8 @@ pub const ACTIONS: [&str; 25] = [
     "list_keys",
     "update_key",
     "rotate_key",
+    "disable_key",
+    "enable_key",
     "describe_key_version",
     "list_key_versions",
     "suspend_key_version",

@@ -21,6 +21,10 @@ pub enum KeyCommand {
     Rotate(Rotate),
     /// Change what is said about a key
     Update(Update),
+    /// Disable a key: none of its versions wraps or unwraps until it is enabled
+    Disable(ChangeKeyState),
+    /// Enable a disabled key
+    Enable(ChangeKeyState),
     /// Suspend a version: it neither wraps nor unwraps until resumed
     Suspend(ChangeState),
     /// Resume a suspended version
@@ -170,6 +174,19 @@ pub struct Update {
     /// Refuse when the key has another revision [default: the one it has now]
     #[arg(long, value_name = "N")]
     pub revision: Option<u64>,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
+/// `kms key disable` and `enable`.
+#[derive(Debug, Args)]
+pub struct ChangeKeyState {
+    /// Id or name of the key
+    pub key: String,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
     /// The request's id.
     #[command(flatten)]
     pub request_id: RequestIdArg,

@@ -209,6 +209,30 @@ impl Client {
         self.call(request, |request| async { self.keys().update_key(request).await }).await
     }
 
+    /// Disables a key.
+    pub async fn disable_key(
+        &self,
+        name: &KeyName,
+        reason: String,
+        id: RequestId,
+    ) -> Result<v1::Key, ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        let request = v1::DisableKeyRequest { name, reason, request_id };
+        self.call(request, |request| async { self.keys().disable_key(request).await }).await
+    }
+
+    /// Enables a disabled key.
+    pub async fn enable_key(
+        &self,
+        name: &KeyName,
+        reason: String,
+        id: RequestId,
+    ) -> Result<v1::Key, ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        let request = v1::EnableKeyRequest { name, reason, request_id };
+        self.call(request, |request| async { self.keys().enable_key(request).await }).await
+    }
+
     /// Lists one page of a key's history.
     pub async fn list_history(
         &self,

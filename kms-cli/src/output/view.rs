@@ -22,6 +22,8 @@ pub struct KeyView {
     pub purpose: &'static str,
     /// Where its material lives.
     pub protection: &'static str,
+    /// Whether it may be used at all.
+    pub state: &'static str,
     /// Who answers for it.
     pub owner: String,
     /// Sensitivity.
@@ -52,6 +54,7 @@ impl From<v1::Key> for KeyView {
     fn from(key: v1::Key) -> Self {
         let (purpose, protection, sensitivity) =
             (key.purpose(), key.protection(), key.sensitivity());
+        let state = key_state_name(key.state());
         let v1::Key {
             name,
             uid,
@@ -69,12 +72,14 @@ impl From<v1::Key> for KeyView {
             version_count,
             rotation_period,
             next_rotation_time,
+            state: _,
         } = key;
         Self {
             name,
             uid,
             purpose: purpose.as_str_name(),
             protection: protection.as_str_name(),
+            state,
             owner,
             sensitivity: sensitivity.as_str_name(),
             usage,
@@ -91,6 +96,12 @@ impl From<v1::Key> for KeyView {
     }
 }
 
+/// The name without the prefix that protobuf asks for.
+fn key_state_name(state: v1::KeyState) -> &'static str {
+    let name = state.as_str_name();
+    name.strip_prefix("KEY_STATE_").unwrap_or(name)
+}
+
 impl View for KeyView {
     fn table(&self) -> Table {
         let labels = self.labels.iter().map(|(key, value)| format!("{key}={value}"));
@@ -99,6 +110,7 @@ impl View for KeyView {
             ("uid", self.uid.clone()),
             ("purpose", self.purpose.into()),
             ("protection", self.protection.into()),
+            ("state", self.state.into()),
             ("owner", self.owner.clone()),
             ("sensitivity", self.sensitivity.into()),
             ("usage", self.usage.clone()),

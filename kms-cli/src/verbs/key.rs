@@ -9,8 +9,9 @@ use kms_proto::v1;
 
 use super::{Session, request_id};
 use crate::args::key::{
-    ChangeState, Create, Describe, KeyCommand, List, Protection, RequestIdArg, Rotate,
-    RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Update, Usage, Versions,
+    ChangeKeyState, ChangeState, Create, Describe, KeyCommand, List, Protection, RequestIdArg,
+    Rotate, RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Update, Usage,
+    Versions,
 };
 use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
 use crate::client::{Client, ClientError};
@@ -33,6 +34,8 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
         KeyCommand::Versions(args) => versions(session, args),
         KeyCommand::Rotate(args) => rotate(session, args),
         KeyCommand::Update(args) => update(session, args),
+        KeyCommand::Disable(args) => change_key_state(session, args, false),
+        KeyCommand::Enable(args) => change_key_state(session, args, true),
         KeyCommand::Suspend(args) => change_state(session, args, StateChange::Suspend),
         KeyCommand::Resume(args) => change_state(session, args, StateChange::Resume),
         KeyCommand::Deactivate(args) => change_state(session, args, StateChange::Deactivate),
@@ -175,6 +178,24 @@ fn change_key(
         };
         Ok(client.update_key(&name, revision, change, id).await?)
     })
+}
+
+fn change_key_state(
+    session: &Session,
+    args: ChangeKeyState,
+    enabled: bool,
+) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let name = context.key_name(&args.key)?;
+    let key = session.with_client(&context, async |client: Client| {
+        Ok(if enabled {
+            client.enable_key(&name, args.reason, id).await?
+        } else {
+            client.disable_key(&name, args.reason, id).await?
+        })
+    })?;
+    show(session.format, &KeyView::from(key))
 }
 
 fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {

@@ -338,6 +338,20 @@ impl KeyService for Service {
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
     }
 
+    async fn disable_key(&self, request: Request<v1::DisableKeyRequest>) -> Answer<v1::Key> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        let state = v1::KeyState::Disabled.into();
+        Ok(Response::new(v1::Key { state, primary_version: 0, ..key(request.name) }))
+    }
+
+    async fn enable_key(&self, request: Request<v1::EnableKeyRequest>) -> Answer<v1::Key> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        let state = v1::KeyState::Enabled.into();
+        Ok(Response::new(v1::Key { state, ..key(request.name) }))
+    }
+
     async fn compromise_key_version(
         &self,
         request: Request<v1::CompromiseKeyVersionRequest>,

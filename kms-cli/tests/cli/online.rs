@@ -243,6 +243,18 @@ fn versions_are_deactivated_compromised_and_their_destruction_planned() {
 }
 
 #[test]
+fn a_key_is_disabled_and_enabled_for_a_reason() {
+    let world = World::new();
+    let more = ["--reason", "r", "--output", "json"];
+    let disabled = world.kms(&[&["key", "disable", "k"], &more[..]].concat(), b"").json();
+    assert_eq!((&disabled["state"], &disabled["primary_version"]), (&"DISABLED".into(), &0.into()));
+    let enabled = world.kms(&[&["key", "enable", "k"], &more[..]].concat(), b"").json();
+    assert_eq!(enabled["state"], "ENABLED");
+    assert_eq!(enabled["name"], "tenants/t1/keys/k");
+    assert_eq!(world.kms(&["key", "disable", "k"], b"").code, 2, "a reason must be given");
+}
+
+#[test]
 fn rotation_by_period_is_set_and_ended_by_the_mask_alone() {
     let world = World::new();
     let set = ["key", "rotation", "set", "k", "--period", "90d", "--output", "json"];

@@ -77,6 +77,10 @@ actions! {
     UpdateKey = "update_key",
     /// Roll a key over.
     RotateKey = "rotate_key",
+    /// Disable a key.
+    DisableKey = "disable_key",
+    /// Enable a key.
+    EnableKey = "enable_key",
     /// Describe a version.
     DescribeKeyVersion = "describe_key_version",
     /// List versions.

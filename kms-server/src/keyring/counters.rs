@@ -42,6 +42,8 @@ counters! {
     compromised_uses,
     /// Uses of a version that is scheduled for destruction, refused. Any is an alert.
     destroy_scheduled_uses,
+    /// Uses of a DISABLED key, refused: somebody still needs it.
+    disabled_key_uses,
     /// Versions that protect near or after the end of their cryptoperiod, once a load.
     cryptoperiod_warnings,
     /// Uses of versions that could not be put on the list, as too many versions waited for their counts to be written.

@@ -17,6 +17,9 @@ pub enum KeyringError {
     /// No such version.
     #[error("no key version `{0}`")]
     VersionNotFound(VersionName),
+    /// The key is DISABLED.
+    #[error("the key is disabled")]
+    KeyDisabled,
     /// The state of the version does not permit the use.
     #[error("the key version is {0}")]
     NotPermittedByState(VersionState),
@@ -58,6 +61,7 @@ impl KeyringError {
         match self {
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
+            | Self::KeyDisabled
             | Self::NotPermittedByState(_)
             | Self::Exhausted
             | Self::CryptoperiodExceeded
@@ -78,6 +82,7 @@ impl KeyringError {
             Self::Audit(error) => error.retry(),
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
+            | Self::KeyDisabled
             | Self::NotPermittedByState(_)
             | Self::Exhausted
             | Self::CryptoperiodExceeded

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, Header, Iv, Suite};
 use kms_core::id::KeyVersion;
-use kms_core::key::Sensitivity;
+use kms_core::key::{KeyState, Sensitivity};
 use kms_core::name::KeyName;
 use kms_core::secret::Plaintext;
 use kms_core::state::{Use, Verdict, VersionState};
@@ -139,8 +139,8 @@ impl Keyring {
     /// Makes the primary, or a pinned version, ready to protect, and counts one invocation.
     ///
     /// # Errors
-    /// [`KeyringError::NotPermittedByState`] unless the version is ACTIVE; [`KeyringError::CryptoperiodExceeded`] for a key
-    /// of HIGH sensitivity; [`KeyringError::Exhausted`] at 2^32.
+    /// [`KeyringError::KeyDisabled`]; [`KeyringError::NotPermittedByState`] unless the version is ACTIVE;
+    /// [`KeyringError::CryptoperiodExceeded`] for a key of HIGH sensitivity; [`KeyringError::Exhausted`] at 2^32.
     pub async fn protect<A: Protects>(
         &self,
         permit: &Permit<'_, A>,
@@ -151,6 +151,7 @@ impl Keyring {
         if let Some((_, permit)) = pinned {
             fits(permit, &key.row.name)?;
         }
+        self.check_enabled(key)?;
         let number = pinned.map_or(key.row.primary, |(number, _)| number);
         let version = self.version(key, number).await?;
         let state = self.state(&version);
@@ -172,7 +173,7 @@ impl Keyring {
     ///
     /// # Errors
     /// [`KeyringError::CiphertextInvalid`] when the envelope is another key's, or names a version that never was;
-    /// [`KeyringError::NotPermittedByState`] when the state does not permit it.
+    /// [`KeyringError::KeyDisabled`]; [`KeyringError::NotPermittedByState`] when the state does not permit it.
     pub async fn process<'p>(
         &self,
         permit: &Permit<'_, Unwrap>,
@@ -221,6 +222,7 @@ impl Keyring {
         if header.key_uid != key.row.uid {
             return Err(KeyringError::CiphertextInvalid);
         }
+        self.check_enabled(key)?;
         let version = self.version(key, header.version).await.map_err(|error| match error {
             KeyringError::VersionNotFound(_) => KeyringError::CiphertextInvalid,
             other => other,
@@ -244,6 +246,17 @@ impl Keyring {
             | Verdict::Metadata => return Err(KeyringError::NotPermittedByState(state)),
         }
         Ok(Processing { key: loaded(&version)?, version })
+    }
+
+    /// Before a version is looked at: what is disabled is not loaded either.
+    fn check_enabled(&self, key: &CachedKey) -> Result<(), KeyringError> {
+        match key.row.state {
+            KeyState::Enabled => Ok(()),
+            KeyState::Disabled => {
+                self.shared.counters.disabled_key_uses.increment();
+                Err(KeyringError::KeyDisabled)
+            }
+        }
     }
 
     /// Refuses what is over its cryptoperiod for keys of HIGH sensitivity; others are told of once a load.

@@ -2,7 +2,7 @@
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{KeyUid, KeyVersion, RequestId, Revision};
-use kms_core::key::{CounterRow, KeyRow, Material, Protection, VersionRow};
+use kms_core::key::{CounterRow, KeyRow, KeyState, Material, Protection, VersionRow};
 use kms_core::lifecycle::Rotation;
 use kms_core::state::VersionState;
 use kms_hsm::{GeneratedKey, KeySpec};
@@ -93,6 +93,7 @@ impl Mutation for CreateKey {
             name: create.name.clone(),
             purpose: create.purpose,
             protection: create.protection,
+            state: KeyState::Enabled,
             owner: create.owner,
             sensitivity: create.sensitivity,
             usage: create.usage,

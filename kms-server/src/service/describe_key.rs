@@ -1,7 +1,7 @@
 //! DescribeKey and DescribeKeyVersion: rows as callers see them, read fresh and verified.
 
 use kms_core::clock::Timestamp;
-use kms_core::key::{KeyRow, Sealed, VersionRow};
+use kms_core::key::{KeyRow, KeyState, Sealed, VersionRow};
 use kms_core::name::{KeyName, VersionName};
 use kms_core::state::VersionState;
 
@@ -140,12 +140,13 @@ pub(super) struct Fresh {
 
 /// Describes a key, given the row of its primary.
 pub(super) fn describe_key(key: &KeyRow, primary: &VersionRow, now: Timestamp) -> KeyDescription {
-    let protects = primary.state_at(now) == VersionState::Active;
+    let protects = key.state == KeyState::Enabled && primary.state_at(now) == VersionState::Active;
     KeyDescription {
         name: key.name.clone(),
         uid: key.uid,
         purpose: key.purpose,
         protection: key.protection,
+        state: key.state,
         owner: key.owner.clone(),
         sensitivity: key.sensitivity,
         usage: key.usage.clone(),
@@ -173,7 +174,9 @@ pub(super) fn describe_version(
         key: key.name.clone(),
         version: row.version,
         state,
-        primary: row.version == key.primary && state == VersionState::Active,
+        primary: key.state == KeyState::Enabled
+            && row.version == key.primary
+            && state == VersionState::Active,
         create_time: row.create_time,
         state_time: if state == row.state {
             row.state_time

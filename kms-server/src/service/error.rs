@@ -105,6 +105,12 @@ pub enum ServiceError {
     /// The version is over its cryptoperiod, and the key is of HIGH sensitivity.
     #[error("the key version is over its cryptoperiod; rotate the key")]
     CryptoperiodExceeded,
+    /// The key is disabled.
+    #[error("the key is disabled; enable it to use it")]
+    KeyDisabled,
+    /// The key is enabled: there is nothing to enable.
+    #[error("the key is enabled already")]
+    KeyEnabled,
     /// The key has used up its version numbers.
     #[error("the key has used up its version numbers")]
     VersionsExhausted,
@@ -216,6 +222,8 @@ impl ServiceError {
             Self::PrimaryVersion => "PRIMARY_VERSION",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
+            Self::KeyDisabled => "KEY_DISABLED",
+            Self::KeyEnabled => "KEY_ENABLED",
             Self::VersionsExhausted => "VERSIONS_EXHAUSTED",
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::OperationInProgress => "OPERATION_IN_PROGRESS",
@@ -252,6 +260,8 @@ impl ServiceError {
             | Self::PrimaryVersion
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
+            | Self::KeyDisabled
+            | Self::KeyEnabled
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::OperationInProgress
@@ -310,6 +320,8 @@ impl ServiceError {
             | Self::PrimaryVersion
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
+            | Self::KeyDisabled
+            | Self::KeyEnabled
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::RevisionMismatch
@@ -348,6 +360,8 @@ impl ServiceError {
             | Self::PrimaryVersion
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
+            | Self::KeyDisabled
+            | Self::KeyEnabled
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::OperationInProgress
@@ -425,6 +439,7 @@ impl From<KeyringError> for ServiceError {
             KeyringError::VersionNotFound(name) => Self::VersionNotFound { name },
             KeyringError::NotPermittedByState(state) => Self::KeyNotActive { state },
             KeyringError::Exhausted => Self::KeyExhausted,
+            KeyringError::KeyDisabled => Self::KeyDisabled,
             KeyringError::CryptoperiodExceeded => Self::CryptoperiodExceeded,
             KeyringError::CiphertextInvalid => Self::CiphertextInvalid,
             KeyringError::Integrity { detail } => Self::KeyIntegrity { detail },

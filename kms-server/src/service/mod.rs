@@ -4,6 +4,7 @@
 //! audit record is durable, and never touch a key without a permit.
 
 mod change;
+mod change_key_state;
 mod change_version_state;
 mod claim;
 mod compare_store;

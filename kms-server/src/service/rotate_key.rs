@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{EventId, KeyVersion, RequestId};
-use kms_core::key::{KeyRow, VersionRow};
+use kms_core::key::{KeyRow, KeyState, VersionRow};
 use kms_core::lifecycle::{HistoryRow, Rotation};
 use kms_core::name::KeyName;
 use kms_core::state::VersionState;
@@ -51,8 +51,8 @@ impl Kms {
             };
             match done {
                 Ok(_) => rotated += 1,
-                // Somebody else was faster.
-                Err(ServiceError::RevisionMismatch) => {}
+                // Somebody else was faster, or wants no use of it; the next lease tells of it again.
+                Err(ServiceError::RevisionMismatch | ServiceError::KeyDisabled) => {}
                 Err(error) => {
                     tracing::error!(alert = "rollover_failed", %error, "tried again with the next lease");
                 }
@@ -116,6 +116,9 @@ impl Mutation for Rollover {
         let now = inner.clock.now();
         if self.by_period && row.rotation.is_none_or(|plan| plan.due > now) {
             return Err(ServiceError::RevisionMismatch);
+        }
+        if row.state == KeyState::Disabled {
+            return Err(ServiceError::KeyDisabled);
         }
         let next = row.latest.next().ok_or(ServiceError::VersionsExhausted)?;
         let subject = Subject {
@@ -228,8 +231,8 @@ impl Inner {
             let rotated = self.mutate(&request, rollover, &mut trail).await;
             match self.record_unless_begun(&request, trail, rotated).await {
                 Ok(_) => done.rotated += 1,
-                // Rotated or changed meanwhile.
-                Err(ServiceError::RevisionMismatch) => {}
+                // Rotated, changed or disabled meanwhile.
+                Err(ServiceError::RevisionMismatch | ServiceError::KeyDisabled) => {}
                 Err(error) => {
                     done.failed += 1;
                     // What helps none of them is not tried for each; they stay due.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::Suite;
 use kms_core::id::{EventId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
-use kms_core::key::{Protection, Purpose, Sensitivity};
+use kms_core::key::{KeyState, Protection, Purpose, Sensitivity};
 use kms_core::name::{KeyName, KeySelector, TenantName, VersionName};
 use kms_core::secret::Plaintext;
 use kms_core::state::VersionState;
@@ -248,6 +248,17 @@ pub struct ChangeVersionState {
     pub request_id: RequestId,
 }
 
+/// Asks to disable or enable a key.
+#[derive(Clone, Debug)]
+pub struct ChangeKeyState {
+    /// Name.
+    pub name: KeyName,
+    /// 1 to 256 bytes.
+    pub reason: String,
+    /// Makes a repeat safe.
+    pub request_id: RequestId,
+}
+
 /// Asks to plan the destruction of a version.
 #[derive(Clone, Debug)]
 pub struct ScheduleDestruction {
@@ -327,6 +338,8 @@ pub struct KeyDescription {
     pub purpose: Purpose,
     /// Protection.
     pub protection: Protection,
+    /// Whether it may be used at all.
+    pub state: KeyState,
     /// Owner.
     pub owner: String,
     /// Sensitivity.

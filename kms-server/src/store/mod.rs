@@ -212,6 +212,10 @@ pub enum IntentKind {
     RotateKey,
     /// UpdateKey.
     UpdateKey,
+    /// DisableKey.
+    DisableKey,
+    /// EnableKey.
+    EnableKey,
     /// SuspendKeyVersion.
     SuspendKeyVersion,
     /// ResumeKeyVersion.
@@ -230,10 +234,12 @@ pub enum IntentKind {
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::CreateKey,
         Self::RotateKey,
         Self::UpdateKey,
+        Self::DisableKey,
+        Self::EnableKey,
         Self::SuspendKeyVersion,
         Self::ResumeKeyVersion,
         Self::DeactivateKeyVersion,
@@ -249,6 +255,8 @@ impl IntentKind {
             Self::CreateKey => "CREATE_KEY",
             Self::RotateKey => "ROTATE_KEY",
             Self::UpdateKey => "UPDATE_KEY",
+            Self::DisableKey => "DISABLE_KEY",
+            Self::EnableKey => "ENABLE_KEY",
             Self::SuspendKeyVersion => "SUSPEND_KEY_VERSION",
             Self::ResumeKeyVersion => "RESUME_KEY_VERSION",
             Self::DeactivateKeyVersion => "DEACTIVATE_KEY_VERSION",

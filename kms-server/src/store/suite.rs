@@ -15,8 +15,8 @@ use std::time::Duration;
 use kms_core::clock::Timestamp;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{
-    CheckBlob, CkaId, CounterRow, KeyRow, MAX_INVOCATIONS, Material, Protection, Purpose, RowMac,
-    Sealed, Sensitivity, VersionRow, WrappedKey,
+    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, MAX_INVOCATIONS, Material, Protection, Purpose,
+    RowMac, Sealed, Sensitivity, VersionRow, WrappedKey,
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
@@ -54,7 +54,7 @@ macro_rules! store_suite {
             lists::a_new_store_is_empty,
             lists::a_root_is_pinned_once,
             lists::due_deactivations_are_those_of_active_versions,
-            lists::due_rotations_are_those_of_active_primaries_the_first_first,
+            lists::due_rotations_are_those_of_active_primaries_of_enabled_keys,
             lists::due_destructions_are_those_planned_the_first_first,
             lists::history_is_paged_by_time_version_and_revision,
             lists::history_is_never_changed_and_has_one_entry_a_revision,
@@ -123,6 +123,7 @@ pub(crate) fn key_row(number: u8) -> KeyRow {
         name: KeyName::new(tenant(), &format!("k{number}")).unwrap(),
         purpose: Purpose::Wrap,
         protection: Protection::HsmWrapped,
+        state: KeyState::Enabled,
         owner: "team".into(),
         sensitivity: Sensitivity::High,
         usage: "backups".into(),

@@ -61,6 +61,10 @@ methods! {
     UpdateKey => "kms.v1.KeyService/UpdateKey",
     /// RotateKey.
     RotateKey => "kms.v1.KeyService/RotateKey",
+    /// DisableKey.
+    DisableKey => "kms.v1.KeyService/DisableKey",
+    /// EnableKey.
+    EnableKey => "kms.v1.KeyService/EnableKey",
     /// DescribeKeyVersion.
     DescribeKeyVersion => "kms.v1.KeyService/DescribeKeyVersion",
     /// ListKeyVersions.

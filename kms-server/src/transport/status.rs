@@ -76,6 +76,8 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::PrimaryVersion
         | ServiceError::KeyExhausted
         | ServiceError::CryptoperiodExceeded
+        | ServiceError::KeyDisabled
+        | ServiceError::KeyEnabled
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
         ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
         ServiceError::ResourceExists { .. } => Code::AlreadyExists,
@@ -258,6 +260,8 @@ mod tests {
             ServiceError::RecentlyUsed { last: kms_core::clock::Timestamp::from_unix_ms(0) },
             ServiceError::KeyExhausted,
             ServiceError::CryptoperiodExceeded,
+            ServiceError::KeyDisabled,
+            ServiceError::KeyEnabled,
             ServiceError::VersionsExhausted,
             ServiceError::RequestIdReused,
             ServiceError::OperationInProgress,

@@ -13,6 +13,7 @@ mod destruction;
 mod faults;
 mod integrity;
 mod intents;
+mod key_state;
 mod keys;
 mod leases;
 mod lifecycle;

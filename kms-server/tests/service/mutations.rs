@@ -7,7 +7,8 @@ use kms_core::id::{IntentId, KeyVersion, RequestId, Revision};
 use kms_core::key::Protection;
 use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
 use kms_server::service::{
-    ChangeVersionState, CreateKey, RotateKey, ScheduleDestruction, ServiceError, UpdateKey,
+    ChangeKeyState, ChangeVersionState, CreateKey, RotateKey, ScheduleDestruction, ServiceError,
+    UpdateKey,
 };
 use kms_server::store::{KeyRef, VersionChoice};
 
@@ -21,6 +22,8 @@ pub(crate) enum Kind {
     Create,
     Rotate,
     Update,
+    Disable,
+    Enable,
     Suspend,
     Resume,
     Deactivate,
@@ -45,6 +48,8 @@ pub(crate) fn cases() -> impl Iterator<Item = Case> {
         Kind::Create,
         Kind::Rotate,
         Kind::Update,
+        Kind::Disable,
+        Kind::Enable,
         Kind::Suspend,
         Kind::Resume,
         Kind::Deactivate,
@@ -64,7 +69,10 @@ impl Case {
         let world = World::new().await;
         let before = match self.kind {
             Kind::Create => &[][..],
-            Kind::Rotate | Kind::Update | Kind::Suspend | Kind::Compromise => &[Kind::Create],
+            Kind::Rotate | Kind::Update | Kind::Disable | Kind::Suspend | Kind::Compromise => {
+                &[Kind::Create]
+            }
+            Kind::Enable => &[Kind::Create, Kind::Disable],
             Kind::Resume => &[Kind::Create, Kind::Suspend],
             Kind::Deactivate | Kind::CompromiseOld => &[Kind::Create, Kind::Rotate],
             Kind::Schedule => &[Kind::Create, Kind::Rotate, Kind::Deactivate],
@@ -88,6 +96,7 @@ impl Case {
             reason: "test".into(),
             request_id,
         };
+        let key_change = || ChangeKeyState { name: name(KEY), reason: "test".into(), request_id };
         let text = |made: &dyn std::fmt::Debug| format!("{made:?}");
         match self.kind {
             Kind::Create => {
@@ -114,6 +123,14 @@ impl Case {
                 };
                 let request = world.request("kms.v1.KeyService/UpdateKey");
                 kms.update_key(&request, update).await.map(|made| text(&made))
+            }
+            Kind::Disable => {
+                let request = world.request("kms.v1.KeyService/DisableKey");
+                kms.disable_key(&request, key_change()).await.map(|made| text(&made))
+            }
+            Kind::Enable => {
+                let request = world.request("kms.v1.KeyService/EnableKey");
+                kms.enable_key(&request, key_change()).await.map(|made| text(&made))
             }
             Kind::Suspend => {
                 let request = world.request("kms.v1.KeyService/SuspendKeyVersion");

@@ -55,6 +55,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             name: key_name(tenant_number, number),
             purpose: Purpose::Wrap,
             protection: Protection::HsmWrapped,
+            state: kms_core::key::KeyState::Enabled,
             owner: "team".into(),
             sensitivity: Sensitivity::High,
             usage: "backups".into(),

@@ -228,6 +228,7 @@ pub(super) fn due_rotations(
         "SELECT keys.* FROM keys
          JOIN versions ON versions.key_uid = keys.uid AND versions.version = keys.primary_version
          WHERE rotate_time IS NOT NULL AND rotate_time <= ?1 AND versions.state = 'ACTIVE'
+           AND keys.state = 'ENABLED'
          ORDER BY rotate_time LIMIT ?2",
         (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
         rows::key,

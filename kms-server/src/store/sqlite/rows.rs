@@ -8,7 +8,7 @@ use kms_core::audit::ManifestStamp;
 use kms_core::clock::Timestamp;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{
-    CheckBlob, CkaId, CounterRow, KeyRow, Material, Protection, Purpose, RowMac, Sealed,
+    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Protection, Purpose, RowMac, Sealed,
     Sensitivity, VersionRow, WrappedKey,
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
@@ -112,6 +112,7 @@ pub(super) fn key(row: &Row<'_>) -> Result<Sealed<KeyRow>, StoreError> {
         name: columns.key_name()?,
         purpose: columns.parsed("purpose", Purpose::parse)?,
         protection: columns.parsed("protection", Protection::parse)?,
+        state: columns.parsed("state", KeyState::parse)?,
         owner: columns.read("owner")?,
         sensitivity: columns.parsed("sensitivity", Sensitivity::parse)?,
         usage: columns.read("usage")?,

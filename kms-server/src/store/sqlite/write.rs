@@ -270,11 +270,11 @@ fn change_manifest(connection: &Connection, change: &ManifestChange) -> Result<(
 
 fn insert_key(connection: &Connection, key: &Sealed<KeyRow>) -> Result<(), StoreError> {
     let sql =
-        "INSERT INTO keys (uid, tenant, key_id, purpose, protection, owner, sensitivity, usage,
-            cryptoperiod_s, labels, create_time, update_time, revision, primary_version,
+        "INSERT INTO keys (uid, tenant, key_id, purpose, protection, state, owner, sensitivity,
+            usage, cryptoperiod_s, labels, create_time, update_time, revision, primary_version,
             latest_version, rotation_period_s, rotate_time, generation, mac)
-         VALUES (:uid, :tenant, :key_id, :purpose, :protection, :owner, :sensitivity, :usage,
-            :cryptoperiod_s, :labels, :create_time, :update_time, :revision, :primary_version,
+         VALUES (:uid, :tenant, :key_id, :purpose, :protection, :state, :owner, :sensitivity,
+            :usage, :cryptoperiod_s, :labels, :create_time, :update_time, :revision, :primary_version,
             :latest_version, :rotation_period_s, :rotate_time, :generation, :mac)";
     with_key_parameters(key, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::NameTaken)
@@ -287,8 +287,8 @@ fn replace_key(
     key: &Sealed<KeyRow>,
 ) -> Result<(), StoreError> {
     let sql = "UPDATE keys SET tenant = :tenant, key_id = :key_id, purpose = :purpose,
-            protection = :protection, owner = :owner, sensitivity = :sensitivity, usage = :usage,
-            cryptoperiod_s = :cryptoperiod_s, labels = :labels, create_time = :create_time,
+            protection = :protection, state = :state, owner = :owner,
+            sensitivity = :sensitivity, usage = :usage, cryptoperiod_s = :cryptoperiod_s, labels = :labels, create_time = :create_time,
             update_time = :update_time, revision = :revision, primary_version = :primary_version,
             latest_version = :latest_version, rotation_period_s = :rotation_period_s,
             rotate_time = :rotate_time, generation = :generation, mac = :mac
@@ -316,6 +316,7 @@ fn with_key_parameters<T>(
         name,
         purpose,
         protection,
+        state,
         owner,
         sensitivity,
         usage,
@@ -336,6 +337,7 @@ fn with_key_parameters<T>(
         ":key_id": name.key_id(),
         ":purpose": purpose.as_str(),
         ":protection": protection.as_str(),
+        ":state": state.as_str(),
         ":owner": owner,
         ":sensitivity": sensitivity.as_str(),
         ":usage": usage,

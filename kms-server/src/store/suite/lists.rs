@@ -154,17 +154,20 @@ pub(crate) async fn due_deactivations_are_those_of_active_versions(store: Arc<im
     assert_eq!(store.due_deactivations(time(99), 10).await, Ok(listed(vec![])));
 }
 
-pub(crate) async fn due_rotations_are_those_of_active_primaries_the_first_first(
+pub(crate) async fn due_rotations_are_those_of_active_primaries_of_enabled_keys(
     store: Arc<impl Store>,
 ) {
-    for (number, state, due) in [
-        (1, VersionState::Active, Some(300)),
-        (2, VersionState::Active, Some(100)),
-        (3, VersionState::Active, None),
-        (4, VersionState::Suspended, Some(100)),
-        (5, VersionState::Active, Some(301)),
+    let (enabled, disabled) = (KeyState::Enabled, KeyState::Disabled);
+    for (number, key_state, state, due) in [
+        (1, enabled, VersionState::Active, Some(300)),
+        (2, enabled, VersionState::Active, Some(100)),
+        (3, enabled, VersionState::Active, None),
+        (4, enabled, VersionState::Suspended, Some(100)),
+        (5, enabled, VersionState::Active, Some(301)),
+        (6, disabled, VersionState::Active, Some(100)),
     ] {
         let mut new = new_key(number);
+        new.key.row.state = key_state;
         new.version.row.state = state;
         let period = Duration::from_hours(1);
         new.key.row.rotation = due.map(|due| Rotation { period, due: time(due) });

@@ -14,9 +14,9 @@ use kms_core::secret::Plaintext;
 use kms_proto::v1 as proto;
 
 use crate::service::{
-    ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey, ListKeyHistory,
-    ListKeyVersions, ListKeys, Rewrap, RotateKey, ScheduleDestruction, ServiceError, SetRotation,
-    Unwrap, UpdateKey, Wrap,
+    ChangeKeyState, ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey,
+    ListKeyHistory, ListKeyVersions, ListKeys, Rewrap, RotateKey, ScheduleDestruction,
+    ServiceError, SetRotation, Unwrap, UpdateKey, Wrap,
 };
 
 type Decoded<T> = Result<T, ServiceError>;
@@ -182,6 +182,18 @@ pub(super) fn get_version_usage(
 ) -> Decoded<kms_core::name::VersionName> {
     let proto::GetVersionUsageRequest { name } = message;
     parse("name", &name)
+}
+
+pub(super) fn disable_key(message: proto::DisableKeyRequest) -> Decoded<ChangeKeyState> {
+    let proto::DisableKeyRequest { name, reason, request_id } = message;
+    let request_id = self::request_id(&request_id)?;
+    Ok(ChangeKeyState { name: parse("name", &name)?, reason, request_id })
+}
+
+pub(super) fn enable_key(message: proto::EnableKeyRequest) -> Decoded<ChangeKeyState> {
+    let proto::EnableKeyRequest { name, reason, request_id } = message;
+    let request_id = self::request_id(&request_id)?;
+    Ok(ChangeKeyState { name: parse("name", &name)?, reason, request_id })
 }
 
 pub(super) fn suspend(message: proto::SuspendKeyVersionRequest) -> Decoded<ChangeVersionState> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use kms_core::clock::Timestamp;
-use kms_core::key::{Protection, Purpose, Sensitivity};
+use kms_core::key::{KeyState, Protection, Purpose, Sensitivity};
 use kms_core::name::VersionName;
 use kms_core::secret::Plaintext;
 use kms_core::state::VersionState;
@@ -81,6 +81,7 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         uid,
         purpose,
         protection,
+        state,
         owner,
         sensitivity,
         usage,
@@ -100,6 +101,10 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         Protection::HsmWrapped => proto::Protection::HsmWrapped,
         Protection::HsmResident => proto::Protection::HsmResident,
     };
+    let state = match state {
+        KeyState::Enabled => proto::KeyState::Enabled,
+        KeyState::Disabled => proto::KeyState::Disabled,
+    };
     let sensitivity = match sensitivity {
         Sensitivity::Low => proto::Sensitivity::Low,
         Sensitivity::Medium => proto::Sensitivity::Medium,
@@ -110,6 +115,7 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         uid: uid.to_string(),
         purpose: purpose.into(),
         protection: protection.into(),
+        state: state.into(),
         owner,
         sensitivity: sensitivity.into(),
         usage,

@@ -86,6 +86,8 @@ fn dispatch(
         Method::ListKeys => key::list_keys,
         Method::UpdateKey => key::update_key,
         Method::RotateKey => key::rotate_key,
+        Method::DisableKey => key::disable_key,
+        Method::EnableKey => key::enable_key,
         Method::DescribeKeyVersion => key::describe_key_version,
         Method::ListKeyVersions => key::list_key_versions,
         Method::SuspendKeyVersion => key::suspend_key_version,

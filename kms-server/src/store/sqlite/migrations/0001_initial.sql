@@ -20,6 +20,7 @@ CREATE TABLE keys (
     key_id          TEXT    NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
     purpose         TEXT    NOT NULL CHECK (purpose IN ('WRAP')),
     protection      TEXT    NOT NULL CHECK (protection IN ('HSM_WRAPPED', 'HSM_RESIDENT')),
+    state           TEXT    NOT NULL CHECK (state IN ('ENABLED', 'DISABLED')),
     owner           TEXT    NOT NULL CHECK (octet_length(owner) <= 256),
     sensitivity     TEXT    NOT NULL CHECK (sensitivity IN ('LOW', 'MEDIUM', 'HIGH')),
     usage           TEXT    NOT NULL CHECK (octet_length(usage) <= 1024),

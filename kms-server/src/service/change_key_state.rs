@@ -1,0 +1,150 @@
+//! DisableKey and EnableKey: whether a key may be used at all. The states of its versions stay as they are.
+
+use kms_core::canonical::CanonicalWriter;
+use kms_core::id::RequestId;
+use kms_core::key::{KeyRow, KeyState};
+use kms_core::lifecycle::{HistoryChange, HistoryRow};
+use kms_core::name::KeyName;
+
+use super::change::{Change, Failure, RowChanges};
+use super::describe_key::describe_key;
+use super::fields;
+use super::kms::{Inner, Kms};
+use super::mutation::{Mutation, Subject, Turn};
+use super::trail::Trail;
+use super::{ChangeKeyState, KeyDescription, RequestContext, ServiceError};
+use crate::authz::{self, Target};
+use crate::store::{IntentKind, VersionChoice};
+
+impl Kms {
+    /// Disables a key: none of its versions protects, processes or is rotated until it is enabled.
+    ///
+    /// # Errors
+    /// `FIELD_VIOLATION`, `ACCESS_DENIED`, `KEY_NOT_FOUND`, `KEY_DISABLED` when it is, `REQUEST_ID_REUSED`,
+    /// `OPERATION_IN_PROGRESS`, and what the layers below cannot do.
+    pub async fn disable_key(
+        &self,
+        request: &RequestContext,
+        change: ChangeKeyState,
+    ) -> Result<KeyDescription, ServiceError> {
+        self.mutate(request, Switch::to(KeyState::Disabled, change)).await
+    }
+
+    /// Enables a disabled key.
+    ///
+    /// # Errors
+    /// As for [`Kms::disable_key`], with `KEY_ENABLED` when it is.
+    pub async fn enable_key(
+        &self,
+        request: &RequestContext,
+        change: ChangeKeyState,
+    ) -> Result<KeyDescription, ServiceError> {
+        self.mutate(request, Switch::to(KeyState::Enabled, change)).await
+    }
+}
+
+/// What becomes of a key, and why.
+struct Switch {
+    to: KeyState,
+    name: KeyName,
+    reason: String,
+    request_id: RequestId,
+}
+
+impl Switch {
+    fn to(to: KeyState, change: ChangeKeyState) -> Self {
+        let ChangeKeyState { name, reason, request_id } = change;
+        Self { to, name, reason, request_id }
+    }
+}
+
+impl Mutation for Switch {
+    type Output = KeyDescription;
+    type Basis = Turn;
+
+    fn trail(&self) -> Trail {
+        Trail::key(&self.name)
+    }
+
+    fn request_id(&self) -> Option<RequestId> {
+        Some(self.request_id)
+    }
+
+    fn reason(&self) -> Option<&str> {
+        Some(&self.reason)
+    }
+
+    fn permit(
+        &self,
+        inner: &Inner,
+        request: &RequestContext,
+        trail: &mut Trail,
+    ) -> Result<(), ServiceError> {
+        let target = Target::key(&self.name);
+        match self.to {
+            KeyState::Disabled => {
+                inner.permit::<authz::DisableKey>(request, target, trail).map(drop)
+            }
+            KeyState::Enabled => inner.permit::<authz::EnableKey>(request, target, trail).map(drop),
+        }
+    }
+
+    fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
+        fields::check_reason(&self.reason, 1)?;
+        Ok(CanonicalWriter::new(b"fields").text(&self.name.to_string()).text(&self.reason))
+    }
+
+    async fn basis(
+        &self,
+        inner: &Inner,
+        trail: &mut Trail,
+    ) -> Result<(Subject, Turn), ServiceError> {
+        let turn = inner.turn(&self.name, VersionChoice::Primary).await?;
+        let row = &turn.fresh.key.row;
+        trail.key_uid = Some(row.uid);
+        let kind = match (self.to, row.state) {
+            (KeyState::Disabled, KeyState::Disabled) => return Err(ServiceError::KeyDisabled),
+            (KeyState::Enabled, KeyState::Enabled) => return Err(ServiceError::KeyEnabled),
+            (KeyState::Disabled, KeyState::Enabled) => IntentKind::DisableKey,
+            (KeyState::Enabled, KeyState::Disabled) => IntentKind::EnableKey,
+        };
+        let subject = Subject {
+            kind,
+            key_name: row.name.clone(),
+            key_uid: row.uid,
+            version: row.primary,
+            makes: None,
+            stale: Vec::new(),
+        };
+        Ok((subject, turn))
+    }
+
+    async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<KeyDescription, Failure> {
+        let old = &turn.fresh.key;
+        let now = change.inner.clock.now();
+        let key = KeyRow {
+            state: self.to,
+            update_time: now,
+            revision: old.row.revision.next(),
+            ..old.row.clone()
+        };
+        let description = describe_key(&key, &turn.fresh.version.row, now);
+        let detail = serde_json::json!({ "state": [old.row.state.as_str(), self.to.as_str()] });
+        let history = HistoryRow {
+            key_uid: key.uid,
+            change: HistoryChange::Fields { detail: detail.to_string() },
+            old_revision: old.row.revision,
+            revision: key.revision,
+            time: now,
+            actor: (&*change.request.principal.id).into(),
+            reason: self.reason,
+        };
+        let key = change.seal(key).await?;
+        let history = vec![history];
+        let rows = RowChanges { added: &[key.mac], removed: &[old.mac], history };
+        let closing = change.closing(self.name.tenant(), rows, &description).await?;
+        let committed = change.inner.store.update_key(old.row.revision, key, closing).await;
+        change.settle(committed).await?;
+        Ok(description)
+    }
+}
