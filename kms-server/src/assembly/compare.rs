@@ -36,8 +36,8 @@ pub(super) async fn compare(
                     return Err(error.into());
                 }
             }
-            // A latch is lifted by the next start alone, which compares. Until then the HSM layer refuses everything, so
-            // that no row is acted upon.
+            // A latch is lifted by the next start alone, which compares. Until then the HSM layer refuses what needs a key,
+            // and nothing is recovered or forgotten, so that no row is acted upon.
             Err(CompareError::Unverified(KeyringError::Hsm(HsmError::Latched { .. }))) => {
                 tracing::warn!("the database is not compared with the log: the hsm is latched");
                 return Ok(());

@@ -212,7 +212,8 @@ impl Core {
 }
 
 fn log_recovered(done: Reconciled) {
-    if done == Reconciled::default() {
+    // What failed was told when it did.
+    if done == (Reconciled { failed: done.failed, ..Reconciled::default() }) {
         return;
     }
     // What may be much waits until the server is ready: nothing is rotated, destroyed or forgotten at the start.

@@ -69,5 +69,7 @@ impl Core {
         if !ended {
             tracing::warn!("the audit log or the hsm did not close in time");
         }
+        // Calls that were cut off run in tasks of their own, and may have failed since.
+        running.gateway.tell_last_failures();
     }
 }

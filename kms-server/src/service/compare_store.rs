@@ -5,6 +5,7 @@
 //! out. It must run before recovery, which acts on what the database says.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 
 use kms_core::audit::{ManifestStamp, Phase};
 use kms_core::name::TenantName;
@@ -82,7 +83,8 @@ fn of_another(given: Option<AcceptCode>) -> String {
 
 impl Kms {
     /// Compares each tenant's manifest with what the log has last seen. When `accept` is the code of what there is, what is
-    /// in the database counts from now on: that is recorded, durably, when this returns.
+    /// in the database counts from now on: that is recorded, durably, when this returns. From the first call on, nothing is
+    /// recovered or reconciled until one has returned without an error.
     ///
     /// # Errors
     /// [`CompareError::Diverged`], with an alert, when they do not agree and that is not accepted;
@@ -91,7 +93,11 @@ impl Kms {
         &self,
         accept: Option<AcceptCode>,
     ) -> Result<Compared, CompareError> {
-        self.inner.compare_store(accept).await
+        // Before, not after, so that a comparison that is cut off counts as failed.
+        self.inner.is_doubtful.store(true, Ordering::Release);
+        let compared = self.inner.compare_store(accept).await?;
+        self.inner.is_doubtful.store(false, Ordering::Release);
+        Ok(compared)
     }
 }
 

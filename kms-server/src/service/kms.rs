@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -88,6 +88,8 @@ pub(super) struct Inner {
     pub(super) stuck_intents: AtomicUsize,
     /// What the last run of the reconciler could not do.
     pub(super) reconcile_failures: AtomicUsize,
+    /// Whether a comparison of the database with the log was begun, and none has ended well. Nothing is reconciled then.
+    pub(super) is_doubtful: AtomicBool,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
     tenant_locks: Vec<Arc<tokio::sync::Mutex<()>>>,
     /// Places for mutations.
@@ -124,6 +126,7 @@ impl Kms {
             orphans: Mutex::default(),
             stuck_intents: AtomicUsize::new(0),
             reconcile_failures: AtomicUsize::new(0),
+            is_doubtful: AtomicBool::new(false),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
             mutations: Places::new(),
         };

@@ -126,6 +126,13 @@ impl Inner {
         grace: Option<Duration>,
     ) -> Result<Reconciled, ServiceError> {
         let mut done = Reconciled::default();
+        // Invariant: no row is acted upon, and none forgotten, of a database that may not be the right one (`rollback.rs`).
+        if self.is_doubtful.load(Ordering::Acquire) {
+            tracing::warn!("nothing is recovered: the database is not compared with the log");
+            done.failed = 1;
+            self.reconcile_failures.store(done.failed, Ordering::Relaxed);
+            return Ok(done);
+        }
         let deadline = self.internal_request(OPERATION)?.deadline;
         // The order matters: an object listed here has its intent, or its row, in what is read after.
         let token_keys = self.hsm.list_token_keys(deadline).await;

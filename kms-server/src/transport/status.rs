@@ -16,6 +16,8 @@ use crate::service::{Full, RETRY_AFTER, ServiceError};
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
+/// All that callers are told of an error of the server's own.
+const INTERNAL_TEXT: &str = "internal error";
 
 /// Why a request was refused before any use-case saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +177,7 @@ pub fn from_refused(refused: Refused) -> Status {
         Refused::Cancelled => (Code::Cancelled, "the request was cut short"),
         Refused::TooLate => (Code::DeadlineExceeded, "the request did not arrive in time"),
         Refused::Saturated => (Code::ResourceExhausted, "too many large requests at a time"),
-        Refused::NoRandomness => (Code::Internal, "internal error"),
+        Refused::NoRandomness => (Code::Internal, INTERNAL_TEXT),
     };
     let mut details = details(refused.reason(), HashMap::new());
     if refused == Refused::Saturated {
@@ -185,11 +187,22 @@ pub fn from_refused(refused: Refused) -> Status {
     Status::with_error_details(code, text, details)
 }
 
-/// Makes the status of a request that tonic, or one of its services, refused without saying more than a code.
+/// How the texts begin with which tonic refuses what it cannot decode. It calls that an internal error, and nothing but the
+/// text tells it from others; `what_tonic_cannot_decode_is_malformed` asks tonic for each.
+const UNDECODABLE: [&str; 4] = [
+    "failed to decode Protobuf message",
+    "protocol error: received message with",
+    "Unexpected EOF decoding stream",
+    "Missing request message",
+];
+
+/// Makes the status of a request that tonic, or one of its services, refused without saying more than a code. Its text is
+/// not passed on: it was not cleared for callers.
 pub fn from_bare(bare: &Status) -> Status {
+    let undecodable = || UNDECODABLE.iter().any(|text| bare.message().starts_with(text));
     match bare.code() {
-        // Tonic calls what it cannot decode an internal error, and the requests are small: nothing else gives one.
-        Code::Internal | Code::InvalidArgument => from_refused(Refused::Malformed),
+        Code::Internal if undecodable() => from_refused(Refused::Malformed),
+        Code::InvalidArgument => from_refused(Refused::Malformed),
         Code::OutOfRange => from_refused(Refused::TooLarge),
         Code::Unimplemented => from_refused(Refused::EncodingUnknown),
         Code::NotFound => from_refused(Refused::SymbolUnknown),
@@ -197,7 +210,7 @@ pub fn from_bare(bare: &Status) -> Status {
         Code::DeadlineExceeded => from_refused(Refused::TooLate),
         code => {
             let details = details("INTERNAL", HashMap::new());
-            Status::with_error_details(code, bare.message(), details)
+            Status::with_error_details(code, INTERNAL_TEXT, details)
         }
     }
 }
@@ -391,7 +404,8 @@ mod tests {
     #[test]
     fn a_bare_status_is_given_its_reason() {
         for (bare, code, reason) in [
-            (Code::Internal, Code::InvalidArgument, "MALFORMED_REQUEST"),
+            (Code::Internal, Code::Internal, "INTERNAL"),
+            (Code::Unknown, Code::Unknown, "INTERNAL"),
             (Code::InvalidArgument, Code::InvalidArgument, "MALFORMED_REQUEST"),
             (Code::OutOfRange, Code::InvalidArgument, "MESSAGE_TOO_LARGE"),
             (Code::Unimplemented, Code::Unimplemented, "ENCODING_UNKNOWN"),
@@ -400,10 +414,58 @@ mod tests {
             (Code::DeadlineExceeded, Code::DeadlineExceeded, "REQUEST_DEADLINE"),
             (Code::Unavailable, Code::Unavailable, "INTERNAL"),
         ] {
-            let status = from_bare(&Status::new(bare, "odd"));
+            let status = from_bare(&Status::new(bare, "canary"));
             let info = status.get_details_error_info().unwrap();
             assert_eq!((status.code(), info.reason.as_str()), (code, reason), "{bare:?}");
             assert_eq!(info.domain, ERROR_DOMAIN);
+            assert!(!format!("{status:?}").contains("canary"), "{bare:?}");
+        }
+    }
+
+    /// Has one of tonic's own services refuse a body; returns the bare status.
+    async fn refused_by_tonic(body: &'static [u8], encoding: &'static str) -> Status {
+        let (_, mut health) = tonic_health::server::health_reporter();
+        let request = http::Request::post("/grpc.health.v1.Health/Check")
+            .header("grpc-encoding", encoding)
+            .body(tonic::body::Body::new(http_body_util::Full::from(body)))
+            .unwrap();
+        let answered = tonic::codegen::Service::call(&mut health, request).await.unwrap();
+        let bare = Status::from_header_map(answered.headers()).unwrap();
+        assert!(bare.details().is_empty());
+        bare
+    }
+
+    #[tokio::test]
+    async fn what_tonic_cannot_decode_is_malformed() {
+        let no_text: &[u8] = &[0, 0, 0, 0, 3, 0x0a, 0x01, 0xff];
+        let bodies: [&[u8]; 7] = [
+            &[0, 0, 0, 0, 1, 0xff], // no protobuf
+            no_text,
+            &[1, 0, 0, 0, 0], // compressed, but with nothing
+            &[7, 0, 0, 0, 0], // no such flag
+            &[0, 0, 0, 0, 9], // shorter than it says
+            &[0, 0, 0],       // not even a length
+            &[],              // no message
+        ];
+        for body in bodies {
+            let bare = refused_by_tonic(body, "identity").await;
+            assert_eq!(bare.code(), Code::Internal, "{body:?}");
+            let status = from_bare(&bare);
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(info.reason, "MALFORMED_REQUEST", "{body:?}: {}", bare.message());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_tonic_refuses_by_length_or_encoding_has_codes_of_its_own() {
+        let too_large = &[0, 0, 0x40, 0, 1]; // one more than 4 MiB
+        for (body, encoding, code, reason) in [
+            (&too_large[..], "identity", Code::OutOfRange, "MESSAGE_TOO_LARGE"),
+            (&[0, 0, 0, 0, 0], "gzip", Code::Unimplemented, "ENCODING_UNKNOWN"),
+        ] {
+            let bare = refused_by_tonic(body, encoding).await;
+            assert_eq!(bare.code(), code, "{}", bare.message());
+            assert_eq!(from_bare(&bare).get_details_error_info().unwrap().reason, reason);
         }
     }
 

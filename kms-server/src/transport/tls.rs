@@ -18,7 +18,7 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 
-use super::tls_validity::Validity;
+use super::tls_validity::{Validity, first_end, first_next_update};
 
 /// The largest certificate, key, CA or CRL file: a CRL of some 100,000 entries.
 pub const MAX_TLS_FILE_BYTES: u64 = 8 * 1024 * 1024;
@@ -209,11 +209,18 @@ fn read_set(files: &TlsFiles, protocols: Protocols, epoch: u64) -> Result<TlsSet
     let key = read_private_key(&files.private_key)?;
     let authorities = read_certificates(&files.client_ca)?;
     let roots = roots_of(&files.client_ca, &authorities)?;
+    let mut validity = Validity {
+        server: first_end(&files.certificate, &chain)?,
+        client_ca: first_end(&files.client_ca, &authorities)?,
+        crl_next_update: None,
+    };
     let mut crls = Vec::new();
     for path in &files.crls {
-        crls.extend(read_crls(path)?);
+        let lists = read_crls(path)?;
+        let next = first_next_update(path, &lists)?;
+        validity.crl_next_update = validity.crl_next_update.into_iter().chain(next).min();
+        crls.extend(lists);
     }
-    let validity = Validity::of(&chain, &authorities, &crls);
     let provider = Arc::new(aws_lc_rs::default_provider());
     let unusable = |part: &'static str| {
         move |error: &dyn std::fmt::Display| TlsError::Unusable { part, detail: error.to_string() }

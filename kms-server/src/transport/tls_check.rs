@@ -10,11 +10,14 @@ use super::tls::{
     Protocols, TlsError, TlsFiles, TlsStore, read_certificates, read_crls, read_private_key,
     read_roots,
 };
+use super::tls_validity::{first_end, first_next_update};
 
 /// Returns each problem with the key of the configuration that names the file; `tls` when it is about several.
 pub fn check(files: &TlsFiles, now: Timestamp) -> Vec<(&'static str, TlsError)> {
     let mut problems = Vec::new();
-    if let Err(error) = read_certificates(&files.certificate) {
+    if let Err(error) = read_certificates(&files.certificate)
+        .and_then(|chain| first_end(&files.certificate, &chain))
+    {
         problems.push(("tls.certificate", error));
     }
     if let Err(error) = read_private_key(&files.private_key) {
@@ -24,7 +27,7 @@ pub fn check(files: &TlsFiles, now: Timestamp) -> Vec<(&'static str, TlsError)> 
         problems.push(("tls.client_ca", error));
     }
     for path in &files.crls {
-        if let Err(error) = read_crls(path) {
+        if let Err(error) = read_crls(path).and_then(|lists| first_next_update(path, &lists)) {
             problems.push(("tls.crls", error));
         }
     }

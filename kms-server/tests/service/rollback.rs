@@ -2,12 +2,15 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kms_core::audit::{AuditRecord, Phase};
+use kms_hsm::HsmError;
+use kms_hsm_soft::{SoftDevice, SoftToken};
 use kms_server::audit::{ACCEPT_STORE, AcceptCode, AuditSink as _, MemorySink};
 use kms_server::authz::ActionKind;
 use kms_server::keyring::KeyringError;
-use kms_server::service::{CompareError, Compared, STORE_ACCEPTED};
+use kms_server::service::{CompareError, Compared, Reconciled, STORE_ACCEPTED};
 use kms_server::store::sqlite::SqliteStore;
 
 use crate::support::*;
@@ -328,6 +331,53 @@ async fn nothing_is_built_on_a_manifest_that_was_put_back_while_it_is_served() {
     world.create("tenants/u/keys/other").await;
     let told = refusal(&world.restart()).await;
     assert!(told.contains("revision 2 in") && told.contains("seen revision 3"), "{told}");
+}
+
+/// Runs recovery and the periodic run, and asserts that both leave everything as it is.
+async fn is_left_alone(world: &World) {
+    let before = (world.records().len(), world.faults.calls());
+    let nothing = Reconciled { failed: 1, ..Reconciled::default() };
+    assert_eq!(world.kms.recover().await.unwrap(), nothing);
+    assert_eq!(world.kms.reconcile().await.unwrap(), nothing);
+    assert_eq!(world.kms.reconcile_failures(), 1);
+    assert_eq!((world.records().len(), world.faults.calls()), before, "no part was asked");
+}
+
+/// A server with a latched HSM lives on, so that the operator can read why; its database was never compared.
+#[tokio::test]
+async fn nothing_is_recovered_while_a_latch_keeps_the_database_from_being_compared() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    world.clock.advance(Duration::from_hours(25));
+    let mut latched = world.restart();
+    latched.hsm = Arc::new(SoftToken::new(SoftDevice::new("another"), world.clock.clone()));
+    let pins = world.store.root_pins().await.unwrap().into_iter().map(|(pin, _)| pin).collect();
+    let deadline = world.request(CREATE).deadline;
+    assert!(latched.hsm.open_roots(pins, deadline).await.is_err());
+    let latched = latched.restart();
+    let compared = latched.kms.compare_store(None).await;
+    let refused = matches!(
+        compared,
+        Err(CompareError::Unverified(KeyringError::Hsm(HsmError::Latched { .. })))
+    );
+    assert!(refused, "{compared:?}");
+    is_left_alone(&latched).await;
+    let world = world.restart();
+    agrees(&world, 1).await;
+    assert_eq!(world.kms.reconcile().await.unwrap().forgotten, 1);
+}
+
+#[tokio::test]
+async fn nothing_is_recovered_of_a_database_that_was_put_back_before_it_is_accepted() {
+    let (world, backup) = world_with_backup().await;
+    world.clock.advance(Duration::from_hours(25));
+    let world = restored(&world, backup);
+    refusal(&world).await;
+    is_left_alone(&world).await;
+    accept(&world).await;
+    let done = world.kms.reconcile().await.unwrap();
+    assert_eq!(done.failed, 0);
+    assert_ne!(done.forgotten, 0);
 }
 
 /// One more than are written at a time, of a log that knows more than the database.

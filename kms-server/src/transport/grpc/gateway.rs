@@ -78,7 +78,7 @@ impl Gateway {
         inner.failures.tick(inner.parts.clock.monotonic()).into_iter().for_each(tell_counted);
     }
 
-    /// The same of all windows, when nothing is served any more.
+    /// The same of all windows, when nothing is served any more. Each is told once, however often this is called.
     pub fn tell_last_failures(&self) {
         self.0.failures.drain().into_iter().for_each(tell_counted);
     }
