@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
@@ -16,7 +16,6 @@ use crate::pkcs11::health::Health;
 use crate::pkcs11::inbox::Inbox;
 use crate::pkcs11::job::{Cause, Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
 use crate::pkcs11::seat::Seat;
-use crate::pkcs11::worker;
 
 /// Between two looks at whether a thread has ended.
 const JOIN_PAUSE: Duration = Duration::from_millis(1);
@@ -235,28 +234,6 @@ impl Shared {
                 tracing::error!("a thread of the HSM layer died");
             }
         }
-    }
-
-    /// Starts one more worker.
-    pub(crate) fn spawn_worker(self: &Arc<Self>) -> std::io::Result<()> {
-        let seat = Arc::new(Seat::default());
-        let (shared, own) = (Arc::clone(self), Arc::clone(&seat));
-        let ended = self.ended.clone();
-        self.workers.fetch_add(1, Ordering::AcqRel);
-        let thread = thread::Builder::new().name("hsm-worker".into()).spawn(move || {
-            worker::run(&shared, &own);
-            // Room for every worker there can be; the one who closes may have stopped waiting.
-            let _ = ended.try_send(());
-        });
-        match thread {
-            Ok(thread) => self.keep_thread(thread),
-            Err(error) => {
-                self.workers.fetch_sub(1, Ordering::AcqRel);
-                return Err(error);
-            }
-        }
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
-        Ok(())
     }
 }
 
