@@ -2,7 +2,7 @@
 //!
 //! Request path: [`Pkcs11Hsm`] queues -> `worker` (one thread, one session) -> `crypt` -> `token` -> the module. What
 //! needs objects, login or recovery goes to the one `keeper`. `gate` keeps C_Finalize and calls apart, `health` is
-//! breaker and latch, `watchdog` answers for threads that hang, `ckr` decides what a code means.
+//! breaker and latch, `watchdog` answers for threads that hang, `staff` counts the workers, `ckr` decides what a code means.
 
 mod canary;
 pub(crate) mod ckr;
@@ -21,6 +21,7 @@ mod key;
 mod mechanism;
 mod seat;
 mod shared;
+mod staff;
 mod template;
 mod token;
 mod token_file;

@@ -76,6 +76,17 @@ impl Seat {
         self.lock().written_off
     }
 
+    /// Answers for a thread that ends, in whatever state it is, and returns whether another has taken over.
+    pub(crate) fn vacate(&self) -> bool {
+        self.release();
+        let mut state = self.lock();
+        // From here on the watchdog finds nothing that could hang.
+        if let Some(reply) = state.running.take().and_then(|running| running.reply) {
+            reply.fail(HsmError::CallDeadline);
+        }
+        state.written_off
+    }
+
     /// Answers a job whose deadline has passed, and says whether the thread hangs. What it keeps back is given, in case it
     /// does.
     pub(crate) fn inspect(&self, now: Instant, budget: Duration) -> Finding {
@@ -135,6 +146,21 @@ mod tests {
         assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Hangs);
         assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Fine);
         assert!(seat.written_off());
+    }
+
+    #[test]
+    fn a_seat_that_is_vacated_leaves_no_one_waiting_and_hangs_no_more() {
+        let (seat, now) = (Seat::default(), SystemClock.monotonic());
+        let ((held, of_held), (running, of_running)) = (Pending::channel(), Pending::channel());
+        seat.hold(Reply::Done(held), Answer::Done, None);
+        seat.begin(Some(Reply::Done(running)), now + BUDGET, now);
+        assert!(!seat.vacate(), "no one has taken over");
+        assert_eq!(of_held.wait(), Ok(()));
+        assert_eq!(of_running.wait(), Err(HsmError::CallDeadline));
+        assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Fine);
+        seat.begin(None, now, now);
+        assert_eq!(seat.inspect(now + BUDGET, BUDGET), Finding::Hangs);
+        assert!(seat.vacate());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
@@ -16,7 +16,6 @@ use crate::pkcs11::health::Health;
 use crate::pkcs11::inbox::Inbox;
 use crate::pkcs11::job::{Cause, Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
 use crate::pkcs11::seat::Seat;
-use crate::pkcs11::worker;
 
 /// Between two looks at whether a thread has ended.
 const JOIN_PAUSE: Duration = Duration::from_millis(1);
@@ -154,14 +153,19 @@ impl Shared {
     }
 
     /// Answers all that wait for a worker when there will be none.
+    ///
+    /// Invariant: what tells a worker to stop stays: one that comes yet, or is left, would wait for ever without it (test
+    /// `what_stops_a_worker_outlasts_the_refusal_of_those_who_wait`).
     pub(crate) fn refuse_waiting(&self) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.extend(self.queue_out.try_iter());
-        for ticket in held.drain(..) {
-            if let Ticket::Job(job) = ticket {
-                job.fail(self.unavailable("no HSM worker is left"));
+        for ticket in std::mem::take(&mut *held) {
+            match ticket {
+                Ticket::Job(job) => job.fail(self.unavailable("no HSM worker is left")),
+                Ticket::Stop => held.push_back(ticket),
             }
         }
+        self.put_back(&mut held);
     }
 
     /// Answers the jobs in the queue whose deadline has passed; what is left keeps its order.
@@ -172,18 +176,24 @@ impl Shared {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = self.queue_out.len();
         held.extend(self.queue_out.try_iter().take(waiting));
-        while let Some(ticket) = held.pop_front() {
+        for ticket in std::mem::take(&mut *held) {
             match ticket {
                 Ticket::Job(job) if now >= job.deadline => {
                     let error = job.expired();
                     job.fail(error);
                 }
-                ticket => {
-                    if let Err(error) = self.queue_in.try_send(ticket) {
-                        held.push_front(error.into_inner());
-                        return;
-                    }
-                }
+                ticket => held.push_back(ticket),
+            }
+        }
+        self.put_back(&mut held);
+    }
+
+    /// Puts held tickets into the queue again, as far as there are places.
+    fn put_back(&self, held: &mut VecDeque<Ticket>) {
+        while let Some(ticket) = held.pop_front() {
+            if let Err(error) = self.queue_in.try_send(ticket) {
+                held.push_front(error.into_inner());
+                return;
             }
         }
     }
@@ -235,28 +245,6 @@ impl Shared {
                 tracing::error!("a thread of the HSM layer died");
             }
         }
-    }
-
-    /// Starts one more worker.
-    pub(crate) fn spawn_worker(self: &Arc<Self>) -> std::io::Result<()> {
-        let seat = Arc::new(Seat::default());
-        let (shared, own) = (Arc::clone(self), Arc::clone(&seat));
-        let ended = self.ended.clone();
-        self.workers.fetch_add(1, Ordering::AcqRel);
-        let thread = thread::Builder::new().name("hsm-worker".into()).spawn(move || {
-            worker::run(&shared, &own);
-            // Room for every worker there can be; the one who closes may have stopped waiting.
-            let _ = ended.try_send(());
-        });
-        match thread {
-            Ok(thread) => self.keep_thread(thread),
-            Err(error) => {
-                self.workers.fetch_sub(1, Ordering::AcqRel);
-                return Err(error);
-            }
-        }
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
-        Ok(())
     }
 }
 
@@ -319,6 +307,26 @@ mod tests {
             }));
         }
         assert_eq!(order, [0, 1, 2, 3]);
+        assert!(shared.held.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_stops_a_worker_outlasts_the_refusal_of_those_who_wait() {
+        let shared = shared();
+        let (ticket, pending) = job(shared.now() + Duration::from_secs(9), false);
+        shared.queue_in.try_send(Ticket::Stop).unwrap();
+        shared.queue_in.try_send(ticket).unwrap();
+        shared.held.lock().unwrap().extend([Ticket::Stop, Ticket::Stop]);
+        shared.refuse_waiting();
+        assert!(matches!(pending.wait(), Err(HsmError::Unavailable { .. })));
+        // Two places in the queue: the third waits until one is free.
+        let stops = |shared: &Shared| {
+            let tickets = shared.queue_out.try_iter();
+            tickets.filter(|ticket| matches!(ticket, Ticket::Stop)).count()
+        };
+        assert_eq!(stops(&shared), 2);
+        shared.expire_waiting(shared.now());
+        assert_eq!(stops(&shared), 1);
         assert!(shared.held.lock().unwrap().is_empty());
     }
 

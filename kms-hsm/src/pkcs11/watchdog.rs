@@ -47,16 +47,40 @@ pub(crate) fn run(shared: &Arc<Shared>, stop: &Receiver<()>) {
 }
 
 fn replace_worker(shared: &Arc<Shared>) {
-    shared.workers.fetch_sub(1, Ordering::AcqRel);
-    let written_off = shared.written_off.fetch_add(1, Ordering::AcqRel) + 1;
+    // Wrapping: it may have come back already, and have taken itself off before it was counted here.
+    let before = shared.written_off.fetch_add(1, Ordering::AcqRel);
+    let written_off = before.wrapping_add(1);
     tracing::error!(written_off, "a worker hangs in the module and is written off");
     if written_off > shared.config.budgets.max_written_off {
         shared.health.trip("too many workers hang in the module");
+        shared.one_less();
         shared.refuse_waiting();
         return (shared.config.on_fatal)(FatalReason::WorkersHung);
     }
-    if let Err(error) = shared.spawn_worker() {
-        tracing::error!(%error, "a hung worker could not be replaced");
-        shared.refuse_waiting();
+    shared.replace_worker();
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::bounded;
+    use kms_core::clock::SystemClock;
+
+    use super::*;
+    use crate::pkcs11::config::{Pkcs11Config, TokenSelector};
+    use crate::pkcs11::job::Ticket;
+
+    #[test]
+    fn a_worker_that_came_back_before_it_was_counted_is_counted_all_the_same() {
+        let config = Pkcs11Config::new("m".into(), TokenSelector::Label("x".into()));
+        let (ended_in, ended) = bounded(1);
+        let shared = Arc::new(Shared::new(config, Arc::new(SystemClock), ended_in));
+        shared.workers.store(1, Ordering::Release);
+        shared.written_off.fetch_sub(1, Ordering::AcqRel);
+        replace_worker(&shared);
+        assert_eq!(shared.written_off.load(Ordering::Acquire), 0);
+        assert_eq!(shared.workers.load(Ordering::Acquire), 1, "the other took its place");
+        shared.queue_in.send(Ticket::Stop).unwrap();
+        assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(()));
+        assert_eq!(shared.workers.load(Ordering::Acquire), 0);
     }
 }

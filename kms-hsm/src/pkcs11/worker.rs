@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cryptoki::session::Session;
@@ -17,6 +16,7 @@ use crate::pkcs11::iv::IvPool;
 use crate::pkcs11::job::{Answer, Cause, Job, Ticket, Work};
 use crate::pkcs11::seat::Seat;
 use crate::pkcs11::shared::Shared;
+use crate::pkcs11::staff::Place;
 
 /// The most answers that are kept back to be given together: each wake-up of the callers' threads then serves several.
 const MAX_HELD: usize = 16;
@@ -25,21 +25,19 @@ const HOLD: Duration = Duration::from_micros(100);
 
 /// Serves jobs until told to stop, or until another worker has taken over.
 pub(crate) fn run(shared: &Arc<Shared>, seat: &Arc<Seat>) {
+    let mut place = Place::new(shared, seat);
     let mut worker =
         Worker { shared, seat, session: None, module_epoch: 0, ivs: IvPool::default(), held: None };
     while let Some(job) = worker.next_job() {
         worker.serve(job);
         worker.give_held();
         if seat.written_off() {
-            seat.release();
-            worker.close();
-            shared.written_off.fetch_sub(1, Ordering::AcqRel);
-            return;
+            break;
         }
     }
+    place.leave();
     seat.release();
     worker.close();
-    shared.workers.fetch_sub(1, Ordering::AcqRel);
 }
 
 struct Worker<'a> {

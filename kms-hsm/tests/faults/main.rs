@@ -11,6 +11,7 @@ mod hang;
 mod lie;
 mod login;
 mod object;
+mod panics;
 mod path;
 mod probes;
 mod rig;

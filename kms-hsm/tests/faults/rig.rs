@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use kms_core::clock::{Clock as _, SystemClock};
+use kms_core::clock::{Clock, SystemClock};
 use kms_core::envelope::{Aad, Iv};
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::key::{CkaId, Material, Protection};
@@ -78,10 +78,14 @@ impl Rig {
     }
 
     pub(crate) fn start_with(change: impl FnOnce(&mut Pkcs11Config)) -> Self {
+        Self::start_on(Arc::new(SystemClock), change)
+    }
+
+    pub(crate) fn start_on(clock: Arc<dyn Clock>, change: impl FnOnce(&mut Pkcs11Config)) -> Self {
         let (sender, fatal) = mpsc::channel();
         let mut config = config(sender);
         change(&mut config);
-        let hsm = Pkcs11Hsm::start(config, pin(), Arc::new(SystemClock)).unwrap();
+        let hsm = Pkcs11Hsm::start(config, pin(), clock).unwrap();
         let root = hsm.create_root(RootGeneration::FIRST, soon()).wait().unwrap();
         hsm.open_roots(vec![root.clone()], soon()).wait().unwrap();
         assert_eq!(hsm.status().health, HsmHealth::Ready);
