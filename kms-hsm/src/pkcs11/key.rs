@@ -79,6 +79,12 @@ impl KeyState {
         self.give_back(std::mem::replace(&mut *handle, given_up));
     }
 
+    /// Forgets the handle, as nothing says that it names this key's object: it is not used again, and not given back,
+    /// as whatever it names now would be destroyed.
+    pub(crate) fn forget(&self) {
+        self.lock().epoch = NO_EPOCH;
+    }
+
     /// Returns why the key could not be loaded again.
     pub(crate) fn lost(&self) -> Option<HsmError> {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -74,6 +74,40 @@ fn a_handle_that_names_nothing_is_resolved_again_once() {
 }
 
 #[test]
+fn a_handle_that_names_another_object_is_forgotten_and_not_destroyed() {
+    let test = "object::a_handle_that_names_another_object_is_forgotten_and_not_destroyed";
+    with_rig(test, |rig, faulty| {
+        // The keeper's look at it finds another key, or nothing; then the key is loaded anew, or cannot be.
+        for (looks, loads) in [
+            (vec!["C_Decrypt 1 flip"], true),
+            (vec!["C_DecryptInit 1 return CKR_OBJECT_HANDLE_INVALID"], true),
+            (vec!["C_Decrypt 1 flip", "C_UnwrapKey 1 return CKR_WRAPPED_KEY_INVALID"], false),
+        ] {
+            let key = rig.key(1);
+            let mark = faulty.mark();
+            let mut rules = vec!["C_EncryptInit 1 return CKR_OBJECT_HANDLE_INVALID"];
+            rules.extend(&looks);
+            faulty.script(&rules);
+            let answer = rig.encrypt(&key.key);
+            assert_eq!(answer.is_ok(), loads, "{looks:?}: {answer:?}");
+            // The keeper takes one after the other: what was given back before is destroyed by now.
+            rig.residents().unwrap();
+            assert_eq!(faulty.count_since(mark, "C_DestroyObject"), 0, "{looks:?}");
+            faulty.heal();
+            // What was loaded in its place is the key's own, and goes with it.
+            assert_eq!(rig.round_trip(&key.key), Ok(()), "{looks:?}");
+            let mark = faulty.mark();
+            drop(key);
+            deadline::eventually(LIMIT, "the new object to be destroyed", || {
+                faulty.count_since(mark, "C_DestroyObject") == 1
+            });
+        }
+        assert_eq!(rig.health(), HsmHealth::Ready);
+        rig.assert_not_fatal();
+    });
+}
+
+#[test]
 fn a_handle_that_stays_invalid_is_never_the_callers_fault() {
     with_rig("object::a_handle_that_stays_invalid_is_never_the_callers_fault", |rig, faulty| {
         let key = rig.key(1).key;

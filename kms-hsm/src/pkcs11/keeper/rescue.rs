@@ -67,6 +67,7 @@ impl Keeper {
             if matches!(token::check_fits(self.session()?, object, &key.source), Ok(true)) {
                 return Ok(());
             }
+            key.forget();
             self.token_is_there().or_else(|failure| self.mended(failure))?;
         }
         let handle = match self.resolve_key(&key.source) {
