@@ -48,9 +48,26 @@ impl Config {
         }
         let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Invalid {
             path: path.to_owned(),
-            detail: error.to_string().trim_end().to_owned(),
+            detail: told(&error, &text),
         })?;
         flags.apply(&mut config);
         Ok(config)
     }
+}
+
+/// Tells where and why, with the line itself: unless it may hold a PIN that was written where its place belongs.
+fn told(error: &toml::de::Error, text: &str) -> String {
+    let at = error.span().map_or(0, |span| span.start);
+    let before = text.get(..at).unwrap_or(text);
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default();
+    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric());
+    if error.span().is_some() && !words.any(|word| word.eq_ignore_ascii_case("pin")) {
+        return error.to_string().trim_end().to_owned();
+    }
+    format!(
+        "line {}: not understood; it is not shown, as a PIN may stand there. A PIN has no place in this file: \
+         give `pin = {{ file = \"/path\" }}` or another of its places",
+        number + 1
+    )
 }

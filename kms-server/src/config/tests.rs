@@ -84,6 +84,30 @@ fn unknown_keys_and_sections_are_refused() {
 }
 
 #[test]
+fn a_pin_that_stands_in_the_file_is_not_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.toml");
+    for line in [
+        "[hsm]\npin = \"SECRET99\"",
+        "[hsm]\npin = SECRET99",
+        "[hsm]\npin = \"SECRET99",
+        "[hsm]\npin = { value = \"SECRET99\" }",
+        "[hsm]\nuser_pin = \"SECRET99\"",
+        "hsm.pin = \"SECRET99\"",
+        "[hsm.pin]\nfile = 1 # pin SECRET99",
+    ] {
+        std::fs::write(&path, line).unwrap();
+        let told = Config::load(&path, &Flags::default()).unwrap_err().to_string();
+        assert!(!told.contains("SECRET99"), "{line}: {told}");
+        assert!(told.contains("line ") && told.contains("pin = {"), "{line}: {told}");
+    }
+    // What cannot be a PIN is shown.
+    std::fs::write(&path, "[listen]\nping = 77").unwrap();
+    let told = Config::load(&path, &Flags::default()).unwrap_err().to_string();
+    assert!(told.contains("ping = 77"), "{told}");
+}
+
+#[test]
 fn flags_win_over_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("c.toml");
