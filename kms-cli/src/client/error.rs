@@ -1,6 +1,6 @@
 //! What can go wrong between us and the server, and what the server refused.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -92,7 +92,7 @@ impl ClientError {
         let Some(source) = status.source() else {
             return Self::Refused(Box::new(Refusal::of(status)));
         };
-        if source.downcast_ref::<tonic::TimeoutExpired>().is_some() {
+        if is_timeout(source) {
             return Self::Timeout(timeout);
         }
         Self::Connect { server: server.to_owned(), failure: ConnectFailure::find(source) }
@@ -113,6 +113,18 @@ impl ClientError {
             Self::Credentials(_) | Self::Timeout(_) | Self::Answer(_) | Self::Bug(_) => None,
         }
     }
+}
+
+/// The channel wraps what says that time is over, once or more.
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<tonic::TimeoutExpired>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 #[cfg(test)]
@@ -142,6 +154,24 @@ mod tests {
         details.set_error_info("KEY_NOT_FOUND", "example.com", std::collections::HashMap::new());
         let status = Status::with_error_details(Code::NotFound, "", details);
         assert_eq!(Refusal::of(&status).reason, "");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("wrapped")]
+    struct Wrapped(#[source] Box<dyn Error + Send + Sync>);
+
+    #[test]
+    fn a_call_that_takes_too_long_is_no_missing_connection_however_deep_that_is_said() {
+        for depth in 0..3 {
+            let mut cause: Box<dyn Error + Send + Sync> = Box::new(tonic::TimeoutExpired(()));
+            for _ in 0..depth {
+                cause = Box::new(Wrapped(cause));
+            }
+            let mut status = Status::unknown("");
+            status.set_source(std::sync::Arc::from(cause));
+            let error = ClientError::of(&status, "https://a:1", Duration::from_secs(2));
+            assert!(matches!(error, ClientError::Timeout(_)), "{depth}: {error:?}");
+        }
     }
 
     #[test]
