@@ -3,11 +3,9 @@
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
 use kms_core::key::{KeyRow, KeyState};
-use kms_core::lifecycle::{HistoryChange, HistoryRow};
 use kms_core::name::KeyName;
 
-use super::change::{Change, Failure, RowChanges};
-use super::describe_key::describe_key;
+use super::change::{Change, Failure};
 use super::fields;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
@@ -108,43 +106,14 @@ impl Mutation for Switch {
             (KeyState::Disabled, KeyState::Enabled) => IntentKind::DisableKey,
             (KeyState::Enabled, KeyState::Disabled) => IntentKind::EnableKey,
         };
-        let subject = Subject {
-            kind,
-            key_name: row.name.clone(),
-            key_uid: row.uid,
-            version: row.primary,
-            makes: None,
-            stale: Vec::new(),
-        };
+        let subject = Subject::of_key(kind, row);
         Ok((subject, turn))
     }
 
     async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<KeyDescription, Failure> {
-        let old = &turn.fresh.key;
-        let now = change.inner.clock.now();
-        let key = KeyRow {
-            state: self.to,
-            update_time: now,
-            revision: old.row.revision.next(),
-            ..old.row.clone()
-        };
-        let description = describe_key(&key, &turn.fresh.version.row, now);
-        let detail = serde_json::json!({ "state": [old.row.state.as_str(), self.to.as_str()] });
-        let history = HistoryRow {
-            key_uid: key.uid,
-            change: HistoryChange::Fields { detail: detail.to_string() },
-            old_revision: old.row.revision,
-            revision: key.revision,
-            time: now,
-            actor: (&*change.request.principal.id).into(),
-            reason: self.reason,
-        };
-        let key = change.seal(key).await?;
-        let history = vec![history];
-        let rows = RowChanges { added: &[key.mac], removed: &[old.mac], history };
-        let closing = change.closing(self.name.tenant(), rows, &description).await?;
-        let committed = change.inner.store.update_key(old.row.revision, key, closing).await;
-        change.settle(committed).await?;
-        Ok(description)
+        let old = &turn.fresh.key.row;
+        let detail = serde_json::json!({ "state": [old.state.as_str(), self.to.as_str()] });
+        let key = KeyRow { state: self.to, ..old.clone() };
+        change.replace_key(&turn.fresh, key, detail.to_string(), self.reason).await
     }
 }

@@ -98,6 +98,11 @@ impl Subject {
             stale: vec![version],
         }
     }
+
+    /// A change of a key's row alone: no version has to be loaded anew.
+    pub(super) fn of_key(kind: IntentKind, key: &KeyRow) -> Self {
+        Self { stale: Vec::new(), ..Self::of_version(kind, key, key.primary) }
+    }
 }
 
 /// A key as it is, and the turn to change it.

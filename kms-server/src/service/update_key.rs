@@ -6,7 +6,7 @@ use kms_core::key::KeyRow;
 use kms_core::lifecycle::{HistoryChange, HistoryRow, MAX_HISTORY_DETAIL_BYTES, Rotation};
 
 use super::change::{Change, Failure, RowChanges};
-use super::describe_key::describe_key;
+use super::describe_key::{Fresh, describe_key};
 use super::fields;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
@@ -75,20 +75,12 @@ impl Mutation for UpdateKey {
             None => row.rotation.map(|plan| plan.period),
         };
         fields::check_rotation(period, self.cryptoperiod.unwrap_or(row.cryptoperiod))?;
-        let subject = Subject {
-            kind: IntentKind::UpdateKey,
-            key_name: row.name.clone(),
-            key_uid: row.uid,
-            version: row.primary,
-            makes: None,
-            stale: Vec::new(),
-        };
+        let subject = Subject::of_key(IntentKind::UpdateKey, row);
         Ok((subject, turn))
     }
 
     async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<KeyDescription, Failure> {
         let (old, primary) = (&turn.fresh.key, &turn.fresh.version.row);
-        let now = change.inner.clock.now();
         let row = old.row.clone();
         let key = KeyRow {
             owner: self.owner.unwrap_or(row.owner),
@@ -102,26 +94,41 @@ impl Mutation for UpdateKey {
                 }),
                 None => row.rotation,
             },
-            update_time: now,
-            revision: row.revision.next(),
             ..row
         };
-        let description = describe_key(&key, &turn.fresh.version.row, now);
+        let detail = differences(&old.row, &key)?;
+        change.replace_key(&turn.fresh, key, detail, String::new()).await
+    }
+}
+
+impl Change<'_> {
+    /// Puts a key row, with a revision and a time of its own, in the place of the old one.
+    pub(super) async fn replace_key(
+        &mut self,
+        fresh: &Fresh,
+        key: KeyRow,
+        detail: String,
+        reason: String,
+    ) -> Result<KeyDescription, Failure> {
+        let Fresh { key: old, version: primary } = fresh;
+        let now = self.inner.clock.now();
+        let key = KeyRow { update_time: now, revision: old.row.revision.next(), ..key };
+        let description = describe_key(&key, &primary.row, now);
         let history = HistoryRow {
             key_uid: key.uid,
-            change: HistoryChange::Fields { detail: differences(&old.row, &key)? },
+            change: HistoryChange::Fields { detail },
             old_revision: old.row.revision,
             revision: key.revision,
             time: now,
-            actor: (&*change.request.principal.id).into(),
-            reason: String::new(),
+            actor: (&*self.request.principal.id).into(),
+            reason,
         };
-        let key = change.seal(key).await?;
+        let key = self.seal(key).await?;
         let history = vec![history];
         let rows = RowChanges { added: &[key.mac], removed: &[old.mac], history };
-        let closing = change.closing(self.name.tenant(), rows, &description).await?;
-        let committed = change.inner.store.update_key(old.row.revision, key, closing).await;
-        change.settle(committed).await?;
+        let closing = self.closing(key.row.name.tenant(), rows, &description).await?;
+        let committed = self.inner.store.update_key(old.row.revision, key, closing).await;
+        self.settle(committed).await?;
         Ok(description)
     }
 }
