@@ -55,19 +55,22 @@ impl Config {
     }
 }
 
-/// Tells where and why, with the line itself: unless it may hold a PIN that was written where its place belongs.
+/// Tells where and why, with the line itself: unless its section has to do with the PIN, which some write where its
+/// place belongs, in a value that may span lines.
 fn told(error: &toml::de::Error, text: &str) -> String {
-    let at = error.span().map_or(0, |span| span.start);
-    let before = text.get(..at).unwrap_or(text);
-    let number = before.matches('\n').count();
-    let line = text.lines().nth(number).unwrap_or_default();
-    let mut words = line.split(|c: char| !c.is_ascii_alphanumeric());
-    if error.span().is_some() && !words.any(|word| word.eq_ignore_ascii_case("pin")) {
+    let at = error.span().map_or(text.len(), |span| span.start);
+    let (before, rest) = text.split_at_checked(at).unwrap_or((text, ""));
+    let line = rest.lines().next().unwrap_or_default();
+    // Its table header, if it has one, and all from there on.
+    let section = before.rfind("\n[").and_then(|start| before.get(start..)).unwrap_or(before);
+    let mut words = section.split(not_of_words).chain(line.split(not_of_words));
+    if !words.any(|word| ["pin", "hsm"].iter().any(|other| word.eq_ignore_ascii_case(other))) {
         return error.to_string().trim_end().to_owned();
     }
-    format!(
-        "line {}: not understood; it is not shown, as a PIN may stand there. A PIN has no place in this file: \
-         give `pin = {{ file = \"/path\" }}` or another of its places",
-        number + 1
-    )
+    let number = before.matches('\n').count() + 1;
+    format!("line {number}: {}", error.message())
+}
+
+const fn not_of_words(c: char) -> bool {
+    !c.is_ascii_alphanumeric()
 }

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::authz::GrantConfig;
 use crate::transport::limits::ConnectionLimits;
@@ -136,6 +137,7 @@ pub struct HsmSection {
     /// Label of the token.
     pub token_label: Option<String>,
     /// Where the user PIN comes from.
+    #[serde(deserialize_with = "pin_place")]
     pub pin: PinPlace,
     /// Worker threads with a session each; 0 takes two, or as many as the token has sessions for.
     pub workers: usize,
@@ -172,6 +174,16 @@ pub enum PinPlace {
     Descriptor(u32),
     /// A file of the systemd credentials directory (`LoadCredential=`).
     Credential(String),
+}
+
+/// What stands there instead may be the PIN: the error does not show it.
+fn pin_place<'de, D: Deserializer<'de>>(from: D) -> Result<PinPlace, D::Error> {
+    PinPlace::deserialize(from).map_err(|_| {
+        D::Error::custom(
+            "hsm.pin takes one place where the PIN is, never the PIN: `pin = { file = \"/path\" }`, \
+             `{ credential = \"name\" }` or `{ descriptor = 3 }`",
+        )
+    })
 }
 
 impl Default for PinPlace {

@@ -91,16 +91,32 @@ fn a_pin_that_stands_in_the_file_is_not_shown() {
         "[hsm]\npin = \"SECRET99\"",
         "[hsm]\npin = SECRET99",
         "[hsm]\npin = \"SECRET99",
+        "[hsm]\npin = 5599 SECRET99",
         "[hsm]\npin = { value = \"SECRET99\" }",
+        "[hsm]\npin = { file = [\"SECRET99\"] }",
+        "[hsm]\npin = [\n\"SECRET99\",\n]",
+        "[hsm]\npin = {\n file = 1, other = \"SECRET99\" }",
+        "[hsm]\npin = \"\"\"\nSECRET99",
+        "[hsm]\npin = \"\"\"\nSECRET99\"\"\"",
         "[hsm]\nuser_pin = \"SECRET99\"",
+        "[listen]\npin = \"SECRET99\"",
+        "[listen]\npin = \"\"\"\nSECRET99\"\"\" 1",
         "hsm.pin = \"SECRET99\"",
-        "[hsm.pin]\nfile = 1 # pin SECRET99",
+        "hsm = { pin = \"SECRET99\" }",
+        "[hsm.pin]\nfile = 1 # SECRET99",
     ] {
         std::fs::write(&path, line).unwrap();
         let told = Config::load(&path, &Flags::default()).unwrap_err().to_string();
-        assert!(!told.contains("SECRET99"), "{line}: {told}");
-        assert!(told.contains("line ") && told.contains("pin = {"), "{line}: {told}");
+        assert!(!told.contains("SECRET99") && !told.contains("5599"), "{line}: {told}");
+        assert!(told.contains("c.toml: line "), "{line}: {told}");
     }
+    // What belongs there is told instead, and what else is wrong in the section.
+    std::fs::write(&path, "[hsm]\npin = \"SECRET99\"").unwrap();
+    let told = Config::load(&path, &Flags::default()).unwrap_err().to_string();
+    assert!(told.contains("line 2: hsm.pin takes one place"), "{told}");
+    std::fs::write(&path, "[hsm]\n\nworkers = \"many\"").unwrap();
+    let told = Config::load(&path, &Flags::default()).unwrap_err().to_string();
+    assert!(told.contains("line 3: invalid type"), "{told}");
     // What cannot be a PIN is shown.
     std::fs::write(&path, "[listen]\nping = 77").unwrap();
     let told = Config::load(&path, &Flags::default()).unwrap_err().to_string();
