@@ -102,6 +102,23 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
     };
     let rotate =
         proto::RotateKeyRequest { name: name(), reason: reason(), request_id: request_id() };
+    // The key was rotated: what is staged is version 3, and after it 4.
+    let stage = || proto::StageKeyVersionRequest {
+        name: name(),
+        activate_time: None,
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let activate = proto::ActivateKeyVersionRequest {
+        name: format!("{}/versions/3", key.name),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let discard = proto::DiscardKeyVersionRequest {
+        name: format!("{}/versions/4", key.name),
+        reason: reason(),
+        request_id: request_id(),
+    };
     let disable =
         proto::DisableKeyRequest { name: name(), reason: reason(), request_id: request_id() };
     let enable =
@@ -154,6 +171,10 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         case("kms.v1.KeyService/ListKeys", &list),
         case("kms.v1.KeyService/UpdateKey", &update),
         case("kms.v1.KeyService/RotateKey", &rotate),
+        case("kms.v1.KeyService/StageKeyVersion", &stage()),
+        case("kms.v1.KeyService/ActivateKeyVersion", &activate),
+        case("kms.v1.KeyService/StageKeyVersion", &stage()),
+        case("kms.v1.KeyService/DiscardKeyVersion", &discard),
         case("kms.v1.KeyService/DisableKey", &disable),
         case("kms.v1.KeyService/EnableKey", &enable),
         case(

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Read};
 use std::path::Path;
 use std::time::Duration;
 
+use kms_core::clock::Timestamp;
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{
     self, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, MAX_PLAINTEXT_BYTES,
@@ -126,6 +127,13 @@ pub fn period(text: &str) -> Result<Duration, String> {
         Some(0) => Err("it must be longer than nothing".into()),
         period => period.map(Duration::from_millis).ok_or_else(wrong),
     }
+}
+
+/// Reads a time.
+pub fn time(text: &str) -> Result<Timestamp, String> {
+    let wrong =
+        "it must be RFC 3339, with the offset, in milliseconds at most: 2027-01-31T08:00:00Z";
+    Timestamp::parse(text).ok_or_else(|| wrong.to_owned())
 }
 
 /// Writes a period of whole seconds in the largest unit that divides it.

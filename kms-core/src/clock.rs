@@ -24,6 +24,12 @@ impl Timestamp {
         self.0
     }
 
+    /// Reads RFC 3339 with an offset from UTC, in whole milliseconds; `None` when it is anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let read: jiff::Timestamp = text.parse().ok()?;
+        (read.subsec_nanosecond() % 1_000_000 == 0).then(|| Self(read.as_millisecond()))
+    }
+
     /// Returns the time `span` later, saturating at the end of time.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {

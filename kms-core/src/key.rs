@@ -269,6 +269,8 @@ pub struct VersionRow {
     pub state_reason: String,
     /// Which principal did it.
     pub state_actor: String,
+    /// When it became ACTIVE first; in PRE_ACTIVATION when it is to, if that is planned; `None` when it never was.
+    pub activate_time: Option<Timestamp>,
     /// When an ACTIVE version that was rolled over becomes DEACTIVATED.
     pub deactivate_time: Option<Timestamp>,
     /// The planned destruction; there exactly as long as the state is DESTROY_SCHEDULED.
@@ -288,6 +290,11 @@ impl VersionRow {
         }
     }
 
+    /// Returns since when it is in use: its cryptoperiod counts from then.
+    pub fn in_use_since(&self) -> Timestamp {
+        self.activate_time.unwrap_or(self.create_time)
+    }
+
     /// Returns the bytes whose MAC is stored beside the row.
     pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         let Self {
@@ -300,6 +307,7 @@ impl VersionRow {
             state_time,
             state_reason,
             state_actor,
+            activate_time,
             deactivate_time,
             destruction,
             revision,
@@ -316,10 +324,10 @@ impl VersionRow {
             .signed(state_time.as_unix_ms())
             .text(state_reason)
             .text(state_actor);
-        let out = match deactivate_time {
+        let out = [activate_time, deactivate_time].into_iter().fold(out, |out, time| match time {
             Some(time) => out.signed(time.as_unix_ms()),
             None => out.bytes(&[]),
-        };
+        });
         match destruction {
             Some(Destruction { time, returns_to }) => {
                 out.signed(time.as_unix_ms()).text(returns_to.as_str()).finish()
@@ -390,6 +398,7 @@ mod tests {
             state_time: Timestamp::from_unix_ms(6),
             state_reason: "created".into(),
             state_actor: "spiffe://td/a".into(),
+            activate_time: None,
             deactivate_time: None,
             destruction: None,
             revision: Revision::FIRST,

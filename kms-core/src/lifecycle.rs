@@ -18,12 +18,18 @@ pub const MIN_DESTRUCTION_WINDOW: Duration = Duration::from_hours(7 * 24);
 pub const MAX_DESTRUCTION_WINDOW: Duration = Duration::from_hours(365 * 24);
 /// The window when none is asked for.
 pub const DEFAULT_DESTRUCTION_WINDOW: Duration = Duration::from_hours(30 * 24);
+/// The furthest that the activation of a staged version may be planned ahead: what is staged for longer is not meant.
+pub const MAX_ACTIVATION_DELAY: Duration = Duration::from_hours(3653 * 24);
 /// The longest text of what changed about a key: all fields and labels, old and new, escaped.
 pub const MAX_HISTORY_DETAIL_BYTES: usize = 256 << 10;
 
 /// A move of a version from one state to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transition {
+    /// Puts a staged version into use, as the primary.
+    Activate,
+    /// Gives a staged version up: it was never used, so its material goes at once.
+    Discard,
     /// Takes it out of use for a while.
     Suspend,
     /// Puts a suspended one back.
@@ -42,7 +48,9 @@ pub enum Transition {
 
 impl Transition {
     /// All moves.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
+        Self::Activate,
+        Self::Discard,
         Self::Suspend,
         Self::Resume,
         Self::Deactivate,
@@ -61,8 +69,8 @@ impl Transition {
     ) -> Option<VersionState> {
         use VersionState as S;
         match (self, from) {
+            (Self::Activate, S::PreActivation) | (Self::Resume, S::Suspended) => Some(S::Active),
             (Self::Suspend, S::Active) => Some(S::Suspended),
-            (Self::Resume, S::Suspended) => Some(S::Active),
             (Self::Deactivate, S::Active | S::Suspended) => Some(S::Deactivated),
             (Self::Compromise, S::PreActivation | S::Active | S::Suspended | S::Deactivated) => {
                 Some(S::Compromised)
@@ -74,9 +82,13 @@ impl Transition {
                 Some(Destruction { returns_to, .. }) => Some(returns_to),
                 None => None,
             },
-            (Self::Destroy, S::DestroyScheduled) => Some(S::Destroyed),
+            (Self::Discard, S::PreActivation) | (Self::Destroy, S::DestroyScheduled) => {
+                Some(S::Destroyed)
+            }
             (
-                Self::Suspend
+                Self::Activate
+                | Self::Discard
+                | Self::Suspend
                 | Self::Resume
                 | Self::Deactivate
                 | Self::Compromise
@@ -92,11 +104,11 @@ impl Transition {
     pub const fn aims_at(self) -> VersionState {
         match self {
             Self::Suspend => VersionState::Suspended,
-            Self::Resume => VersionState::Active,
+            Self::Activate | Self::Resume => VersionState::Active,
             Self::Deactivate | Self::CancelDestruction => VersionState::Deactivated,
             Self::Compromise => VersionState::Compromised,
             Self::ScheduleDestruction => VersionState::DestroyScheduled,
-            Self::Destroy => VersionState::Destroyed,
+            Self::Discard | Self::Destroy => VersionState::Destroyed,
         }
     }
 }

@@ -84,6 +84,7 @@ fn version_row() -> VersionRow {
         state_time: time(6),
         state_reason: "created".into(),
         state_actor: "spiffe://td/a".into(),
+        activate_time: Some(time(5)),
         deactivate_time: None,
         destruction: None,
         revision: Revision::FIRST,
@@ -157,6 +158,14 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
         ("versions, wrapped", version_row().mac_input(first)),
         ("versions, resident, deactivation planned", resident.mac_input(first)),
+        ("versions, staged without a date", {
+            let row = VersionRow {
+                state: VersionState::PreActivation,
+                activate_time: None,
+                ..version_row()
+            };
+            row.mac_input(first)
+        }),
         ("versions, destruction scheduled", {
             let destruction =
                 Some(Destruction { time: time(7), returns_to: VersionState::Compromised });
@@ -249,7 +258,7 @@ fn every_edit_of_a_key_row_shows() {
 
 #[test]
 fn every_edit_of_a_version_row_shows() {
-    let edits: [fn(&mut VersionRow); 17] = [
+    let edits: [fn(&mut VersionRow); 19] = [
         |row| row.key_uid = uid(9),
         |row| row.version = version(2),
         |row| row.state = VersionState::Deactivated,
@@ -262,6 +271,8 @@ fn every_edit_of_a_version_row_shows() {
         |row| row.state_time = time(9),
         |row| row.state_reason = "x".into(),
         |row| row.state_actor = "x".into(),
+        |row| row.activate_time = None,
+        |row| row.activate_time = Some(time(0)),
         |row| row.deactivate_time = Some(time(0)),
         |row| row.destruction = Some(destruction(0, VersionState::Deactivated)),
         |row| row.destruction = Some(destruction(0, VersionState::Compromised)),

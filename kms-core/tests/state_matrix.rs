@@ -27,7 +27,9 @@ const TRANSITIONS: [&str; 7] = [
 
 /// Where each move leads from each state, in the order of `VersionState::ALL`: `-` nowhere, else the first letter of the
 /// state, `d` for DEACTIVATED, `s` for DESTROY_SCHEDULED, `x` for DESTROYED, `u` for SUSPENDED, `<` back.
-const MOVES: [(Transition, &str); 7] = [
+const MOVES: [(Transition, &str); 9] = [
+    (Transition::Activate, "a------"),
+    (Transition::Discard, "x------"),
     (Transition::Suspend, "-u-----"),
     (Transition::Resume, "--a----"),
     (Transition::Deactivate, "-dd----"),

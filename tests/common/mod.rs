@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 27] = [
+pub const ACTIONS: [&str; 30] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -51,6 +51,9 @@ pub const ACTIONS: [&str; 27] = [
     "list_keys",
     "update_key",
     "rotate_key",
+    "stage_key_version",
+    "activate_key_version",
+    "discard_key_version",
     "disable_key",
     "enable_key",
     "describe_key_version",

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use kms_core::clock::Timestamp;
 
-use crate::input::{pair, period};
+use crate::input::{pair, period, time};
 
 /// The verbs of `kms key`.
 #[derive(Debug, Subcommand)]
@@ -19,6 +20,12 @@ pub enum KeyCommand {
     Versions(Versions),
     /// Roll a key over: a new version becomes primary, old ones still unwrap
     Rotate(Rotate),
+    /// Make the next version and leave it unused until it is activated, or the key is rotated
+    Stage(Stage),
+    /// Put a staged version in the primary's place
+    Activate(ChangeState),
+    /// Give a staged version up: it is destroyed at once
+    Discard(ChangeState),
     /// Change what is said about a key
     Update(Update),
     /// Disable a key: none of its versions wraps or unwraps until it is enabled
@@ -179,6 +186,22 @@ pub struct Update {
     pub request_id: RequestIdArg,
 }
 
+/// `kms key stage`.
+#[derive(Debug, Args)]
+pub struct Stage {
+    /// Id or name of the key
+    pub key: String,
+    /// When it is to be activated, RFC 3339, within 10 years [default: by hand, or with the next rotation]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub activate_at: Option<Timestamp>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
 /// `kms key disable` and `enable`.
 #[derive(Debug, Args)]
 pub struct ChangeKeyState {
@@ -192,7 +215,7 @@ pub struct ChangeKeyState {
     pub request_id: RequestIdArg,
 }
 
-/// `kms key suspend`, `resume`, `deactivate`, `compromise` and `cancel-destruction`.
+/// `kms key activate`, `discard`, `suspend`, `resume`, `deactivate`, `compromise` and `cancel-destruction`.
 #[derive(Debug, Args)]
 pub struct ChangeState {
     /// Id or name of the key; with `/versions/N` of the version

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
 use kms_core::name::{KeyName, TenantName, VersionName};
 use kms_proto::v1;
@@ -63,6 +64,8 @@ pub enum Rotation {
 /// Which way a version goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateChange {
+    /// PRE_ACTIVATION to DESTROYED.
+    Discard,
     /// ACTIVE to SUSPENDED.
     Suspend,
     /// SUSPENDED back.
@@ -209,6 +212,44 @@ impl Client {
         self.call(request, |request| async { self.keys().update_key(request).await }).await
     }
 
+    /// Stages the next version of a key.
+    pub async fn stage_version(
+        &self,
+        name: &KeyName,
+        activate_time: Option<Timestamp>,
+        reason: String,
+        id: RequestId,
+    ) -> Result<(v1::Key, v1::KeyVersion), ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        let activate_time = activate_time.map(timestamp);
+        let request = v1::StageKeyVersionRequest { name, activate_time, reason, request_id };
+        let send = |request| async { self.keys().stage_key_version(request).await };
+        match self.call(request, send).await? {
+            v1::StageKeyVersionResponse { key: Some(key), version: Some(version) } => {
+                Ok((key, version))
+            }
+            _ => Err(ClientError::Answer("a staged version without its key or version")),
+        }
+    }
+
+    /// Activates a staged version.
+    pub async fn activate_version(
+        &self,
+        name: &VersionName,
+        reason: String,
+        id: RequestId,
+    ) -> Result<(v1::Key, v1::KeyVersion), ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        let request = v1::ActivateKeyVersionRequest { name, reason, request_id };
+        let send = |request| async { self.keys().activate_key_version(request).await };
+        match self.call(request, send).await? {
+            v1::ActivateKeyVersionResponse { key: Some(key), version: Some(version) } => {
+                Ok((key, version))
+            }
+            _ => Err(ClientError::Answer("an activation without its key or version")),
+        }
+    }
+
     /// Disables a key.
     pub async fn disable_key(
         &self,
@@ -284,6 +325,11 @@ impl Client {
     ) -> Result<v1::KeyVersion, ClientError> {
         let (name, request_id) = (name.to_string(), id.to_string());
         match change {
+            StateChange::Discard => {
+                let request = v1::DiscardKeyVersionRequest { name, reason, request_id };
+                let send = |request| async { self.keys().discard_key_version(request).await };
+                self.call(request, send).await
+            }
             StateChange::Suspend => {
                 let request = v1::SuspendKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().suspend_key_version(request).await };
@@ -319,6 +365,12 @@ impl Client {
             }
         }
     }
+}
+
+fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    let unix_ms = time.as_unix_ms();
+    let nanos = i32::try_from(unix_ms.rem_euclid(1000)).unwrap_or_default() * 1_000_000;
+    prost_types::Timestamp { seconds: unix_ms.div_euclid(1000), nanos }
 }
 
 fn duration(period: Duration) -> prost_types::Duration {

@@ -140,6 +140,8 @@ pub struct VersionView {
     pub primary: bool,
     /// When it was generated, RFC 3339.
     pub create_time: String,
+    /// When it became ACTIVE first, or in PRE_ACTIVATION is to, RFC 3339; empty when it never did, or nothing is planned.
+    pub activate_time: String,
     /// When its state changed last, RFC 3339.
     pub state_time: String,
     /// Why its state changed last.
@@ -172,6 +174,7 @@ impl From<v1::KeyVersion> for VersionView {
             revision,
             root_generation,
             destroy_time,
+            activate_time,
         } = version;
         Self {
             name,
@@ -179,6 +182,7 @@ impl From<v1::KeyVersion> for VersionView {
             state: state.as_str_name(),
             primary,
             create_time: time_text(create_time.as_ref()),
+            activate_time: time_text(activate_time.as_ref()),
             state_time: time_text(state_time.as_ref()),
             state_reason,
             state_actor,
@@ -190,6 +194,17 @@ impl From<v1::KeyVersion> for VersionView {
     }
 }
 
+impl VersionView {
+    fn activated(&self) -> String {
+        match (self.state, &*self.activate_time) {
+            ("PRE_ACTIVATION", "") => "by hand, or with the next rotation".into(),
+            ("PRE_ACTIVATION", planned) => format!("planned for {planned}"),
+            (_, "") => "never".into(),
+            (_, time) => time.into(),
+        }
+    }
+}
+
 impl View for VersionView {
     fn table(&self) -> Table {
         let mut table = facts(&[
@@ -197,6 +212,7 @@ impl View for VersionView {
             ("state", self.state.into()),
             ("primary", yes_no(self.primary).into()),
             ("created", self.create_time.clone()),
+            ("activated", self.activated()),
             ("state since", self.state_time.clone()),
             ("state reason", self.state_reason.clone()),
             ("state actor", self.state_actor.clone()),

@@ -10,7 +10,7 @@ use kms_proto::v1;
 use super::{Session, request_id};
 use crate::args::key::{
     ChangeKeyState, ChangeState, Create, Describe, KeyCommand, List, Protection, RequestIdArg,
-    Rotate, RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Update, Usage,
+    Rotate, RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Stage, Update, Usage,
     Versions,
 };
 use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
@@ -33,6 +33,9 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
         KeyCommand::Describe(args) => describe(session, &args),
         KeyCommand::Versions(args) => versions(session, args),
         KeyCommand::Rotate(args) => rotate(session, args),
+        KeyCommand::Stage(args) => stage(session, args),
+        KeyCommand::Activate(args) => activate(session, args),
+        KeyCommand::Discard(args) => change_state(session, args, StateChange::Discard),
         KeyCommand::Update(args) => update(session, args),
         KeyCommand::Disable(args) => change_key_state(session, args, false),
         KeyCommand::Enable(args) => change_key_state(session, args, true),
@@ -142,6 +145,26 @@ fn rotate(session: &Session, args: Rotate) -> Result<(), CliError> {
     let name = context.key_name(&args.key)?;
     let (key, version) = session.with_client(&context, async |client: Client| {
         Ok(client.rotate_key(&name, args.reason, id).await?)
+    })?;
+    show(session.format, &RotationView { key: key.into(), version: version.into() })
+}
+
+fn stage(session: &Session, args: Stage) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let name = context.key_name(&args.key)?;
+    let (key, version) = session.with_client(&context, async |client: Client| {
+        Ok(client.stage_version(&name, args.activate_at, args.reason, id).await?)
+    })?;
+    show(session.format, &RotationView { key: key.into(), version: version.into() })
+}
+
+fn activate(session: &Session, args: ChangeState) -> Result<(), CliError> {
+    let context = session.context()?;
+    let id = request_id(&args.request_id);
+    let name = version_name(&context, &args.key, args.number)?;
+    let (key, version) = session.with_client(&context, async |client: Client| {
+        Ok(client.activate_version(&name, args.reason, id).await?)
     })?;
     show(session.format, &RotationView { key: key.into(), version: version.into() })
 }

@@ -343,6 +343,41 @@ impl KeyService for Service {
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
     }
 
+    async fn stage_key_version(
+        &self,
+        request: Request<v1::StageKeyVersionRequest>,
+    ) -> Answer<v1::StageKeyVersionResponse> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        let activate_time = request.activate_time;
+        let version = v1::KeyVersion { version: 4, state: 1, activate_time, ..Default::default() };
+        let (key, version) = (Some(key(request.name)), Some(version));
+        Ok(Response::new(v1::StageKeyVersionResponse { key, version }))
+    }
+
+    async fn activate_key_version(
+        &self,
+        request: Request<v1::ActivateKeyVersionRequest>,
+    ) -> Answer<v1::ActivateKeyVersionResponse> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        let name = request.name.clone();
+        let version =
+            v1::KeyVersion { name, version: 4, state: 2, primary: true, ..Default::default() };
+        let (key, version) = (Some(key(request.name)), Some(version));
+        Ok(Response::new(v1::ActivateKeyVersionResponse { key, version }))
+    }
+
+    async fn discard_key_version(
+        &self,
+        request: Request<v1::DiscardKeyVersionRequest>,
+    ) -> Answer<v1::KeyVersion> {
+        let request = request.into_inner();
+        drop(self.mutation(&request.request_id)?);
+        let state = v1::VersionState::Destroyed.into();
+        Ok(Response::new(v1::KeyVersion { name: request.name, state, ..Default::default() }))
+    }
+
     async fn disable_key(&self, request: Request<v1::DisableKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
         drop(self.mutation(&request.request_id)?);

@@ -266,6 +266,31 @@ fn a_key_is_disabled_and_enabled_for_a_reason() {
 }
 
 #[test]
+fn a_version_is_staged_activated_and_discarded() {
+    let world = World::new();
+    let more = ["--reason", "r", "--output", "json"];
+    let at = ["key", "stage", "k", "--activate-at", "2027-01-31T09:00:00.5+01:00"];
+    let staged = world.kms(&[&at, &more[..]].concat(), b"").json();
+    assert_eq!(staged["version"]["state"], "PRE_ACTIVATION");
+    assert_eq!(staged["version"]["activate_time"], "2027-01-31T08:00:00.500Z");
+    let staged = world.kms(&["key", "stage", "k", "--reason", "r"], b"");
+    assert!(staged.text().contains("by hand"), "{}", staged.text());
+    for wrong in ["tomorrow", "2027-01-31", "2027-01-31T09:00:00", "2027-01-31T09:00:00.0001Z"] {
+        let run = world.kms(&["key", "stage", "k", "--reason", "r", "--activate-at", wrong], b"");
+        assert_eq!(run.code, 2, "{wrong}: {}", run.stderr);
+        assert!(run.stderr.contains("RFC 3339"), "{}", run.stderr);
+    }
+    let active = world.kms(&[&["key", "activate", "k", "4"], &more[..]].concat(), b"").json();
+    assert_eq!(active["version"]["name"], "tenants/t1/keys/k/versions/4");
+    let gone = world.kms(&[&["key", "discard", "k/versions/4"], &more[..]].concat(), b"").json();
+    assert_eq!(gone["state"], "DESTROYED");
+    for verb in [&["stage", "k"][..], &["activate", "k", "4"], &["discard", "k", "4"]] {
+        let words = [&["key"], verb].concat();
+        assert_eq!(world.kms(&words, b"").code, 2, "a reason must be given");
+    }
+}
+
+#[test]
 fn rotation_by_period_is_set_and_ended_by_the_mask_alone() {
     let world = World::new();
     let set = ["key", "rotation", "set", "k", "--period", "90d", "--output", "json"];

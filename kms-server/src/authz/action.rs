@@ -77,6 +77,12 @@ actions! {
     UpdateKey = "update_key",
     /// Roll a key over.
     RotateKey = "rotate_key",
+    /// Stage the next version of a key.
+    StageKeyVersion = "stage_key_version",
+    /// Activate a staged version.
+    ActivateKeyVersion = "activate_key_version",
+    /// Discard a staged version.
+    DiscardKeyVersion = "discard_key_version",
     /// Disable a key.
     DisableKey = "disable_key",
     /// Enable a key.
@@ -111,7 +117,7 @@ impl Protects for Rewrap {}
 
 /// A set of actions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ActionSet(u32);
+pub struct ActionSet(u64);
 
 impl ActionSet {
     /// Adds an action; returns whether it was not in the set.
@@ -136,8 +142,8 @@ impl ActionSet {
         self.0 |= other.0;
     }
 
-    /// There are fewer than 32 actions; the test below fails before the shift could overflow.
-    const fn bit(action: ActionKind) -> u32 {
+    /// There are no more than 64 actions; the test below fails before the shift could overflow.
+    const fn bit(action: ActionKind) -> u64 {
         1 << action as u32
     }
 }
@@ -148,7 +154,7 @@ mod tests {
 
     #[test]
     fn every_action_has_a_bit_and_a_name_of_its_own() {
-        assert!(ActionKind::ALL.len() <= 32);
+        assert!(ActionKind::ALL.len() <= 64);
         let mut set = ActionSet::default();
         for action in ActionKind::ALL {
             assert!(set.insert(*action), "{action:?}");

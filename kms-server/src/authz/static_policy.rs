@@ -16,9 +16,13 @@ use crate::authn::x509::{is_host_name, is_spiffe_id};
 pub const MAX_GRANTS: usize = 10_000;
 /// Starts the hash input of the table. Not a secret matter, so it does not stand in `kms_core::domain`.
 const TABLE_HASH: &[u8] = b"kms/static-policy/v1";
-/// What the server may do by itself: roll over what is due, reconcile, and destroy what was scheduled when its time has come.
-const INTERNAL_ACTIONS: [ActionKind; 2] =
-    [ActionKind::RotateKey, ActionKind::ScheduleKeyVersionDestruction];
+/// What the server may do by itself: roll over what is due, reconcile, and activate or destroy what was planned when its time
+/// has come.
+const INTERNAL_ACTIONS: [ActionKind; 3] = [
+    ActionKind::RotateKey,
+    ActionKind::ActivateKeyVersion,
+    ActionKind::ScheduleKeyVersionDestruction,
+];
 
 /// One `[[authz.grants]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

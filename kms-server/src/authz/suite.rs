@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use kms_core::name::TenantName;
 
 use super::{
-    ActionKind, AuthzRequest, Decision, GrantConfig, Policy, RotateKey,
-    ScheduleKeyVersionDestruction, Target, Unwrap, Wrap, authorize,
+    ActionKind, ActivateKeyVersion, AuthzRequest, Decision, DiscardKeyVersion, GrantConfig, Policy,
+    RotateKey, ScheduleKeyVersionDestruction, Target, Unwrap, Wrap, authorize,
 };
 use crate::authn::{AuthnMethod, Principal};
 
@@ -125,6 +125,8 @@ pub(super) fn the_server_itself_may_do_what_is_due_and_a_certificate_named_inter
     let target = Target::tenant(&tenant);
     assert!(authorize::<RotateKey>(&*policy, &own, here(), target).is_ok());
     assert!(authorize::<ScheduleKeyVersionDestruction>(&*policy, &own, here(), target).is_ok());
+    assert!(authorize::<ActivateKeyVersion>(&*policy, &own, here(), target).is_ok());
+    assert!(authorize::<DiscardKeyVersion>(&*policy, &own, here(), target).is_err());
     assert!(authorize::<Wrap>(&*policy, &own, here(), target).is_err());
     assert!(authorize::<RotateKey>(&*policy, &mtls("internal"), here(), target).is_err());
 }

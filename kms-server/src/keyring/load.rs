@@ -216,6 +216,14 @@ impl Shared {
         drop(self.ledger.give_back(&out.lease));
     }
 
+    /// Loads the key of a version and verifies its check value, whatever its state: before it becomes the primary.
+    pub(super) async fn prove_material(
+        &self,
+        version: &Sealed<VersionRow>,
+    ) -> Result<(), KeyringError> {
+        self.load_material(&version.row, version.generation).await.map(drop)
+    }
+
     async fn load_material(
         &self,
         row: &VersionRow,

@@ -234,6 +234,14 @@ impl Keyring {
         self.shared.ledger.due()
     }
 
+    /// Loads the key of a version and verifies its check value, whatever its state.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`] when it is not there or another; and what the HSM cannot do.
+    pub async fn prove_material(&self, version: &Sealed<VersionRow>) -> Result<(), KeyringError> {
+        self.shared.prove_material(version).await
+    }
+
     /// Waits until [`Keyring::due_rollovers`] may have something.
     pub async fn wait_due_rollover(&self) {
         self.shared.ledger.wait_due().await;

@@ -268,10 +268,11 @@ impl Keyring {
         let (row, now) = (&version.row, self.shared.clock.now());
         let (period, name) = (key.row.cryptoperiod, &*version.name_text);
         let warning = period / 100 * WARNING_PERCENT;
-        if now < row.create_time.after(warning) {
+        let since = row.in_use_since();
+        if now < since.after(warning) {
             return Ok(());
         }
-        let over = now >= row.create_time.after(period);
+        let over = now >= since.after(period);
         if over && key.row.sensitivity == Sensitivity::High {
             return Err(KeyringError::CryptoperiodExceeded);
         }

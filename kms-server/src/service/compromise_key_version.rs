@@ -3,7 +3,7 @@
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
-use kms_core::key::VersionRow;
+use kms_core::key::{Sealed, VersionRow};
 use kms_core::lifecycle::Transition;
 use kms_core::state::VersionState;
 
@@ -12,7 +12,7 @@ use super::describe_key::{Fresh, describe_key};
 use super::fields;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
-use super::rotate_key::Succession;
+use super::rotate_key::{Succession, succession_of};
 use super::trail::Trail;
 use super::{ChangeVersionState, Compromised, RequestContext, ServiceError};
 use crate::authz::{self, Target};
@@ -51,7 +51,8 @@ impl Compromise {
 
 impl Mutation for Compromise {
     type Output = Compromised;
-    type Basis = Turn;
+    /// With the staged version, when it is to take the place of a primary.
+    type Basis = (Turn, Option<Sealed<VersionRow>>);
 
     fn trail(&self) -> Trail {
         let mut trail = Trail::key(self.0.name.key());
@@ -87,23 +88,27 @@ impl Mutation for Compromise {
         &self,
         inner: &Inner,
         trail: &mut Trail,
-    ) -> Result<(Subject, Turn), ServiceError> {
+    ) -> Result<(Subject, Self::Basis), ServiceError> {
         let number = self.0.name.version();
         let turn = inner.turn(self.0.name.key(), VersionChoice::Number(number)).await?;
         let Fresh { key, version } = &turn.fresh;
         trail.key_uid = Some(key.row.uid);
         Self::leads(&version.row, version.row.state_at(inner.clock.now()))?;
         trail.from_version = Some(number);
-        let mut subject = Subject::of_version(IntentKind::CompromiseKeyVersion, &key.row, number);
-        if number == key.row.primary {
-            subject.version = key.row.latest.next().ok_or(ServiceError::VersionsExhausted)?;
-            subject.makes = Some(key.row.protection);
-            subject.stale.push(subject.version);
+        let kind = IntentKind::CompromiseKeyVersion;
+        if number != key.row.primary {
+            return Ok((Subject::of_version(kind, &key.row, number), (turn, None)));
         }
-        Ok((subject, turn))
+        let staged = inner.staged(key).await?;
+        let subject = succession_of(kind, &key.row, staged.as_ref())?;
+        Ok((subject, (turn, staged)))
     }
 
-    async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<Compromised, Failure> {
+    async fn apply(
+        self,
+        change: &mut Change<'_>,
+        (turn, staged): Self::Basis,
+    ) -> Result<Compromised, Failure> {
         let Fresh { key, version: old } = &turn.fresh;
         let now = change.inner.clock.now();
         let from = old.row.state_at(now);
@@ -112,6 +117,10 @@ impl Mutation for Compromise {
             state_time: now,
             state_reason: self.0.reason,
             state_actor: (&*change.request.principal.id).into(),
+            // What never was in use has no time when it came into use.
+            activate_time: (from != VersionState::PreActivation)
+                .then_some(old.row.activate_time)
+                .flatten(),
             revision: old.row.revision.next(),
             ..old.row.clone()
         };
@@ -129,7 +138,7 @@ impl Mutation for Compromise {
                 .await;
         }
         let history = vec![moved(Some((from, old.row.revision)), &row)];
-        let succession = Succession { previous: row, history, reason: "compromise" };
+        let succession = Succession { previous: row, staged, history, reason: "compromise" };
         change
             .succeed(&turn.fresh, succession, |rotated, version| Compromised {
                 key: rotated.key,

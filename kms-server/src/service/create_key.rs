@@ -167,6 +167,7 @@ impl Change<'_> {
             state_time: now,
             state_reason: reason.into(),
             state_actor: (&*self.request.principal.id).into(),
+            activate_time: Some(now),
             deactivate_time: None,
             destruction: None,
             revision: Revision::FIRST,

@@ -1,7 +1,8 @@
 //! DescribeKey and DescribeKeyVersion: rows as callers see them, read fresh and verified.
 
 use kms_core::clock::Timestamp;
-use kms_core::key::{KeyRow, KeyState, Sealed, VersionRow};
+use kms_core::id::{KeyUid, KeyVersion};
+use kms_core::key::{CounterRow, KeyRow, KeyState, Sealed, VersionRow};
 use kms_core::name::{KeyName, VersionName};
 use kms_core::state::VersionState;
 
@@ -115,12 +116,7 @@ impl Inner {
     ) -> Result<Vec<VersionDescription>, ServiceError> {
         let mut counters = Vec::with_capacity(versions.len());
         for version in versions {
-            let counter = self.store.counter(key.uid, version.row.version).await;
-            counters.push(self.keyring.stored(counter)?.ok_or_else(|| {
-                let detail =
-                    format!("key {} version {} has no counter", key.uid, version.row.version);
-                ServiceError::from(self.keyring.integrity(detail))
-            })?);
+            counters.push(self.stored_counter(key.uid, version.row.version).await?);
         }
         self.keyring.verify_rows(&[], &[], &counters).await?;
         let now = self.clock.now();
@@ -128,6 +124,32 @@ impl Inner {
         Ok(pairs
             .map(|(row, counter)| describe_version(key, row, counter.row.leased, now))
             .collect())
+    }
+}
+
+impl Inner {
+    /// Reads the counter of a version that is there. Not verified yet.
+    async fn stored_counter(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Sealed<CounterRow>, ServiceError> {
+        let counter = self.store.counter(key_uid, version).await;
+        self.keyring.stored(counter)?.ok_or_else(|| {
+            let detail = format!("key {key_uid} version {version} has no counter");
+            self.keyring.integrity(detail).into()
+        })
+    }
+
+    /// Reads the counter of a version, verified.
+    pub(super) async fn verified_counter(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<CounterRow, ServiceError> {
+        let counter = self.stored_counter(key_uid, version).await?;
+        self.keyring.verify_rows(&[], &[], std::slice::from_ref(&counter)).await?;
+        Ok(counter.row)
     }
 }
 
@@ -178,6 +200,7 @@ pub(super) fn describe_version(
             && row.version == key.primary
             && state == VersionState::Active,
         create_time: row.create_time,
+        activate_time: row.activate_time,
         state_time: if state == row.state {
             row.state_time
         } else {

@@ -1,4 +1,4 @@
-//! Destroying versions whose window is over.
+//! Destroying versions: those whose window is over, and staged ones that are given up (DiscardKeyVersion).
 //!
 //! Irreversible, so it is never done on the word of one row: all rows of the tenant are verified against its manifest, and
 //! that against the log's last stamp of it, before anything goes. An old row that was put back, of a destruction that was
@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use kms_core::canonical::CanonicalWriter;
+use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
 use kms_core::key::{Material, VersionRow, WrappedKey};
 use kms_core::lifecycle::Transition;
@@ -19,15 +20,32 @@ use kms_core::state::VersionState;
 
 use super::change::{Change, Failure, RowChanges, moved};
 use super::describe_key::Fresh;
-use super::kms::Inner;
+use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
 use super::reconcile::Reconciled;
 use super::trail::Trail;
-use super::{MAX_DUE, RequestContext, ServiceError, VersionDescription};
+use super::{
+    ChangeVersionState, MAX_DUE, RequestContext, ServiceError, VersionDescription, fields,
+};
 use crate::authz::{self, Target};
 use crate::store::{IntentKind, KeyRef, VersionChoice};
 
 const OPERATION: &str = "internal/DestroyKeyVersion";
+
+impl Kms {
+    /// Gives a staged version up. It was never used, so there is no window.
+    ///
+    /// # Errors
+    /// As for [`Kms::suspend_key_version`]; `KEY_INTEGRITY` when the rows of the tenant are not what its manifest says.
+    pub async fn discard_key_version(
+        &self,
+        request: &RequestContext,
+        change: ChangeVersionState,
+    ) -> Result<VersionDescription, ServiceError> {
+        let ChangeVersionState { name, reason, request_id } = change;
+        self.mutate(request, Destroy { name, reason, discards: Some(request_id) }).await
+    }
+}
 
 impl Inner {
     /// Destroys what is due, at most [`MAX_DUE`] versions.
@@ -68,7 +86,9 @@ impl Inner {
     async fn destroy(self: &Arc<Self>, name: &VersionName) -> Result<(), ServiceError> {
         let request = self.internal_request(OPERATION)?;
         let mut trail = Trail::key(name.key());
-        match self.mutate(&request, Destroy { name: name.clone() }, &mut trail).await {
+        let destroy =
+            Destroy { name: name.clone(), reason: "window over".to_owned(), discards: None };
+        match self.mutate(&request, destroy, &mut trail).await {
             // Cancelled or done meanwhile.
             Ok(_) | Err(ServiceError::IllegalTransition { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -76,20 +96,24 @@ impl Inner {
     }
 }
 
-/// The destruction of a version whose window is over.
+/// The destruction of a version whose window is over, or that is staged and given up.
 struct Destroy {
     name: VersionName,
+    reason: String,
+    /// The caller's id of the request when a staged version is given up.
+    discards: Option<RequestId>,
 }
 
 impl Destroy {
-    fn leads(
-        row: &VersionRow,
-        now: kms_core::clock::Timestamp,
-    ) -> Result<VersionState, ServiceError> {
-        let (state, step) = (row.state_at(now), Transition::Destroy);
+    fn leads(&self, row: &VersionRow, now: Timestamp) -> Result<VersionState, ServiceError> {
+        let state = row.state_at(now);
         let due = row.destruction.is_some_and(|planned| planned.time <= now);
+        let (step, may) = match self.discards {
+            Some(_) => (Transition::Discard, true),
+            None => (Transition::Destroy, due),
+        };
         let illegal = ServiceError::IllegalTransition { from: state, to: step.aims_at() };
-        step.leads(state, row.destruction).filter(|_| due).ok_or(illegal)
+        step.leads(state, row.destruction).filter(|_| may).ok_or(illegal)
     }
 }
 
@@ -104,7 +128,11 @@ impl Mutation for Destroy {
     }
 
     fn request_id(&self) -> Option<RequestId> {
-        None
+        self.discards
+    }
+
+    fn reason(&self) -> Option<&str> {
+        self.discards.map(|_| &*self.reason)
     }
 
     fn permit(
@@ -113,13 +141,17 @@ impl Mutation for Destroy {
         request: &RequestContext,
         trail: &mut Trail,
     ) -> Result<(), ServiceError> {
-        // Whoever scheduled it was permitted to; this is the same change, at its time.
         let target = Target::key(self.name.key());
+        if self.discards.is_some() {
+            return inner.permit::<authz::DiscardKeyVersion>(request, target, trail).map(drop);
+        }
+        // Whoever scheduled it was permitted to; this is the same change, at its time.
         inner.permit::<authz::ScheduleKeyVersionDestruction>(request, target, trail).map(drop)
     }
 
     fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
-        Ok(CanonicalWriter::new(b"fields").text(&self.name.to_string()))
+        fields::check_reason(&self.reason, 1)?;
+        Ok(CanonicalWriter::new(b"fields").text(&self.name.to_string()).text(&self.reason))
     }
 
     async fn basis(
@@ -128,11 +160,19 @@ impl Mutation for Destroy {
         trail: &mut Trail,
     ) -> Result<(Subject, Turn), ServiceError> {
         let number = self.name.version();
+        if self.discards.is_some() {
+            // Of what is due this was done for all at once.
+            inner.walk_verified(self.name.key().tenant()).await?;
+        }
         let turn = inner.turn(self.name.key(), VersionChoice::Number(number)).await?;
         let Fresh { key, version } = &turn.fresh;
         trail.key_uid = Some(key.row.uid);
-        Self::leads(&version.row, inner.clock.now())?;
-        let subject = Subject::of_version(IntentKind::DestroyKeyVersion, &key.row, number);
+        self.leads(&version.row, inner.clock.now())?;
+        let kind = match self.discards {
+            Some(_) => IntentKind::DiscardKeyVersion,
+            None => IntentKind::DestroyKeyVersion,
+        };
+        let subject = Subject::of_version(kind, &key.row, number);
         Ok((subject, turn))
     }
 
@@ -143,7 +183,7 @@ impl Mutation for Destroy {
     ) -> Result<VersionDescription, Failure> {
         let Fresh { key, version: old } = &turn.fresh;
         let now = change.inner.clock.now();
-        let state = Self::leads(&old.row, now)?;
+        let state = self.leads(&old.row, now)?;
         let resident = match old.row.material {
             Material::Resident(id) => Some(id),
             Material::Wrapped(_) => None,
@@ -155,13 +195,18 @@ impl Mutation for Destroy {
                 Material::Wrapped(_) => Material::Wrapped(WrappedKey(Vec::new())),
             },
             state_time: now,
-            state_reason: "window over".into(),
+            state_reason: self.reason,
             state_actor: (&*change.request.principal.id).into(),
+            activate_time: match self.discards {
+                // What never was in use has no time when it came into use.
+                Some(_) => None,
+                None => old.row.activate_time,
+            },
             destruction: None,
             revision: old.row.revision.next(),
             ..old.row.clone()
         };
-        let from = Some((VersionState::DestroyScheduled, old.row.revision));
+        let from = Some((old.row.state, old.row.revision));
         let row = change.seal_under(old.generation, row).await?;
         let description = change.described(&turn.fresh, &row).await?;
         let rows = RowChanges {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kms_core::clock::Timestamp;
 use kms_core::fault::Fault;
+use kms_core::id::KeyVersion;
 use kms_core::name::{KeyName, VersionName};
 use kms_core::state::VersionState;
 use kms_hsm::HsmError;
@@ -99,6 +100,12 @@ pub enum ServiceError {
     /// The primary cannot go without a successor.
     #[error("the key version is the primary; rotate the key first")]
     PrimaryVersion,
+    /// The key has a staged version, and may have one.
+    #[error("the key has a staged version already, {version}; activate or discard it first")]
+    VersionStaged {
+        /// Its number.
+        version: KeyVersion,
+    },
     /// The version has used up its invocations.
     #[error("the key version has used up its invocations; rotate the key")]
     KeyExhausted,
@@ -220,6 +227,7 @@ impl ServiceError {
             Self::IllegalTransition { .. } => "ILLEGAL_TRANSITION",
             Self::RecentlyUsed { .. } => "RECENTLY_USED",
             Self::PrimaryVersion => "PRIMARY_VERSION",
+            Self::VersionStaged { .. } => "VERSION_STAGED",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
             Self::KeyDisabled => "KEY_DISABLED",
@@ -258,6 +266,7 @@ impl ServiceError {
             | Self::IllegalTransition { .. }
             | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
+            | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
             | Self::KeyDisabled
@@ -318,6 +327,7 @@ impl ServiceError {
             | Self::IllegalTransition { .. }
             | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
+            | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
             | Self::KeyDisabled
@@ -358,6 +368,7 @@ impl ServiceError {
             | Self::IllegalTransition { .. }
             | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
+            | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
             | Self::KeyDisabled

@@ -3,6 +3,7 @@
 //! Responsible for the order of things: decide, check, record, do, record, answer. It must never answer before the
 //! audit record is durable, and never touch a key without a permit.
 
+mod activate_key_version;
 mod change;
 mod change_key_state;
 mod change_version_state;
@@ -28,6 +29,7 @@ mod reconcile;
 mod recover;
 mod rewrap;
 mod rotate_key;
+mod stage_key_version;
 mod trail;
 mod types;
 mod unwrap;

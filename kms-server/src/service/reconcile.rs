@@ -26,7 +26,7 @@ use crate::store::{Intent, KeyRef, Listed, REQUEST_MEMORY, StoreError, VersionCh
 pub const INTENT_GRACE: Duration = Duration::from_mins(5);
 /// The most deactivations, and the most destructions, done in one run; the next run goes on.
 pub const MAX_DUE: u32 = 100;
-/// The most keys rolled over by period in one run: at a few milliseconds each, a run stays shorter than its interval.
+/// The most keys rolled over by period in one run, and the most staged versions activated: at a few milliseconds each, a run stays shorter than its interval.
 pub const MAX_ROTATIONS: u32 = 1000;
 /// The most requests forgotten in one commit: changes wait for it, and a tenant's 100,000 at once would take seconds.
 pub const MAX_FORGOTTEN: u32 = 1_000;
@@ -45,6 +45,8 @@ pub struct Reconciled {
     pub undone: usize,
     /// Deactivations that were due and are written down now.
     pub deactivated: usize,
+    /// Staged versions whose date has come, and that are primaries now.
+    pub activated: usize,
     /// Keys whose period was over, and that have a new primary now.
     pub rotated: usize,
     /// Versions whose window was over, and that are destroyed now.
@@ -148,6 +150,9 @@ impl Inner {
         if grace.is_some() {
             let destroyed = self.destroy_due(&mut done).await;
             note("destructions", destroyed, &mut done);
+            // Before the rotations: what is planned for a key takes the place of what would be made.
+            let activated = self.activate_due(&mut done).await;
+            note("activations", activated, &mut done);
             let rotated = self.rotate_by_period(&mut done).await;
             note("rotations", rotated, &mut done);
             let memory_ms = i64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(i64::MAX);

@@ -1,10 +1,11 @@
-//! RotateKey: a new, independently generated version becomes primary; the old one goes on for the overlap.
+//! RotateKey: a new, independently generated version becomes primary; the old one goes on for the overlap. A staged version
+//! is such a version, made before: where there is one, it is the one.
 
 use std::sync::Arc;
 
 use kms_core::canonical::CanonicalWriter;
-use kms_core::id::{EventId, KeyVersion, RequestId};
-use kms_core::key::{KeyRow, KeyState, VersionRow};
+use kms_core::id::{EventId, KeyVersion, RequestId, RootGeneration};
+use kms_core::key::{CounterRow, KeyRow, KeyState, Sealed, VersionRow};
 use kms_core::lifecycle::{HistoryRow, Rotation};
 use kms_core::name::KeyName;
 use kms_core::state::VersionState;
@@ -75,7 +76,7 @@ struct Rollover {
 
 impl Mutation for Rollover {
     type Output = Rotated;
-    type Basis = Turn;
+    type Basis = (Turn, Option<Sealed<VersionRow>>);
 
     fn trail(&self) -> Trail {
         Trail::key(&self.name)
@@ -107,7 +108,7 @@ impl Mutation for Rollover {
         &self,
         inner: &Inner,
         _trail: &mut Trail,
-    ) -> Result<(Subject, Turn), ServiceError> {
+    ) -> Result<(Subject, Self::Basis), ServiceError> {
         let turn = inner.turn(&self.name, VersionChoice::Primary).await?;
         let row = &turn.fresh.key.row;
         if self.only.is_some_and(|version| version != row.primary) {
@@ -120,37 +121,45 @@ impl Mutation for Rollover {
         if row.state == KeyState::Disabled {
             return Err(ServiceError::KeyDisabled);
         }
-        let next = row.latest.next().ok_or(ServiceError::VersionsExhausted)?;
-        let subject = Subject {
-            kind: IntentKind::RotateKey,
-            key_name: row.name.clone(),
-            key_uid: row.uid,
-            version: next,
-            makes: Some(row.protection),
-            stale: vec![row.primary, next],
-        };
-        Ok((subject, turn))
+        let staged = inner.staged(&turn.fresh.key).await?;
+        let subject = succession_of(IntentKind::RotateKey, row, staged.as_ref())?;
+        Ok((subject, (turn, staged)))
     }
 
-    async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<Rotated, Failure> {
+    async fn apply(
+        self,
+        change: &mut Change<'_>,
+        (turn, staged): Self::Basis,
+    ) -> Result<Rotated, Failure> {
         let reason = if self.reason.is_empty() { "rotated" } else { &self.reason };
-        let mut previous = turn.fresh.version.row.clone();
-        previous.revision = previous.revision.next();
-        // A suspended version gets its end too: resumed later, it must not protect for ever.
-        if matches!(previous.state, VersionState::Active | VersionState::Suspended) {
-            let end = change.inner.clock.now().after(change.inner.keyring.config().overlap);
-            previous.deactivate_time =
-                previous.deactivate_time.map_or(Some(end), |t| Some(t.min(end)));
-        }
-        let succession = Succession { previous, history: Vec::new(), reason };
+        let previous = change.given_way(&turn.fresh.version.row);
+        let succession = Succession { previous, staged, history: Vec::new(), reason };
         change.succeed(&turn.fresh, succession, |rotated, _| rotated).await
     }
+}
+
+/// What a change is about that replaces the primary: by the staged version, or by one that is to be made.
+pub(super) fn succession_of(
+    kind: IntentKind,
+    key: &KeyRow,
+    staged: Option<&Sealed<VersionRow>>,
+) -> Result<Subject, ServiceError> {
+    let (next, makes) = if let Some(staged) = staged {
+        (staged.row.version, None)
+    } else {
+        let next = key.latest.next().ok_or(ServiceError::VersionsExhausted)?;
+        (next, Some(key.protection))
+    };
+    let stale = vec![key.primary, next];
+    Ok(Subject { makes, stale, ..Subject::of_version(kind, key, next) })
 }
 
 /// What becomes of a primary that is replaced.
 pub(super) struct Succession<'s> {
     /// Its row.
     pub(super) previous: VersionRow,
+    /// The version that takes its place; `None` when one is to be made.
+    pub(super) staged: Option<Sealed<VersionRow>>,
     /// What is to be told of it.
     pub(super) history: Vec<HistoryRow>,
     /// Why there is a new version.
@@ -158,21 +167,40 @@ pub(super) struct Succession<'s> {
 }
 
 impl Change<'_> {
-    /// Makes the next version of a key and puts it in the place of its primary. The result that is remembered is made of
-    /// what the rollover did and the description of the old primary.
+    /// Returns the row of a primary that is rolled over: it goes on for the overlap.
+    pub(super) fn given_way(&self, primary: &VersionRow) -> VersionRow {
+        let mut previous = primary.clone();
+        previous.revision = previous.revision.next();
+        // A suspended version gets its end too: resumed later, it must not protect for ever.
+        if matches!(previous.state, VersionState::Active | VersionState::Suspended) {
+            let end = self.inner.clock.now().after(self.inner.keyring.config().overlap);
+            previous.deactivate_time =
+                previous.deactivate_time.map_or(Some(end), |t| Some(t.min(end)));
+        }
+        previous
+    }
+
+    /// Puts the staged version, or one that it makes, in the place of a key's primary. The result that is remembered is made
+    /// of what the rollover did and the description of the old primary.
     pub(super) async fn succeed<T: Serialize>(
         &mut self,
         fresh: &Fresh,
         succession: Succession<'_>,
         result: impl FnOnce(Rotated, VersionDescription) -> T,
     ) -> Result<T, Failure> {
-        let Succession { previous, mut history, reason } = succession;
+        let Succession { previous, staged, mut history, reason } = succession;
         let Fresh { key: old_key, version: old } = fresh;
-        let (version, counter) = self.generate(reason).await?;
-        let now = version.create_time;
+        let Next { version, generation, counter, from } = if let Some(staged) = staged {
+            self.activated(staged, reason).await?
+        } else {
+            let (version, counter) = self.generate(reason).await?;
+            let generation = self.inner.keyring.config().generation;
+            Next { version, generation, counter, from: None }
+        };
+        let now = version.state_time;
         let key = KeyRow {
             primary: version.version,
-            latest: version.version,
+            latest: old_key.row.latest.max(version.version),
             revision: old_key.row.revision.next(),
             update_time: now,
             // However many periods were missed, there is one rotation; the next counts from now.
@@ -183,8 +211,8 @@ impl Change<'_> {
             ..old_key.row.clone()
         };
         let key_description = describe_key(&key, &version, now);
-        history.push(moved(None, &version));
-        let version = self.seal(version).await?;
+        history.push(moved(from.as_ref().map(|row| (row.row.state, row.row.revision)), &version));
+        let version = self.seal_under(generation, version).await?;
         let previous = self.seal_under(old.generation, previous).await?;
         let mut description = self.described(fresh, &previous).await?;
         description.primary = false;
@@ -194,18 +222,23 @@ impl Change<'_> {
         };
         let result = result(rotated, description);
         let key = self.seal(key).await?;
-        let counter = self.seal(counter).await?;
-        let rows = RowChanges {
-            added: &[key.mac, version.mac, previous.mac],
-            removed: &[old_key.mac, old.mac],
-            history,
+        let mut removed = vec![old_key.mac, old.mac];
+        let successor = match from {
+            Some(staged) => {
+                removed.push(staged.mac);
+                store::Successor::Staged { expected: staged.row.revision, version }
+            }
+            None => store::Successor::New { version, counter: self.seal(counter).await? },
         };
+        let (store::Successor::New { version, .. } | store::Successor::Staged { version, .. }) =
+            &successor;
+        let rows =
+            RowChanges { added: &[key.mac, version.mac, previous.mac], removed: &removed, history };
         let closing = self.closing(old_key.row.name.tenant(), rows, &result).await?;
         let rollover = store::Rollover {
             expected_key: old_key.row.revision,
             key,
-            version,
-            counter,
+            successor,
             expected_previous: old.row.revision,
             previous,
         };
@@ -213,6 +246,16 @@ impl Change<'_> {
         self.settle(committed).await?;
         Ok(result)
     }
+}
+
+/// A version that becomes the primary.
+pub(super) struct Next {
+    pub(super) version: VersionRow,
+    /// Of the root that wraps it.
+    pub(super) generation: RootGeneration,
+    pub(super) counter: CounterRow,
+    /// Its row while it was staged.
+    pub(super) from: Option<Sealed<VersionRow>>,
 }
 
 impl Inner {

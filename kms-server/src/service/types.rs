@@ -237,7 +237,20 @@ pub struct RotateKey {
     pub request_id: RequestId,
 }
 
-/// Asks to suspend, resume, deactivate or compromise a version, or to give its destruction up.
+/// Asks for a version that is to be the next primary.
+#[derive(Clone, Debug)]
+pub struct StageKeyVersion {
+    /// Name of the key.
+    pub name: KeyName,
+    /// When it is to be activated; `None` leaves it to whoever activates it, or to the next rotation.
+    pub activate_time: Option<kms_core::clock::Timestamp>,
+    /// 1 to 256 bytes.
+    pub reason: String,
+    /// Makes a repeat safe.
+    pub request_id: RequestId,
+}
+
+/// Asks to activate, discard, suspend, resume, deactivate or compromise a version, or to give its destruction up.
 #[derive(Clone, Debug)]
 pub struct ChangeVersionState {
     /// Name.
@@ -377,6 +390,8 @@ pub struct VersionDescription {
     pub primary: bool,
     /// When it was generated.
     pub create_time: kms_core::clock::Timestamp,
+    /// When it became ACTIVE first, or in PRE_ACTIVATION is to.
+    pub activate_time: Option<kms_core::clock::Timestamp>,
     /// When the state changed last.
     pub state_time: kms_core::clock::Timestamp,
     /// Why.
@@ -442,6 +457,15 @@ pub struct VersionUsage {
     pub evidence: Vec<String>,
     /// What cannot be known.
     pub blind_spots: Vec<String>,
+}
+
+/// What staging did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    /// The key, with its primary as before.
+    pub key: KeyDescription,
+    /// The staged version.
+    pub version: VersionDescription,
 }
 
 /// What a rollover did.

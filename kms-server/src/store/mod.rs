@@ -210,6 +210,12 @@ pub enum IntentKind {
     CreateKey,
     /// RotateKey.
     RotateKey,
+    /// StageKeyVersion.
+    StageKeyVersion,
+    /// ActivateKeyVersion.
+    ActivateKeyVersion,
+    /// DiscardKeyVersion.
+    DiscardKeyVersion,
     /// UpdateKey.
     UpdateKey,
     /// DisableKey.
@@ -234,9 +240,12 @@ pub enum IntentKind {
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::CreateKey,
         Self::RotateKey,
+        Self::StageKeyVersion,
+        Self::ActivateKeyVersion,
+        Self::DiscardKeyVersion,
         Self::UpdateKey,
         Self::DisableKey,
         Self::EnableKey,
@@ -254,6 +263,9 @@ impl IntentKind {
         match self {
             Self::CreateKey => "CREATE_KEY",
             Self::RotateKey => "ROTATE_KEY",
+            Self::StageKeyVersion => "STAGE_KEY_VERSION",
+            Self::ActivateKeyVersion => "ACTIVATE_KEY_VERSION",
+            Self::DiscardKeyVersion => "DISCARD_KEY_VERSION",
             Self::UpdateKey => "UPDATE_KEY",
             Self::DisableKey => "DISABLE_KEY",
             Self::EnableKey => "ENABLE_KEY",
@@ -284,17 +296,47 @@ pub struct NewKey {
     pub counter: Sealed<CounterRow>,
 }
 
-/// A rollover: the key points to a new version, the old one gets its planned deactivation.
+/// A new version in PRE_ACTIVATION, beside the primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Staging {
+    /// The revision of the key row that is expected.
+    pub expected_key: Revision,
+    /// The key row, with one version more and the same primary.
+    pub key: Sealed<KeyRow>,
+    /// The new version.
+    pub version: Sealed<VersionRow>,
+    /// Its counter.
+    pub counter: Sealed<CounterRow>,
+}
+
+/// What takes the place of a primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Successor {
+    /// A version made for it.
+    New {
+        /// The version.
+        version: Sealed<VersionRow>,
+        /// Its counter.
+        counter: Sealed<CounterRow>,
+    },
+    /// The version that was staged.
+    Staged {
+        /// The revision of its row that is expected.
+        expected: Revision,
+        /// Its row.
+        version: Sealed<VersionRow>,
+    },
+}
+
+/// A rollover: the key points to another version, the old one gets its planned deactivation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rollover {
     /// The revision of the key row that is expected.
     pub expected_key: Revision,
     /// The key row, with its new primary.
     pub key: Sealed<KeyRow>,
-    /// The new version.
-    pub version: Sealed<VersionRow>,
-    /// The counter of the new version.
-    pub counter: Sealed<CounterRow>,
+    /// What becomes the primary.
+    pub successor: Successor,
     /// The revision of the old primary's row that is expected.
     pub expected_previous: Revision,
     /// The old primary.
@@ -458,7 +500,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         closing: Closing,
     ) -> Result<(), StoreError>;
 
-    /// Inserts a version, moves the primary, replaces the old one's row, and marks the intent applied.
+    /// Inserts a staged version, replaces the key row, and marks the intent applied. Fails with
+    /// [`StoreError::RevisionMismatch`] when the key has a staged version already.
+    async fn stage(&self, staging: Staging, closing: Closing) -> Result<(), StoreError>;
+
+    /// Inserts or activates a version, moves the primary to it, replaces the old one's row, and marks the intent applied.
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError>;
 
     /// Replaces a version row at its expected revision and marks the intent applied.
@@ -475,6 +521,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`.
     async fn due_deactivations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError>;
+
+    /// Lists staged versions of enabled keys whose activation is due at `now`, at most `limit`, those due first first.
+    async fn due_activations(
         &self,
         now: Timestamp,
         limit: u32,

@@ -27,8 +27,8 @@ use kms_core::usage::{Tally, UsageRow, Uses};
 
 use super::{
     Closing, HistoryPosition, Intent, IntentKind, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
-    ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord, Rollover, Store, StoreError,
-    VersionChoice,
+    ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord, Rollover, Staging, Store, StoreError,
+    Successor, VersionChoice,
 };
 
 /// Makes a test of each case for one engine.
@@ -45,6 +45,7 @@ macro_rules! store_suite {
             keys::a_key_without_its_primary_version_is_refused,
             keys::a_revision_that_does_not_grow_is_refused,
             keys::a_rollover_moves_the_primary,
+            keys::a_staged_version_is_one_and_takes_the_place_of_the_primary,
             keys::a_stale_rollover_changes_nothing,
             keys::a_taken_name_is_refused_and_changes_nothing,
             keys::a_version_is_updated_only_at_its_revision,
@@ -53,6 +54,7 @@ macro_rules! store_suite {
             lists::a_closed_store_refuses,
             lists::a_new_store_is_empty,
             lists::a_root_is_pinned_once,
+            lists::due_activations_are_those_of_staged_versions_of_enabled_keys,
             lists::due_deactivations_are_those_of_active_versions,
             lists::due_rotations_are_those_of_active_primaries_of_enabled_keys,
             lists::due_destructions_are_those_planned_the_first_first,
@@ -149,6 +151,7 @@ fn version_row(number: u8, version: u32) -> VersionRow {
         state_time: time(1002),
         state_reason: "created".into(),
         state_actor: "spiffe://holdfast.test/officer".into(),
+        activate_time: Some(time(1000)),
         deactivate_time: None,
         destruction: None,
         revision: Revision::FIRST,

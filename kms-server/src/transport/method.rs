@@ -61,6 +61,12 @@ methods! {
     UpdateKey => "kms.v1.KeyService/UpdateKey",
     /// RotateKey.
     RotateKey => "kms.v1.KeyService/RotateKey",
+    /// StageKeyVersion.
+    StageKeyVersion => "kms.v1.KeyService/StageKeyVersion",
+    /// ActivateKeyVersion.
+    ActivateKeyVersion => "kms.v1.KeyService/ActivateKeyVersion",
+    /// DiscardKeyVersion.
+    DiscardKeyVersion => "kms.v1.KeyService/DiscardKeyVersion",
     /// DisableKey.
     DisableKey => "kms.v1.KeyService/DisableKey",
     /// EnableKey.

@@ -76,6 +76,7 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::IllegalTransition { .. }
         | ServiceError::RecentlyUsed { .. }
         | ServiceError::PrimaryVersion
+        | ServiceError::VersionStaged { .. }
         | ServiceError::KeyExhausted
         | ServiceError::CryptoperiodExceeded
         | ServiceError::KeyDisabled
@@ -271,6 +272,7 @@ mod tests {
             },
             ServiceError::PrimaryVersion,
             ServiceError::RecentlyUsed { last: kms_core::clock::Timestamp::from_unix_ms(0) },
+            ServiceError::VersionStaged { version: kms_core::id::KeyVersion::FIRST },
             ServiceError::KeyExhausted,
             ServiceError::CryptoperiodExceeded,
             ServiceError::KeyDisabled,

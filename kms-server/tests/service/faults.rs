@@ -24,7 +24,7 @@ use kms_hsm::{
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
     Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord,
-    Rollover, Store, StoreError, StoredKey, VersionChoice,
+    Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -385,6 +385,10 @@ impl Store for FaultyStore {
     ) -> Result<(), StoreError> {
         through!(self.update_key(expected, key, closing))
     }
+    async fn stage(&self, staging: Staging, closing: Closing) -> Result<(), StoreError> {
+        through!(self.stage(staging, closing))
+    }
+
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {
         through!(self.roll_over(rollover, closing))
     }
@@ -399,6 +403,14 @@ impl Store for FaultyStore {
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {
         through!(self.resident_ids())
     }
+    async fn due_activations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+        through!(self.due_activations(now, limit))
+    }
+
     async fn due_rotations(
         &self,
         now: Timestamp,

@@ -23,6 +23,7 @@ mod places;
 mod refusals;
 mod rollback;
 mod rotation;
+mod staging;
 mod states;
 mod support;
 mod tampering;

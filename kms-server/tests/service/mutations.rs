@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use kms_core::audit::Phase;
 use kms_core::id::{IntentId, KeyVersion, RequestId, Revision};
-use kms_core::key::Protection;
+use kms_core::key::{CkaId, Material, Protection};
 use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
+use kms_core::state::VersionState;
 use kms_server::service::{
     ChangeKeyState, ChangeVersionState, CreateKey, RotateKey, ScheduleDestruction, ServiceError,
-    UpdateKey,
+    StageKeyVersion, UpdateKey,
 };
 use kms_server::store::{KeyRef, VersionChoice};
 
@@ -22,6 +23,11 @@ pub(crate) enum Kind {
     Create,
     Rotate,
     Update,
+    Stage,
+    /// Of version 2.
+    Activate,
+    /// Of version 2.
+    Discard,
     Disable,
     Enable,
     Suspend,
@@ -48,6 +54,9 @@ pub(crate) fn cases() -> impl Iterator<Item = Case> {
         Kind::Create,
         Kind::Rotate,
         Kind::Update,
+        Kind::Stage,
+        Kind::Activate,
+        Kind::Discard,
         Kind::Disable,
         Kind::Enable,
         Kind::Suspend,
@@ -69,9 +78,13 @@ impl Case {
         let world = World::new().await;
         let before = match self.kind {
             Kind::Create => &[][..],
-            Kind::Rotate | Kind::Update | Kind::Disable | Kind::Suspend | Kind::Compromise => {
-                &[Kind::Create]
-            }
+            Kind::Rotate
+            | Kind::Update
+            | Kind::Stage
+            | Kind::Disable
+            | Kind::Suspend
+            | Kind::Compromise => &[Kind::Create],
+            Kind::Activate | Kind::Discard => &[Kind::Create, Kind::Stage],
             Kind::Enable => &[Kind::Create, Kind::Disable],
             Kind::Resume => &[Kind::Create, Kind::Suspend],
             Kind::Deactivate | Kind::CompromiseOld => &[Kind::Create, Kind::Rotate],
@@ -90,9 +103,20 @@ impl Case {
         world: &World,
         request_id: RequestId,
     ) -> Result<String, ServiceError> {
+        let number = if matches!(self.kind, Kind::Activate | Kind::Discard) { 2 } else { 1 };
+        self.run_on(number, world, request_id).await
+    }
+
+    /// Runs it on a version.
+    pub(crate) async fn run_on(
+        self,
+        number: u32,
+        world: &World,
+        request_id: RequestId,
+    ) -> Result<String, ServiceError> {
         let kms = &world.kms;
         let change = || ChangeVersionState {
-            name: format!("{KEY}/versions/1").parse().unwrap(),
+            name: format!("{KEY}/versions/{number}").parse().unwrap(),
             reason: "test".into(),
             request_id,
         };
@@ -123,6 +147,20 @@ impl Case {
                 };
                 let request = world.request("kms.v1.KeyService/UpdateKey");
                 kms.update_key(&request, update).await.map(|made| text(&made))
+            }
+            Kind::Stage => {
+                let (reason, activate_time) = ("test".into(), None);
+                let stage = StageKeyVersion { name: name(KEY), activate_time, reason, request_id };
+                let request = world.request("kms.v1.KeyService/StageKeyVersion");
+                kms.stage_key_version(&request, stage).await.map(|made| text(&made))
+            }
+            Kind::Activate => {
+                let request = world.request("kms.v1.KeyService/ActivateKeyVersion");
+                kms.activate_key_version(&request, change()).await.map(|made| text(&made))
+            }
+            Kind::Discard => {
+                let request = world.request("kms.v1.KeyService/DiscardKeyVersion");
+                kms.discard_key_version(&request, change()).await.map(|made| text(&made))
             }
             Kind::Disable => {
                 let request = world.request("kms.v1.KeyService/DisableKey");
@@ -175,6 +213,16 @@ impl Case {
     }
 }
 
+/// Returns the object that a staged version 2 names.
+async fn staged_object(world: &World) -> Option<CkaId> {
+    let (key, second) = (KeyRef::Name(name(KEY)), VersionChoice::Number(KeyVersion::new(2)?));
+    let row = world.store.key(key, second).await.unwrap()?.version?.row;
+    match row.material {
+        Material::Resident(id) if row.state == VersionState::PreActivation => Some(id),
+        Material::Resident(_) | Material::Wrapped(_) => None,
+    }
+}
+
 /// What must hold when nothing is in doubt any more, whatever happened before.
 pub(crate) async fn check(world: &World, point: &str) {
     assert!(world.store.intents().await.unwrap().rows.is_empty(), "{point}: an intent stays open");
@@ -183,6 +231,10 @@ pub(crate) async fn check(world: &World, point: &str) {
     let mut rows = world.store.resident_ids().await.unwrap().rows;
     objects.sort();
     rows.sort();
+    // The object of a discarded version goes before its row says so: a crash in between leaves it staged, and without one.
+    if let Some(lost) = staged_object(world).await.filter(|id| !objects.contains(id)) {
+        rows.retain(|id| *id != lost);
+    }
     assert_eq!(objects, rows, "{point}: objects and rows differ");
     let stamp = world.kms.verify_manifest(name(KEY).tenant()).await.expect(point);
     let mut begun: HashSet<IntentId> = HashSet::new();

@@ -14,7 +14,7 @@ use kms_core::root::RootPin;
 use kms_core::usage::UsageRow;
 use kms_server::store::{
     Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord,
-    Rollover, Store, StoreError, StoredKey, VersionChoice,
+    Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -102,10 +102,12 @@ forward! {
     close_intent(intent: IntentId) -> ();
     create_key(new: NewKey, closing: Closing) -> ();
     update_key(expected: Revision, key: Sealed<KeyRow>, closing: Closing) -> ();
+    stage(staging: Staging, closing: Closing) -> ();
     roll_over(rollover: Rollover, closing: Closing) -> ();
     update_version(expected: Revision, version: Sealed<VersionRow>, closing: Closing) -> ();
     resident_ids() -> Listed<CkaId>;
     due_deactivations(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
+    due_activations(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
     due_rotations(now: Timestamp, limit: u32) -> Listed<Sealed<KeyRow>>;
     due_destructions(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
     probe(now: Timestamp) -> ();

@@ -78,6 +78,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             state_time: time,
             state_reason: "created".into(),
             state_actor: "officer".into(),
+            activate_time: Some(time),
             deactivate_time: None,
             destruction: None,
             revision: Revision::FIRST,

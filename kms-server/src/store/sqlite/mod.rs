@@ -39,7 +39,7 @@ use tokio::sync::watch;
 use self::writer::{Task, WriteJob};
 use super::{
     Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, MAX_REMEMBERED_REQUESTS,
-    NewKey, RequestRecord, Rollover, Store, StoreError, StoredKey, VersionChoice,
+    NewKey, RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -363,6 +363,11 @@ impl Store for SqliteStore {
         self.write(move |db| write::update_key(db, expected, &key, &closing, max)).await
     }
 
+    async fn stage(&self, staging: Staging, closing: Closing) -> Result<(), StoreError> {
+        let max = self.max_requests;
+        self.write(move |db| write::stage(db, &staging, &closing, max)).await
+    }
+
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {
         let max = self.max_requests;
         self.write(move |db| write::roll_over(db, &rollover, &closing, max)).await
@@ -388,6 +393,14 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
         self.read(move |db| read::due_deactivations(db, now, limit)).await
+    }
+
+    async fn due_activations(
+        &self,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+        self.read(move |db| read::due_activations(db, now, limit)).await
     }
 
     async fn due_rotations(

@@ -218,6 +218,22 @@ pub(super) fn due_deactivations(
     )
 }
 
+pub(super) fn due_activations(
+    connection: &Connection,
+    now: Timestamp,
+    limit: u32,
+) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+    listed(
+        connection,
+        "SELECT versions.* FROM versions JOIN keys ON keys.uid = versions.key_uid
+         WHERE versions.state = 'PRE_ACTIVATION' AND activate_time IS NOT NULL
+           AND activate_time <= ?1 AND keys.state = 'ENABLED'
+         ORDER BY activate_time LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+        rows::version,
+    )
+}
+
 pub(super) fn due_rotations(
     connection: &Connection,
     now: Timestamp,

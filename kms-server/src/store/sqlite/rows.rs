@@ -52,6 +52,10 @@ impl Columns<'_> {
         self.read(column).map(Timestamp::from_unix_ms)
     }
 
+    fn optional_time(&self, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.read::<Option<i64>>(column)?.map(Timestamp::from_unix_ms))
+    }
+
     fn number(&self, column: &'static str) -> Result<u64, StoreError> {
         u64::try_from(self.read::<i64>(column)?).map_err(|_| self.damaged(column))
     }
@@ -147,9 +151,8 @@ pub(super) fn version(row: &Row<'_>) -> Result<Sealed<VersionRow>, StoreError> {
         state_time: columns.time("state_time")?,
         state_reason: columns.read("state_reason")?,
         state_actor: columns.read("state_actor")?,
-        deactivate_time: columns
-            .read::<Option<i64>>("deactivate_time")?
-            .map(Timestamp::from_unix_ms),
+        activate_time: columns.optional_time("activate_time")?,
+        deactivate_time: columns.optional_time("deactivate_time")?,
         destruction: columns.destruction()?,
         revision: columns.revision()?,
     })

@@ -11,7 +11,8 @@ use rusqlite::{Connection, Params, named_params};
 
 use super::error::on_duplicate;
 use crate::store::{
-    Closing, Intent, ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord, Rollover, StoreError,
+    Closing, Intent, ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord, Rollover, Staging,
+    StoreError, Successor,
 };
 
 pub(super) fn add_root_pin(
@@ -60,13 +61,33 @@ pub(super) fn roll_over(
     closing: &Closing,
     max_requests: u64,
 ) -> Result<(), StoreError> {
-    let Rollover { expected_key, key, version, counter, expected_previous, previous } = rollover;
+    let Rollover { expected_key, key, successor, expected_previous, previous } = rollover;
+    apply(connection, closing, max_requests)?;
+    replace_key(connection, *expected_key, key)?;
+    match successor {
+        Successor::New { version, counter } => {
+            insert_version(connection, version)?;
+            insert_counter(connection, counter)?;
+        }
+        Successor::Staged { expected, version } => {
+            replace_version(connection, *expected, version)?;
+        }
+    }
+    replace_version(connection, *expected_previous, previous)?;
+    require_primary(connection, &key.row)
+}
+
+pub(super) fn stage(
+    connection: &Connection,
+    staging: &Staging,
+    closing: &Closing,
+    max_requests: u64,
+) -> Result<(), StoreError> {
+    let Staging { expected_key, key, version, counter } = staging;
     apply(connection, closing, max_requests)?;
     replace_key(connection, *expected_key, key)?;
     insert_version(connection, version)?;
-    insert_counter(connection, counter)?;
-    replace_version(connection, *expected_previous, previous)?;
-    require_primary(connection, &key.row)
+    insert_counter(connection, counter)
 }
 
 pub(super) fn update_version(
@@ -358,11 +379,11 @@ fn with_key_parameters<T>(
 
 fn insert_version(connection: &Connection, version: &Sealed<VersionRow>) -> Result<(), StoreError> {
     let sql = "INSERT INTO versions (key_uid, version, state, material_kind, material, check_blob,
-            create_time, state_time, state_reason, state_actor, deactivate_time, destroy_time,
-            destroy_returns, revision, generation, mac)
+            create_time, state_time, state_reason, state_actor, activate_time, deactivate_time,
+            destroy_time, destroy_returns, revision, generation, mac)
          VALUES (:key_uid, :version, :state, :material_kind, :material, :check_blob,
-            :create_time, :state_time, :state_reason, :state_actor, :deactivate_time, :destroy_time,
-            :destroy_returns, :revision, :generation, :mac)";
+            :create_time, :state_time, :state_reason, :state_actor, :activate_time, :deactivate_time,
+            :destroy_time, :destroy_returns, :revision, :generation, :mac)";
     with_version_parameters(version, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::RevisionMismatch)
     })
@@ -376,7 +397,7 @@ fn replace_version(
     let sql = "UPDATE versions SET state = :state, material_kind = :material_kind,
             material = :material, check_blob = :check_blob, create_time = :create_time,
             state_time = :state_time, state_reason = :state_reason, state_actor = :state_actor,
-            deactivate_time = :deactivate_time, destroy_time = :destroy_time,
+            activate_time = :activate_time, deactivate_time = :deactivate_time, destroy_time = :destroy_time,
             destroy_returns = :destroy_returns, revision = :revision, generation = :generation,
             mac = :mac
          WHERE key_uid = :key_uid AND version = :version AND revision = :expected";
@@ -408,6 +429,7 @@ fn with_version_parameters<T>(
         state_time,
         state_reason,
         state_actor,
+        activate_time,
         deactivate_time,
         destruction,
         revision,
@@ -427,6 +449,7 @@ fn with_version_parameters<T>(
         ":state_time": state_time.as_unix_ms(),
         ":state_reason": state_reason,
         ":state_actor": state_actor,
+        ":activate_time": activate_time.map(Timestamp::as_unix_ms),
         ":deactivate_time": deactivate_time.map(Timestamp::as_unix_ms),
         ":destroy_time": destruction.map(|planned| planned.time.as_unix_ms()),
         ":destroy_returns": destruction.map(|planned| planned.returns_to.as_str()),

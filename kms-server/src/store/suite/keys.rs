@@ -114,8 +114,10 @@ pub(crate) fn rollover(key: Sealed<KeyRow>) -> Rollover {
     Rollover {
         expected_key,
         key,
-        version: sealed(version_row(1, 2)),
-        counter: sealed(counter_row(1, 2)),
+        successor: Successor::New {
+            version: sealed(version_row(1, 2)),
+            counter: sealed(counter_row(1, 2)),
+        },
         expected_previous: Revision::FIRST,
         previous: sealed(previous),
     }
@@ -127,11 +129,68 @@ pub(crate) async fn a_rollover_moves_the_primary(store: Arc<impl Store>) {
     let change = rollover(stored_key(&store, 1).await);
     store.roll_over(change.clone(), closing(2, 1)).await.unwrap();
     let found = store.key(KeyRef::Uid(uid(1)), VersionChoice::Primary).await.unwrap().unwrap();
-    assert_eq!((found.key, found.version), (change.key, Some(change.version.clone())));
+    let version = sealed(version_row(1, 2));
+    assert_eq!((found.key, found.version), (change.key, Some(version.clone())));
     let versions = store.list_versions(uid(1), None, 10).await.unwrap();
-    assert_eq!(versions, vec![change.previous, change.version]);
+    assert_eq!(versions, vec![change.previous, version]);
     let counter = store.counter(uid(1), version_number(2)).await;
-    assert_eq!(counter, Ok(Some(change.counter)));
+    assert_eq!(counter, Ok(Some(sealed(counter_row(1, 2)))));
+}
+
+/// A staged version 2 beside the primary.
+fn staging(key: Sealed<KeyRow>) -> Staging {
+    let expected_key = key.row.revision;
+    let mut key = updated(key, "team");
+    key.row.latest = version_number(2);
+    let mut version = version_row(1, 2);
+    version.state = VersionState::PreActivation;
+    version.activate_time = Some(time(5000));
+    Staging { expected_key, key, version: sealed(version), counter: sealed(counter_row(1, 2)) }
+}
+
+pub(crate) async fn a_staged_version_is_one_and_takes_the_place_of_the_primary(
+    store: Arc<impl Store>,
+) {
+    create(&store, 1, 0).await;
+    store.open_intent(sealed(intent(2))).await.unwrap();
+    let first = staging(stored_key(&store, 1).await);
+    let stale = Staging { expected_key: Revision::new(2), ..first.clone() };
+    assert_eq!(store.stage(stale, closing(2, 1)).await, Err(StoreError::RevisionMismatch));
+    assert_eq!(stored_key(&store, 1).await, sealed(key_row(1)));
+    store.stage(first.clone(), closing(2, 1)).await.unwrap();
+    assert_eq!(stored_key(&store, 1).await, first.key, "the primary stays");
+    let counter = store.counter(uid(1), version_number(2)).await;
+    assert_eq!(counter, Ok(Some(first.counter.clone())));
+
+    // A second one is refused, and nothing of it is there.
+    store.open_intent(sealed(intent(3))).await.unwrap();
+    let mut second = staging(first.key.clone());
+    second.key.row.latest = version_number(3);
+    second.version.row.version = version_number(3);
+    second.counter.row.version = version_number(3);
+    assert_eq!(store.stage(second, closing(3, 2)).await, Err(StoreError::RevisionMismatch));
+    assert_eq!(stored_key(&store, 1).await, first.key);
+
+    let Rollover { mut key, previous, expected_previous, .. } = rollover(first.key.clone());
+    key.row.latest = version_number(2);
+    let mut version = first.version.clone();
+    version.row.state = VersionState::Active;
+    version.row.revision = version.row.revision.next();
+    let good = Rollover {
+        expected_key: first.key.row.revision,
+        key: key.clone(),
+        successor: Successor::Staged { expected: Revision::FIRST, version: version.clone() },
+        expected_previous,
+        previous: previous.clone(),
+    };
+    let successor = Successor::Staged { expected: Revision::new(2), version: version.clone() };
+    let stale = Rollover { successor, ..good.clone() };
+    assert_eq!(store.roll_over(stale, closing(3, 2)).await, Err(StoreError::RevisionMismatch));
+    assert_eq!(stored_key(&store, 1).await, first.key);
+    store.roll_over(good, closing(3, 2)).await.unwrap();
+    assert_eq!(stored_key(&store, 1).await, key);
+    let versions = store.list_versions(uid(1), None, 10).await.unwrap();
+    assert_eq!(versions, vec![previous, version]);
 }
 
 pub(crate) async fn a_stale_rollover_changes_nothing(store: Arc<impl Store>) {

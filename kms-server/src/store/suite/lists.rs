@@ -104,8 +104,10 @@ pub(crate) async fn lists_are_bounded(store: Arc<impl Store>) {
         let change = Rollover {
             expected_key,
             key: key.clone(),
-            version: sealed(version_row(1, number)),
-            counter: sealed(counter_row(1, number)),
+            successor: Successor::New {
+                version: sealed(version_row(1, number)),
+                counter: sealed(counter_row(1, number)),
+            },
             expected_previous: Revision::FIRST,
             previous: sealed(previous),
         };
@@ -122,11 +124,12 @@ pub(crate) async fn versions_are_listed_by_number(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
     store.open_intent(sealed(intent(2))).await.unwrap();
     let change = keys::rollover(stored_key(&store, 1).await);
-    store.roll_over(change.clone(), closing(2, 1)).await.unwrap();
+    let (previous, version) = (change.previous.clone(), sealed(version_row(1, 2)));
+    store.roll_over(change, closing(2, 1)).await.unwrap();
     let page = store.list_versions(uid(1), None, 1).await;
-    assert_eq!(page, Ok(vec![change.previous]));
+    assert_eq!(page, Ok(vec![previous]));
     let page = store.list_versions(uid(1), Some(KeyVersion::FIRST), 1).await;
-    assert_eq!(page, Ok(vec![change.version]));
+    assert_eq!(page, Ok(vec![version]));
     assert_eq!(store.list_versions(uid(1), Some(version_number(2)), 1).await, Ok(vec![]));
 }
 
@@ -180,6 +183,33 @@ pub(crate) async fn due_rotations_are_those_of_active_primaries_of_enabled_keys(
     assert_eq!(due(store.due_rotations(time(300), 10).await.unwrap()), [uid(2), uid(1)]);
     assert_eq!(due(store.due_rotations(time(300), 1).await.unwrap()), [uid(2)]);
     assert_eq!(store.due_rotations(time(99), 10).await, Ok(listed(vec![])));
+}
+
+pub(crate) async fn due_activations_are_those_of_staged_versions_of_enabled_keys(
+    store: Arc<impl Store>,
+) {
+    let (enabled, disabled) = (KeyState::Enabled, KeyState::Disabled);
+    for (number, key_state, state, due) in [
+        (1, enabled, VersionState::PreActivation, Some(300)),
+        (2, enabled, VersionState::PreActivation, Some(100)),
+        (3, enabled, VersionState::PreActivation, None),
+        (4, enabled, VersionState::Active, Some(100)),
+        (5, enabled, VersionState::PreActivation, Some(301)),
+        (6, disabled, VersionState::PreActivation, Some(100)),
+    ] {
+        let mut new = new_key(number);
+        new.key.row.state = key_state;
+        new.version.row.state = state;
+        new.version.row.activate_time = due.map(time);
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    let due = |found: Listed<Sealed<VersionRow>>| -> Vec<KeyUid> {
+        found.rows.into_iter().map(|version| version.row.key_uid).collect()
+    };
+    assert_eq!(due(store.due_activations(time(300), 10).await.unwrap()), [uid(2), uid(1)]);
+    assert_eq!(due(store.due_activations(time(300), 1).await.unwrap()), [uid(2)]);
+    assert_eq!(store.due_activations(time(99), 10).await, Ok(listed(vec![])));
 }
 
 pub(crate) async fn due_destructions_are_those_planned_the_first_first(store: Arc<impl Store>) {

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
+use kms_core::clock::Timestamp;
 use kms_core::context::EncryptionContext;
 use kms_core::id::{RequestId, Revision};
 use kms_core::key::{Protection, Purpose, Sensitivity};
@@ -16,7 +17,7 @@ use kms_proto::v1 as proto;
 use crate::service::{
     ChangeKeyState, ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey,
     ListKeyHistory, ListKeyVersions, ListKeys, Rewrap, RotateKey, ScheduleDestruction,
-    ServiceError, SetRotation, Unwrap, UpdateKey, Wrap,
+    ServiceError, SetRotation, StageKeyVersion, Unwrap, UpdateKey, Wrap,
 };
 
 type Decoded<T> = Result<T, ServiceError>;
@@ -184,6 +185,23 @@ pub(super) fn get_version_usage(
     parse("name", &name)
 }
 
+pub(super) fn stage(message: proto::StageKeyVersionRequest) -> Decoded<StageKeyVersion> {
+    let proto::StageKeyVersionRequest { name, activate_time, reason, request_id } = message;
+    let activate_time = activate_time.map(|given| time("activate_time", given)).transpose()?;
+    let request_id = self::request_id(&request_id)?;
+    Ok(StageKeyVersion { name: parse("name", &name)?, activate_time, reason, request_id })
+}
+
+pub(super) fn activate(message: proto::ActivateKeyVersionRequest) -> Decoded<ChangeVersionState> {
+    let proto::ActivateKeyVersionRequest { name, reason, request_id } = message;
+    change(&name, reason, &request_id)
+}
+
+pub(super) fn discard(message: proto::DiscardKeyVersionRequest) -> Decoded<ChangeVersionState> {
+    let proto::DiscardKeyVersionRequest { name, reason, request_id } = message;
+    change(&name, reason, &request_id)
+}
+
 pub(super) fn disable_key(message: proto::DisableKeyRequest) -> Decoded<ChangeKeyState> {
     let proto::DisableKeyRequest { name, reason, request_id } = message;
     let request_id = self::request_id(&request_id)?;
@@ -315,6 +333,20 @@ fn whole_seconds(name: &'static str, duration: prost_types::Duration) -> Decoded
         return Err(field(name, "must be whole seconds"));
     }
     Ok(Duration::from_secs(seconds))
+}
+
+/// Rows hold milliseconds: what is finer would be another time than was asked for.
+fn time(name: &'static str, time: prost_types::Timestamp) -> Decoded<Timestamp> {
+    const MILLISECOND: i32 = 1_000_000;
+    let prost_types::Timestamp { seconds, nanos } = time;
+    if !(0..1_000_000_000).contains(&nanos) || nanos % MILLISECOND != 0 {
+        return Err(field(name, "must be a time in whole milliseconds"));
+    }
+    let unix_ms = seconds
+        .checked_mul(1000)
+        .and_then(|ms| ms.checked_add(i64::from(nanos / MILLISECOND)))
+        .ok_or_else(|| field(name, "is too far away"))?;
+    Ok(Timestamp::from_unix_ms(unix_ms))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use kms_proto::v1 as proto;
 
 use crate::service::{
     CiphertextDescription, Compromised, DataKey, HistoryEntry, KeyDescription, Page, Retirement,
-    Rewrapped, Rotated, Unwrapped, VersionDescription, VersionUsage, Wrapped,
+    Rewrapped, Rotated, Staged, Unwrapped, VersionDescription, VersionUsage, Wrapped,
 };
 
 pub(super) fn wrapped(result: Wrapped) -> proto::WrapResponse {
@@ -138,6 +138,7 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         state,
         primary,
         create_time,
+        activate_time,
         state_time,
         state_reason,
         state_actor,
@@ -159,7 +160,20 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         revision: revision.get(),
         root_generation: root_generation.get(),
         destroy_time: destroy_time.map(time),
+        activate_time: activate_time.map(time),
     }
+}
+
+pub(super) fn staged(result: Staged) -> proto::StageKeyVersionResponse {
+    let Staged { key, version } = result;
+    let (key, version) = (Some(self::key(key)), Some(self::version(version)));
+    proto::StageKeyVersionResponse { key, version }
+}
+
+pub(super) fn activated(result: Rotated) -> proto::ActivateKeyVersionResponse {
+    let Rotated { key, version } = result;
+    let (key, version) = (Some(self::key(key)), Some(self::version(version)));
+    proto::ActivateKeyVersionResponse { key, version }
 }
 
 pub(super) fn rotated(result: Rotated) -> proto::RotateKeyResponse {

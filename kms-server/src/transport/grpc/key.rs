@@ -41,6 +41,9 @@ macro_rules! reading {
 mutation!(create_key, CREATE_KEY, decode::create_key, encode::key);
 mutation!(update_key, UPDATE_KEY, decode::update_key, encode::key);
 mutation!(rotate_key, NONE, decode::rotate_key, encode::rotated);
+mutation!(stage_key_version, NONE, decode::stage, encode::staged);
+mutation!(activate_key_version, NONE, decode::activate, encode::activated);
+mutation!(discard_key_version, NONE, decode::discard, encode::version);
 mutation!(disable_key, NONE, decode::disable_key, encode::key);
 mutation!(enable_key, NONE, decode::enable_key, encode::key);
 mutation!(suspend_key_version, NONE, decode::suspend, encode::version);

@@ -57,6 +57,8 @@ CREATE TABLE versions (
     state_time      INTEGER NOT NULL,
     state_reason    TEXT    NOT NULL CHECK (octet_length(state_reason) <= 256),
     state_actor     TEXT    NOT NULL CHECK (octet_length(state_actor) <= 2048),
+    -- When it became ACTIVE, or in PRE_ACTIVATION when it is to.
+    activate_time   INTEGER,
     deactivate_time INTEGER,
     -- A planned destruction, and the state that cancelling it leads back to.
     destroy_time    INTEGER,
@@ -65,12 +67,17 @@ CREATE TABLE versions (
     generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
     mac             BLOB    NOT NULL CHECK (length(mac) = 32),
     PRIMARY KEY (key_uid, version),
+    CHECK (activate_time IS NOT NULL OR state NOT IN ('ACTIVE', 'SUSPENDED', 'DEACTIVATED')),
     CHECK ((destroy_time IS NULL) = (destroy_returns IS NULL)),
     CHECK ((destroy_time IS NULL) = (state <> 'DESTROY_SCHEDULED'))
 ) STRICT, WITHOUT ROWID;
 
 CREATE UNIQUE INDEX versions_resident ON versions (material)
     WHERE material_kind = 'resident' AND state <> 'DESTROYED';
+-- One staged version a key at most: it is what the next rollover puts in the primary's place.
+CREATE UNIQUE INDEX versions_staged ON versions (key_uid) WHERE state = 'PRE_ACTIVATION';
+CREATE INDEX versions_to_activate ON versions (activate_time)
+    WHERE state = 'PRE_ACTIVATION' AND activate_time IS NOT NULL;
 CREATE INDEX versions_due ON versions (deactivate_time)
     WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL;
 CREATE INDEX versions_to_destroy ON versions (destroy_time) WHERE destroy_time IS NOT NULL;
