@@ -141,9 +141,9 @@ impl Worker<'_> {
         work: &mut Work,
     ) -> Result<Answer, Failure> {
         let session = self.session(&inside.live)?;
-        let result = crypt::perform(bench, &session, &inside.live, &mut self.ivs, work);
-        self.session = Some(session);
-        result
+        // Not held by this call: one that panics must not take it along.
+        let session = self.session.insert(session);
+        crypt::perform(bench, session, &inside.live, &mut self.ivs, work)
     }
 
     /// Turns a failure that no one can mend for this job into its answer.
@@ -206,6 +206,20 @@ impl Worker<'_> {
         let deadline = self.shared.now() + self.shared.config.budgets.close;
         if let Ok(inside) = self.shared.gate.enter(deadline, &*self.shared.clock) {
             self.discard_session(&inside.live);
+        }
+    }
+}
+
+/// Invariant: a worker that panics loses no session of the token: the next one has it (test
+/// `a_worker_that_panics_is_replaced_wherever_it_was`). It is given back, not closed: no call of the module can hang here.
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        // The list is the epoch's own: should the epoch end meanwhile, C_Finalize closes the session, and the list goes.
+        if let Some(live) = self.shared.gate.live()
+            && self.module_epoch == live.module_epoch
+        {
+            live.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(session);
         }
     }
 }
