@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
 use kms_hsm::pin::PinSource;
-use kms_hsm::pkcs11::{EXIT_HSM_HUNG, Pkcs11Config, Pkcs11Hsm, TokenSelector, log_fatal};
+use kms_hsm::pkcs11::{
+    EXIT_HSM_HUNG, Pkcs11Config, Pkcs11Hsm, TokenSelector, exit_at_once, log_fatal,
+};
 
 use super::error::StartError;
 use crate::audit::FileSink;
@@ -52,7 +54,7 @@ pub(super) fn start_hsm(
         log_fatal(reason);
         // The process ends here, and nothing else waits for that line.
         log::finish();
-        std::process::exit(EXIT_HSM_HUNG);
+        exit_at_once(EXIT_HSM_HUNG);
     });
     let begun = clock.monotonic();
     let hsm = Pkcs11Hsm::start(pkcs11, pin, Arc::clone(clock))?;
