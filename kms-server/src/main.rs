@@ -5,12 +5,12 @@ mod verify_command;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use kms_core::clock::{Clock as _, SystemClock};
+use kms_hsm::pkcs11::exit_at_once;
 use kms_server::assembly::{
     EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
 };
@@ -100,7 +100,18 @@ struct Dev {
     start: Start,
 }
 
-fn main() -> ExitCode {
+/// Success.
+const EXIT_OK: u8 = 0;
+
+fn main() {
+    let status = command();
+    // A thread may hang in the HSM's module: its destructors must neither wait for that thread nor run beside it. Nothing
+    // else is left to do: what was said is flushed.
+    exit_at_once(status.into());
+}
+
+/// Does what the command line says, and returns the exit status.
+fn command() -> u8 {
     let started = SystemClock.monotonic();
     let cli = Cli::parse();
     if let Err(error) = hardening::forbid_core_dumps() {
@@ -116,7 +127,7 @@ fn main() -> ExitCode {
         Some(Command::VerifyStore(wanted)) => match wanted.run() {
             Ok((status, text)) => {
                 say(&text);
-                ExitCode::from(status)
+                status
             }
             Err((status, error)) => fail(status, &error),
         },
@@ -132,7 +143,7 @@ fn load(serve: &Serve) -> Result<Config, (u8, String)> {
     loaded.map_err(|error: ConfigError| (EXIT_CONFIG, error.to_string()))
 }
 
-fn check_config(serve: &Serve) -> ExitCode {
+fn check_config(serve: &Serve) -> u8 {
     let config = match load(serve) {
         Ok(config) => config,
         Err((status, error)) => return fail(status, &error),
@@ -140,15 +151,15 @@ fn check_config(serve: &Serve) -> ExitCode {
     let problems = check(&config, SystemClock.now());
     if problems.is_empty() {
         say("the configuration is good\n");
-        return ExitCode::SUCCESS;
+        return EXIT_OK;
     }
     for problem in &problems {
         tell(&problem.to_string());
     }
-    ExitCode::from(EXIT_CONFIG)
+    EXIT_CONFIG
 }
 
-fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> ExitCode {
+fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> u8 {
     let config = match load(serve) {
         Ok(config) => config,
         Err((status, error)) => return fail(status, &error),
@@ -166,7 +177,7 @@ fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> Exit
     serve_with(&config, &mode, started)
 }
 
-fn run_dev(dev: &Dev, started: std::time::Instant) -> ExitCode {
+fn run_dev(dev: &Dev, started: std::time::Instant) -> u8 {
     match dev_server(dev, started) {
         Ok(status) => status,
         Err(error) => {
@@ -182,7 +193,7 @@ fn refused(error: &DevError) -> (u8, String) {
     (if held { EXIT_HELD } else { EXIT_CONFIG }, error.to_string())
 }
 
-fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevError> {
+fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<u8, DevError> {
     let directory = DevDirectory::open(&dev.dir)?;
     enter(&directory)?;
     let held = directory.hold()?;
@@ -211,28 +222,29 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
     Ok(status)
 }
 
-fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> ExitCode {
+fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> u8 {
     match run(config, mode, started) {
-        Ok(Ended::Orderly) => ExitCode::SUCCESS,
-        Ok(Ended::AtOnce) => ExitCode::from(EXIT_AT_ONCE),
+        Ok(Ended::Orderly) => EXIT_OK,
+        Ok(Ended::AtOnce) => EXIT_AT_ONCE,
         // Who reads JSON lines reads this one, too.
         Err(error) if config.log.format == LogFormat::Json => {
             let status = error.exit_status();
             tracing::error!(%error, status, "the server ends");
-            ExitCode::from(status)
+            status
         }
         Err(error) => fail(error.exit_status(), &error.to_string()),
     }
 }
 
-fn fail(status: u8, error: &str) -> ExitCode {
+fn fail(status: u8, error: &str) -> u8 {
     tell(&format!("error: {error}"));
-    ExitCode::from(status)
+    status
 }
 
 /// Nobody may read standard output any more: then there is nobody to tell.
 fn say(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let mut output = std::io::stdout();
+    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
 }
 
 /// Says it from a thread of its own: a reader who does not read must keep no signal from being heard.
