@@ -161,6 +161,23 @@ fn a_wrong_pin_is_tried_once_and_the_server_stays_to_say_so() {
     ready(&mut mended, &directory);
 }
 
+#[test]
+fn a_directory_without_its_token_and_database_says_what_belongs_together() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let mut first = Process::start(&mut dev(&directory));
+    ready(&mut first, &directory);
+    assert_eq!(first.terminate(LIMIT).code(), Some(0));
+    std::fs::remove_dir_all(directory.join("tokens")).unwrap();
+    std::fs::remove_file(directory.join("store.db")).unwrap();
+    let refused = dev(&directory).output().unwrap();
+    assert_eq!(refused.status.code(), Some(69), "{refused:?}");
+    let told = String::from_utf8(refused.stderr).unwrap();
+    let (serial, _) = pinned(&directory);
+    assert!(told.contains(&format!("no token with serial `{}`", serial.trim())), "{told}");
+    assert!(told.contains("start anew with another --dir"), "{told}");
+}
+
 /// Connects as the dev client.
 async fn connect(directory: &Path, told: &serde_json::Value) -> Channel {
     let pki = |name: &str| directory.join("pki").join(name);

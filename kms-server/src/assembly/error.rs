@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use kms_hsm::HsmError;
 
+use super::missing::MissingRoots;
 use crate::audit::AuditStartError;
 use crate::config::Problem;
 use crate::keyring::KeyringError;
@@ -52,9 +53,9 @@ pub enum StartError {
     /// The token makes no MACs, so that no row can be verified.
     #[error("nothing was verified: row MACs need root `mac`, and the token cannot be used: {0}")]
     Unverifiable(HsmError),
-    /// No root set is pinned: a ceremony, or dev mode, must make one.
-    #[error("no root set is pinned in the database; run a ceremony first, or use `kms-server dev`")]
-    NoRoots,
+    /// No root set is pinned: dev mode must make one.
+    #[error(transparent)]
+    NoRoots(Box<MissingRoots>),
     /// A pin's MAC is not right: the database was edited, or belongs to another token.
     #[error("the pinned root set of generation {0} fails its integrity check")]
     RootPinIntegrity(u32),
@@ -86,7 +87,8 @@ impl StartError {
     /// Returns the exit status.
     pub const fn exit_status(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots => EXIT_CONFIG,
+            Self::NoRoots(missing) if missing.is_of_hsm() => EXIT_HSM,
+            Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots(_) => EXIT_CONFIG,
             Self::Compare(CompareError::Diverged { .. }) => EXIT_DIVERGED,
             Self::Hsm(_)
             | Self::Unverifiable(_)
