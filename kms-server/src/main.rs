@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use kms_core::clock::{Clock as _, SystemClock};
 use kms_hsm::pkcs11::exit_at_once;
 use kms_server::assembly::{
-    EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
+    EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_HSM, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
 };
 use kms_server::audit::AcceptCode;
 use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
@@ -28,19 +28,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_USAGE: u8 = 2;
 /// How long the banner may take before the server goes on without it.
 const BANNER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Exit statuses, shown by `--help`.
+/// Exit statuses, shown by `--help`; docs/operations.md has the same table (test
+/// `the_exit_statuses_of_help_documents_and_code_are_the_same`).
 const EXIT_STATUSES: &str = "Exit status:\n  \
     0   stopped by SIGTERM or SIGINT, after a drain if it served; or all is well\n  \
     2   wrong command line\n  \
     65  the database is not the one that the audit log has last seen, or verify-store found more\n  \
-    69  the HSM module cannot be used\n  \
+    69  the HSM module cannot be used; or verify-store or a first dev start has no usable token\n  \
     70  a defect of the server\n  \
     71  a socket or a thread was refused by the system\n  \
     74  the database or the audit log cannot be opened\n  \
     75  the HSM hangs: start the process again\n  \
-    77  another process holds the dev directory\n  \
-    78  the configuration, a certificate or the PIN's place is wrong\n  \
+    77  the dev directory is held by another process, or not closed to others\n  \
+    78  the configuration, a certificate or the PIN's place is wrong; or no root set is pinned\n  \
     143 told twice to stop: ended at once, the drain not finished\n\n\
+    A PIN that the token refuses ends no server: it stays, not ready, so that nothing tries it again.\n\n\
     Signals:\n  SIGTERM, SIGINT  drain and stop; a second one ends at once\n  SIGHUP           read certificates, CAs and CRLs again";
 
 /// Holdfast: an HSM-backed key management service
@@ -65,6 +67,7 @@ enum Command {
     /// Refuses while a server has it open. Writes to neither database nor log.
     VerifyStore(verify_command::VerifyStore),
     /// Run a DEV server with everything in one directory; never for production
+    #[command(after_help = EXIT_STATUSES)]
     Dev(Dev),
 }
 
@@ -189,8 +192,12 @@ fn run_dev(dev: &Dev, started: std::time::Instant) -> u8 {
 
 /// Returns exit status and text.
 fn refused(error: &DevError) -> (u8, String) {
-    let held = matches!(error, DevError::Held(_) | DevError::Exposed(_));
-    (if held { EXIT_HELD } else { EXIT_CONFIG }, error.to_string())
+    let status = match error {
+        DevError::Held(_) | DevError::Exposed(_) => EXIT_HELD,
+        DevError::Token(_) => EXIT_HSM,
+        _ => EXIT_CONFIG,
+    };
+    (status, error.to_string())
 }
 
 fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<u8, DevError> {

@@ -178,6 +178,42 @@ fn a_directory_without_its_token_and_database_says_what_belongs_together() {
     assert!(told.contains("start anew with another --dir"), "{told}");
 }
 
+/// What the table of exit statuses says of dev mode; 65, 75 and 143 have tests of their own.
+#[test]
+fn a_dev_server_ends_with_the_status_of_the_table() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let ends = |status: i32, more: &[&str]| {
+        let output = dev(&directory).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{more:?}: {output:?}");
+    };
+    let module = parent.path().join("text.so");
+    std::fs::write(&module, "this is no shared object").unwrap();
+    let with_text = |name: &str| {
+        let mut command = command(&["dev", "--listen", "127.0.0.1:0", "--dir"]);
+        command.arg(parent.path().join(name)).arg("--module").arg(&module).output().unwrap()
+    };
+    assert_eq!(with_text("first").status.code(), Some(69), "at the first start");
+    let mut server = Process::start(&mut dev(&directory));
+    ready(&mut server, &directory);
+    ends(77, &[]);
+    assert_eq!(server.terminate(LIMIT).code(), Some(0));
+    assert_eq!(with_text("dev").status.code(), Some(69), "at a later one");
+    ends(2, &["--nonsense"]);
+    let others = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    ends(71, &["--admin-listen", &others.local_addr().unwrap().to_string()]);
+    let (pin, database) = (directory.join("user-pin"), directory.join("store.db"));
+    std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(0o644)).unwrap();
+    ends(78, &[]);
+    std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&pin, "canary-wrong-pin").unwrap();
+    assert_eq!(verify_store(&directory).status.code(), Some(69), "a server stays instead");
+    std::fs::write(&database, "no database").unwrap();
+    ends(74, &[]);
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    ends(77, &[]);
+}
+
 /// Connects as the dev client.
 async fn connect(directory: &Path, told: &serde_json::Value) -> Channel {
     let pki = |name: &str| directory.join("pki").join(name);

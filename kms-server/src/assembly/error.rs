@@ -20,9 +20,10 @@ pub const EXIT_SOCKET: u8 = 71;
 pub const EXIT_STATE: u8 = 74;
 /// The database is not the one that the audit log has last seen (EX_DATAERR): an operator must act.
 pub const EXIT_DIVERGED: u8 = 65;
-/// The HSM module cannot be used at all (EX_UNAVAILABLE). A token that is only absent is waited for.
+/// The HSM module cannot be used at all (EX_UNAVAILABLE). A token that is only absent is waited for, where it has served
+/// before.
 pub const EXIT_HSM: u8 = 69;
-/// Another process holds the directory (EX_NOPERM).
+/// Another process holds the dev directory, or others than its owner may use it (EX_NOPERM).
 pub const EXIT_HELD: u8 = 77;
 /// Told twice to stop: the drain was not finished. As a shell shows a process that SIGTERM ended.
 pub const EXIT_AT_ONCE: u8 = 143;
