@@ -204,15 +204,16 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<u8, DevError> {
     let directory = DevDirectory::open(&dev.dir)?;
     enter(&directory)?;
     let held = directory.hold()?;
+    // First of all: whoever waits for the file must not find that of a process which was killed.
+    let path = directory.join("ready.json");
+    let ready_file =
+        ReadyFile::prepare(path.clone()).map_err(|cause| DevError::File { path, cause })?;
     let config = prepare(&directory, dev.module.clone(), &dev.flags, &SystemClock)?;
     let _last = match log::start(config.log) {
         Ok(last) => last,
         Err(error) => return Ok(fail(EXIT_SOCKET, &no_log(&error))),
     };
     tracing::warn!(directory = %directory.path().display(), "DEV MODE: never for production");
-    let path = directory.join("ready.json");
-    let ready_file =
-        ReadyFile::prepare(path.clone()).map_err(|cause| DevError::File { path, cause })?;
     let on_ready = Box::new(move |listen: SocketAddr, admin: SocketAddr| {
         write_cli_context(&directory, listen).map_err(std::io::Error::other)?;
         say_bounded(banner(&directory, listen, admin));
@@ -225,6 +226,8 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<u8, DevError> {
         on_ready,
     };
     let status = serve_with(&config, &mode, started);
+    // The ready file goes before the next process may put its own there.
+    drop(mode);
     drop(held);
     Ok(status)
 }
