@@ -7,6 +7,7 @@
  *   HOLDFAST_FAULTY_REAL   the module to forward to (default: Debian's SoftHSM)
  *   HOLDFAST_FAULTY_PLAN   the script (plan.h); may be replaced while the program runs
  *   HOLDFAST_FAULTY_LOG    one line a call: `FUNCTION session=N rv=0x0 thread=NAME`; `enter FUNCTION` when it starts to hang
+ *   HOLDFAST_FAULTY_END    `hang` has the destructor wait for ever, as one that wants a lock which a hung call holds
  *
  * A call that only asks for the length of its output (NULL buffer) is logged with `query`; it is neither counted nor
  * made to fail, and lies only where `long` says so. Thread-safe: no lock is held while the real module works.
@@ -68,6 +69,18 @@ static void log_line(const char *line, int length)
 {
     if (log_file >= 0 && length > 0 && write(log_file, line, (size_t)length) != length)
         abort();
+}
+
+/* Runs at the end of a process that runs destructors, and when the module is unloaded. */
+__attribute__((destructor)) static void at_end(void)
+{
+    const char *end = getenv("HOLDFAST_FAULTY_END");
+    if (end == NULL || strcmp(end, "hang") != 0)
+        return;
+    char line[32];
+    log_line(line, snprintf(line, sizeof line, "enter destructor\n"));
+    for (;;)
+        pause();
 }
 
 /* Whether `long` applies: these take the size of the caller's buffer in `length`. */

@@ -105,6 +105,8 @@ async fn a_call_that_hangs_in_the_hsm_does_not_keep_a_stop() {
     let mut rig = Rig::new();
     rig.drain_ms = 100;
     let faulty = rig.use_faulty_module();
+    // Nor does a destructor that waits for that call.
+    rig.environment.push(("HOLDFAST_FAULTY_END".to_owned(), "hang".to_owned()));
     let mut server = rig.start();
     let client = server.operator().await;
     let key = client.create("hang").await.name;

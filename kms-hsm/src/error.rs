@@ -84,7 +84,10 @@ pub enum LatchReason {
         pinned: String,
     },
     /// A root object is not on the token.
-    #[error("root `{role}` of generation {generation} is not on the token")]
+    #[error(
+        "root `{role}` of generation {generation} is not on the token: bring back the token's objects, or the database \
+         that belongs to this token; a new root opens nothing"
+    )]
     RootMissing {
         /// `wrap` or `mac`.
         role: &'static str,

@@ -5,14 +5,14 @@ mod verify_command;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use kms_core::clock::{Clock as _, SystemClock};
+use kms_hsm::pkcs11::exit_at_once;
 use kms_server::assembly::{
-    EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
+    EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_HSM, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
 };
 use kms_server::audit::AcceptCode;
 use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
@@ -28,19 +28,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_USAGE: u8 = 2;
 /// How long the banner may take before the server goes on without it.
 const BANNER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Exit statuses, shown by `--help`.
+/// Exit statuses, shown by `--help`; docs/operations.md has the same table (test
+/// `the_exit_statuses_of_help_documents_and_code_are_the_same`).
 const EXIT_STATUSES: &str = "Exit status:\n  \
     0   stopped by SIGTERM or SIGINT, after a drain if it served; or all is well\n  \
     2   wrong command line\n  \
     65  the database is not the one that the audit log has last seen, or verify-store found more\n  \
-    69  the HSM module cannot be used\n  \
+    69  the HSM module cannot be used; or verify-store or a first dev start has no usable token\n  \
     70  a defect of the server\n  \
     71  a socket or a thread was refused by the system\n  \
     74  the database or the audit log cannot be opened\n  \
     75  the HSM hangs: start the process again\n  \
-    77  another process holds the dev directory\n  \
-    78  the configuration, a certificate or the PIN's place is wrong\n  \
+    77  the dev directory is held by another process, or not closed to others\n  \
+    78  the configuration, a certificate or the PIN's place is wrong; or no root set is pinned\n  \
     143 told twice to stop: ended at once, the drain not finished\n\n\
+    A PIN that the token refuses ends no server: it stays, not ready, so that nothing tries it again.\n\n\
     Signals:\n  SIGTERM, SIGINT  drain and stop; a second one ends at once\n  SIGHUP           read certificates, CAs and CRLs again";
 
 /// Holdfast: an HSM-backed key management service
@@ -65,6 +67,7 @@ enum Command {
     /// Refuses while a server has it open. Writes to neither database nor log.
     VerifyStore(verify_command::VerifyStore),
     /// Run a DEV server with everything in one directory; never for production
+    #[command(after_help = EXIT_STATUSES)]
     Dev(Dev),
 }
 
@@ -100,7 +103,18 @@ struct Dev {
     start: Start,
 }
 
-fn main() -> ExitCode {
+/// Success.
+const EXIT_OK: u8 = 0;
+
+fn main() {
+    let status = command();
+    // A thread may hang in the HSM's module: its destructors must neither wait for that thread nor run beside it. Nothing
+    // else is left to do: what was said is flushed.
+    exit_at_once(status.into());
+}
+
+/// Does what the command line says, and returns the exit status.
+fn command() -> u8 {
     let started = SystemClock.monotonic();
     let cli = Cli::parse();
     if let Err(error) = hardening::forbid_core_dumps() {
@@ -116,7 +130,7 @@ fn main() -> ExitCode {
         Some(Command::VerifyStore(wanted)) => match wanted.run() {
             Ok((status, text)) => {
                 say(&text);
-                ExitCode::from(status)
+                status
             }
             Err((status, error)) => fail(status, &error),
         },
@@ -132,7 +146,7 @@ fn load(serve: &Serve) -> Result<Config, (u8, String)> {
     loaded.map_err(|error: ConfigError| (EXIT_CONFIG, error.to_string()))
 }
 
-fn check_config(serve: &Serve) -> ExitCode {
+fn check_config(serve: &Serve) -> u8 {
     let config = match load(serve) {
         Ok(config) => config,
         Err((status, error)) => return fail(status, &error),
@@ -140,15 +154,15 @@ fn check_config(serve: &Serve) -> ExitCode {
     let problems = check(&config, SystemClock.now());
     if problems.is_empty() {
         say("the configuration is good\n");
-        return ExitCode::SUCCESS;
+        return EXIT_OK;
     }
     for problem in &problems {
         tell(&problem.to_string());
     }
-    ExitCode::from(EXIT_CONFIG)
+    EXIT_CONFIG
 }
 
-fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> ExitCode {
+fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> u8 {
     let config = match load(serve) {
         Ok(config) => config,
         Err((status, error)) => return fail(status, &error),
@@ -166,7 +180,7 @@ fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> Exit
     serve_with(&config, &mode, started)
 }
 
-fn run_dev(dev: &Dev, started: std::time::Instant) -> ExitCode {
+fn run_dev(dev: &Dev, started: std::time::Instant) -> u8 {
     match dev_server(dev, started) {
         Ok(status) => status,
         Err(error) => {
@@ -178,23 +192,28 @@ fn run_dev(dev: &Dev, started: std::time::Instant) -> ExitCode {
 
 /// Returns exit status and text.
 fn refused(error: &DevError) -> (u8, String) {
-    let held = matches!(error, DevError::Held(_) | DevError::Exposed(_));
-    (if held { EXIT_HELD } else { EXIT_CONFIG }, error.to_string())
+    let status = match error {
+        DevError::Held(_) | DevError::Exposed(_) => EXIT_HELD,
+        DevError::Token(_) => EXIT_HSM,
+        _ => EXIT_CONFIG,
+    };
+    (status, error.to_string())
 }
 
-fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevError> {
+fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<u8, DevError> {
     let directory = DevDirectory::open(&dev.dir)?;
     enter(&directory)?;
     let held = directory.hold()?;
+    // First of all: whoever waits for the file must not find that of a process which was killed.
+    let path = directory.join("ready.json");
+    let ready_file =
+        ReadyFile::prepare(path.clone()).map_err(|cause| DevError::File { path, cause })?;
     let config = prepare(&directory, dev.module.clone(), &dev.flags, &SystemClock)?;
     let _last = match log::start(config.log) {
         Ok(last) => last,
         Err(error) => return Ok(fail(EXIT_SOCKET, &no_log(&error))),
     };
     tracing::warn!(directory = %directory.path().display(), "DEV MODE: never for production");
-    let path = directory.join("ready.json");
-    let ready_file =
-        ReadyFile::prepare(path.clone()).map_err(|cause| DevError::File { path, cause })?;
     let on_ready = Box::new(move |listen: SocketAddr, admin: SocketAddr| {
         write_cli_context(&directory, listen).map_err(std::io::Error::other)?;
         say_bounded(banner(&directory, listen, admin));
@@ -207,32 +226,35 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<ExitCode, DevErr
         on_ready,
     };
     let status = serve_with(&config, &mode, started);
+    // The ready file goes before the next process may put its own there.
+    drop(mode);
     drop(held);
     Ok(status)
 }
 
-fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> ExitCode {
+fn serve_with(config: &Config, mode: &Mode, started: std::time::Instant) -> u8 {
     match run(config, mode, started) {
-        Ok(Ended::Orderly) => ExitCode::SUCCESS,
-        Ok(Ended::AtOnce) => ExitCode::from(EXIT_AT_ONCE),
+        Ok(Ended::Orderly) => EXIT_OK,
+        Ok(Ended::AtOnce) => EXIT_AT_ONCE,
         // Who reads JSON lines reads this one, too.
         Err(error) if config.log.format == LogFormat::Json => {
             let status = error.exit_status();
             tracing::error!(%error, status, "the server ends");
-            ExitCode::from(status)
+            status
         }
         Err(error) => fail(error.exit_status(), &error.to_string()),
     }
 }
 
-fn fail(status: u8, error: &str) -> ExitCode {
+fn fail(status: u8, error: &str) -> u8 {
     tell(&format!("error: {error}"));
-    ExitCode::from(status)
+    status
 }
 
 /// Nobody may read standard output any more: then there is nobody to tell.
 fn say(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let mut output = std::io::stdout();
+    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
 }
 
 /// Says it from a thread of its own: a reader who does not read must keep no signal from being heard.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use kms_proto::v1 as proto;
 use kms_testkit::deadline::within;
 use kms_testkit::pki::Identity;
-use kms_testkit::{Process, softhsm};
+use kms_testkit::{Faulty, Process, SoftHsm, faulty, softhsm};
 use tonic::transport::Channel;
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -159,6 +159,132 @@ fn a_wrong_pin_is_tried_once_and_the_server_stays_to_say_so() {
     std::fs::write(&pin_file, pin).unwrap();
     let mut mended = Process::start(&mut dev(&directory));
     ready(&mut mended, &directory);
+}
+
+#[test]
+fn a_directory_without_its_token_and_database_says_what_belongs_together() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let mut first = Process::start(&mut dev(&directory));
+    ready(&mut first, &directory);
+    assert_eq!(first.terminate(LIMIT).code(), Some(0));
+    std::fs::remove_dir_all(directory.join("tokens")).unwrap();
+    std::fs::remove_file(directory.join("store.db")).unwrap();
+    let refused = dev(&directory).output().unwrap();
+    assert_eq!(refused.status.code(), Some(69), "{refused:?}");
+    let told = String::from_utf8(refused.stderr).unwrap();
+    let (serial, _) = pinned(&directory);
+    assert!(told.contains(&format!("no token with serial `{}`", serial.trim())), "{told}");
+    assert!(told.contains("start anew with another --dir"), "{told}");
+}
+
+/// A dev server that was killed when it was ready, and the ready file that it left.
+fn killed(directory: &Path) -> String {
+    let mut server = Process::start(&mut dev(directory));
+    let told = ready(&mut server, directory);
+    assert_eq!(told["pid"], server.id());
+    assert!(told["started_unix_ms"].as_i64().unwrap() > 1_700_000_000_000, "{told}");
+    server.kill();
+    std::fs::read_to_string(directory.join("ready.json")).unwrap()
+}
+
+#[test]
+fn what_a_killed_server_left_does_not_say_that_the_next_one_is_ready() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let old = killed(&directory);
+    let file = |name: &str| directory.join(name);
+    let faulty = Faulty::of(&SoftHsm::existing(&directory));
+    faulty.script(&["C_Login 1 hang"]);
+    let mut next = command(&["dev", "--listen", "127.0.0.1:0", "--dir"]);
+    next.arg(&directory).arg("--module").arg(faulty::module());
+    next.env("HOLDFAST_FAULTY_REAL", softhsm::module());
+    next.env("HOLDFAST_FAULTY_PLAN", file("faulty.plan"));
+    next.env("HOLDFAST_FAULTY_LOG", file("faulty.log"));
+    let mut next = Process::start(&mut next);
+    faulty.await_hang(0, "C_Login", LIMIT);
+    assert!(!file("ready.json").exists(), "it does not listen yet");
+    faulty.heal();
+    let told = ready(&mut next, &directory);
+    assert_eq!(told["pid"], next.id());
+    assert_ne!(told, serde_json::from_str::<serde_json::Value>(&old).unwrap());
+    next.kill();
+    // A start that fails early has removed it, too.
+    std::fs::remove_file(file("token-serial")).unwrap();
+    std::fs::remove_file(file("so-pin")).unwrap();
+    std::fs::create_dir(file("so-pin")).unwrap();
+    assert!(file("ready.json").exists());
+    let refused = dev(&directory).output().unwrap();
+    assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+    assert!(!file("ready.json").exists());
+}
+
+/// The lines of the README that start a dev server and wait for it, with the server and the directory of a test.
+fn documented_start(directory: &Path) -> String {
+    let readme = include_str!("../../README.md");
+    let (_, lines) = readme.split_once("cargo build --release\n").unwrap();
+    let (lines, _) = lines.split_once("\nexport ").unwrap();
+    let module = softhsm::module();
+    let options = format!("--listen 127.0.0.1:0 --module {} --dir", module.display());
+    lines
+        .replace("target/release/kms-server", env!("CARGO_BIN_EXE_kms-server"))
+        .replacen("--dir", &options, 1)
+        .replace("/tmp/holdfast", directory.to_str().unwrap())
+}
+
+#[test]
+fn the_documented_wait_ends_with_the_server_that_is_ready_and_with_one_that_does_not_start() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    killed(&directory);
+    let script = |then: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{}\n{then}", documented_start(&directory))]);
+        Process::start(command.env_remove("SOFTHSM2_CONF"))
+    };
+    // `wait` gives the status of the server: 0 after the signal that it was ready for.
+    let mut good = script("kill -TERM $server && wait $server");
+    assert_eq!(good.await_end(LIMIT).code(), Some(0), "{}", good.stderr());
+    killed(&directory);
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut bad = script("wait $server");
+    assert_eq!(bad.await_end(LIMIT).code(), Some(77), "{}", bad.stderr());
+}
+
+/// What the table of exit statuses says of dev mode; 65, 75 and 143 have tests of their own.
+#[test]
+fn a_dev_server_ends_with_the_status_of_the_table() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("dev");
+    let ends = |status: i32, more: &[&str]| {
+        let output = dev(&directory).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{more:?}: {output:?}");
+    };
+    let module = parent.path().join("text.so");
+    std::fs::write(&module, "this is no shared object").unwrap();
+    let with_text = |name: &str| {
+        let mut command = command(&["dev", "--listen", "127.0.0.1:0", "--dir"]);
+        command.arg(parent.path().join(name)).arg("--module").arg(&module).output().unwrap()
+    };
+    assert_eq!(with_text("first").status.code(), Some(69), "at the first start");
+    let mut server = Process::start(&mut dev(&directory));
+    ready(&mut server, &directory);
+    ends(77, &[]);
+    assert_eq!(server.terminate(LIMIT).code(), Some(0));
+    assert_eq!(with_text("dev").status.code(), Some(69), "at a later one");
+    ends(2, &["--nonsense"]);
+    let others = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    ends(71, &["--admin-listen", &others.local_addr().unwrap().to_string()]);
+    let (pin, database) = (directory.join("user-pin"), directory.join("store.db"));
+    std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(0o644)).unwrap();
+    ends(78, &[]);
+    std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&pin, "canary-wrong-pin").unwrap();
+    assert_eq!(verify_store(&directory).status.code(), Some(69), "a server stays instead");
+    std::fs::write(&database, "no database").unwrap();
+    ends(74, &[]);
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    ends(77, &[]);
 }
 
 /// Connects as the dev client.

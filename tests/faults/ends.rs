@@ -118,6 +118,8 @@ async fn a_module_that_hangs_past_its_budget_ends_the_process_with_75_and_the_ne
     let mut rig = Rig::new();
     rig.hsm_workers = WORKERS_TOO_MANY_TO_HANG;
     let faulty = rig.use_faulty_module();
+    // Its destructor would wait for the calls that hang.
+    rig.environment.push(("HOLDFAST_FAULTY_END".to_owned(), "hang".to_owned()));
     let server = rig.start();
     let client = server.operator().await;
     let mut told = Told::default();
@@ -130,11 +132,12 @@ async fn a_module_that_hangs_past_its_budget_ends_the_process_with_75_and_the_ne
         hanging.spawn(async move { client.wrap(&key, b"x", &[]).await.is_ok() });
     }
     faulty.await_hangs(mark, ("C_Encrypt", WORKERS_TOO_MANY_TO_HANG), LIMIT);
-    let (status, stderr, rig) = ended(server);
+    let (status, stderr, mut rig) = ended(server);
     assert_eq!(status.code(), Some(EXIT_HSM_HUNG), "{stderr}");
     assert!(stderr.contains("only a new process can use the HSM again"), "{stderr}");
     assert!(!hanging.join_all().await.contains(&true), "nothing was answered");
 
+    rig.environment.retain(|(name, _)| name != "HOLDFAST_FAULTY_END");
     faulty.heal();
     let server = rig.start();
     let client = server.operator().await;

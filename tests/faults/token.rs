@@ -96,6 +96,24 @@ fn ends_with(rig: &Rig, status: i32) -> String {
     process.stderr()
 }
 
+/// 78, so that a service manager does not have the PIN tried again, and locked.
+#[test]
+fn missing_roots_are_told_with_what_was_looked_for_and_a_refused_pin_before_them() {
+    let mut rig = Rig::new();
+    std::fs::rename(rig.path("store.db"), rig.path("store.away")).unwrap();
+    let told = ends_with(&rig, EXIT_CONFIG);
+    let error = told.lines().find(|line| line.starts_with("error: ")).unwrap();
+    let (store, module) = (rig.path("store.db"), rig.module.clone());
+    assert!(error.starts_with("error: no root set is pinned in the database"), "{error}");
+    for part in [store.to_str().unwrap(), module.to_str().unwrap(), &rig.token_serial] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    rig.pin_file = rig.secret_file("wrong-pin", "WRONG-PIN-CANARY");
+    let told = ends_with(&rig, EXIT_CONFIG);
+    assert!(told.contains("error: the hsm is latched: the token refused the PIN"), "{told}");
+    assert!(told.contains("besides, no root set is pinned"), "{told}");
+}
+
 #[test]
 fn a_missing_module_is_a_wrong_configuration() {
     let mut rig = Rig::new();

@@ -1,6 +1,7 @@
 //! The end of the process, when a call into the module hangs where nothing but a new process helps.
 //!
-//! It must never be reached by what a client sends, and never call C_Finalize: a live call would meet freed memory.
+//! It must never be reached by what a client sends, and never call C_Finalize: a live call would meet freed memory. For
+//! the same reason nothing of the module runs at the end, neither its destructors nor what it registered with `atexit`.
 
 /// Exit status of the process after a fatal HSM condition (EX_TEMPFAIL: start me again).
 pub const EXIT_HSM_HUNG: i32 = 75;
@@ -22,7 +23,13 @@ pub enum FatalReason {
 /// Logs the reason and ends the process with [`EXIT_HSM_HUNG`]; the service manager starts it again.
 pub fn exit_process(reason: FatalReason) {
     log_fatal(reason);
-    std::process::exit(EXIT_HSM_HUNG);
+    exit_at_once(EXIT_HSM_HUNG);
+}
+
+/// Ends the process and runs nothing more in it. For a process with a thread in the module: what `std::process::exit` runs,
+/// destructors of the module among it, could wait for that thread, or crash it.
+pub fn exit_at_once(status: i32) -> ! {
+    signal_hook::low_level::exit(status)
 }
 
 /// Logs why the process ends, for a hook that does more than [`exit_process`] before it exits.

@@ -46,7 +46,7 @@ pub use config::{
     Budgets, DEFAULT_WORKERS, FatalHook, MAX_QUEUE, MAX_RESIDENTS, MAX_WORKERS, Pkcs11Config,
     TokenSelector,
 };
-pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_process, log_fatal};
+pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_at_once, exit_process, log_fatal};
 
 use crate::error::HsmError;
 use crate::hsm::{

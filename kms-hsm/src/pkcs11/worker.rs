@@ -141,9 +141,9 @@ impl Worker<'_> {
         work: &mut Work,
     ) -> Result<Answer, Failure> {
         let session = self.session(&inside.live)?;
-        let result = crypt::perform(bench, &session, &inside.live, &mut self.ivs, work);
-        self.session = Some(session);
-        result
+        // Not held by this call: one that panics must not take it along.
+        let session = self.session.insert(session);
+        crypt::perform(bench, session, &inside.live, &mut self.ivs, work)
     }
 
     /// Turns a failure that no one can mend for this job into its answer.
@@ -210,6 +210,20 @@ impl Worker<'_> {
     }
 }
 
+/// Invariant: a worker that panics loses no session of the token: the next one has it (test
+/// `a_worker_that_panics_is_replaced_wherever_it_was`). It is given back, not closed: no call of the module can hang here.
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        // The list is the epoch's own: should the epoch end meanwhile, C_Finalize closes the session, and the list goes.
+        if let Some(live) = self.shared.gate.live()
+            && self.module_epoch == live.module_epoch
+        {
+            live.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(session);
+        }
+    }
+}
+
 fn job_of(ticket: Ticket) -> Option<Box<Job>> {
     match ticket {
         Ticket::Job(job) => Some(job),
@@ -224,7 +238,59 @@ fn may_wait(count: usize, more: bool, waited: impl FnOnce() -> Duration) -> bool
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use crossbeam_channel::bounded;
+    use kms_core::clock::SystemClock;
+
     use super::*;
+    use crate::hsm::Pending;
+    use crate::pkcs11::config::{Pkcs11Config, TokenSelector};
+    use crate::pkcs11::job::Reply;
+
+    /// Longer than any step of a test takes.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn shared() -> Shared {
+        let config = Pkcs11Config::new("m".into(), TokenSelector::Label("x".into()));
+        Shared::new(config, Arc::new(SystemClock), bounded(1).0)
+    }
+
+    fn worker<'a>(shared: &'a Shared, seat: &'a Seat) -> Worker<'a> {
+        Worker { shared, seat, session: None, module_epoch: 0, ivs: IvPool::default(), held: None }
+    }
+
+    fn queue_job(shared: &Shared) {
+        let (to, _) = Pending::channel();
+        let (work, queued_at) = (Work::Random(1), shared.now());
+        let (reply, deadline) = (Some(Reply::Random(to)), queued_at + LIMIT);
+        shared.requeue(Box::new(Job { work, reply, deadline, queued_at, retried: false }));
+    }
+
+    #[test]
+    fn answers_kept_for_a_job_that_another_worker_took_are_given_before_the_wait() {
+        let (shared, one_seat, other_seat) = (shared(), Seat::default(), Seat::default());
+        let mut one = worker(&shared, &one_seat);
+        let (to, pending) = Pending::channel();
+        // As if begun with in a while: the bound on the wait must not be what lets it go.
+        one.held = Some((shared.now() + LIMIT, one_seat.hold(Reply::Done(to), Answer::Done, None)));
+        queue_job(&shared);
+        one.give_held();
+        assert!(one.held.is_some(), "a job is queued: the answer waits for its own");
+        assert!(worker(&shared, &other_seat).next_job().is_some(), "the other takes that job");
+        let (tell, told) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || tell.send(pending.wait()));
+            let waits = scope.spawn(move || one.next_job().is_none());
+            let answer = told.recv_timeout(LIMIT);
+            // Whatever it was, both threads end.
+            shared.queue_in.send(Ticket::Stop).unwrap();
+            assert!(waits.join().unwrap());
+            one_seat.release();
+            assert_eq!(answer, Ok(Ok(())), "no job came: it was given before the wait");
+        });
+    }
 
     #[test]
     fn answers_wait_only_for_a_queued_job_and_within_their_bounds() {

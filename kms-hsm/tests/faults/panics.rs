@@ -42,7 +42,7 @@ fn a_worker_that_panics_is_replaced_wherever_it_was() {
             config.budgets.worker_hang = LIMIT * 2;
         });
         let key = rig.key(1).key;
-        let mut panicked = 0;
+        let (mark, mut panicked) = (faulty.mark(), 0);
         for looks in 1..=MOST_LOOKS {
             trap.0.store(looks, Ordering::Release);
             let answer = rig.submit(&key, soon()).wait();
@@ -56,6 +56,8 @@ fn a_worker_that_panics_is_replaced_wherever_it_was() {
         }
         // Before the job was begun with, and within it.
         assert!((3..MOST_LOOKS).contains(&panicked), "{panicked}");
+        let count = |function| faulty.count_since(mark, function);
+        assert_eq!(count("C_OpenSession"), count("C_CloseSession"), "a session was lost");
         // Two are at work at a time.
         let mark = faulty.mark();
         faulty.script(&["C_Encrypt 1-2 hang"]);

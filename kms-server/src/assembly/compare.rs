@@ -37,7 +37,8 @@ pub(super) async fn compare(
                 }
             }
             // A latch is lifted by the next start alone, which compares. Until then the HSM layer refuses what needs a key,
-            // and nothing is recovered or forgotten, so that no row is acted upon.
+            // and nothing is recovered or forgotten, so that no row is acted upon. It comes before any divergence: the end of
+            // the process would have a service manager try the refused PIN again, and lock it.
             Err(CompareError::Unverified(KeyringError::Hsm(HsmError::Latched { .. }))) => {
                 tracing::warn!("the database is not compared with the log: the hsm is latched");
                 return Ok(());

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use kms_hsm::HsmError;
 
+use super::missing::MissingRoots;
 use crate::audit::AuditStartError;
 use crate::config::Problem;
 use crate::keyring::KeyringError;
@@ -19,9 +20,10 @@ pub const EXIT_SOCKET: u8 = 71;
 pub const EXIT_STATE: u8 = 74;
 /// The database is not the one that the audit log has last seen (EX_DATAERR): an operator must act.
 pub const EXIT_DIVERGED: u8 = 65;
-/// The HSM module cannot be used at all (EX_UNAVAILABLE). A token that is only absent is waited for.
+/// The HSM module cannot be used at all (EX_UNAVAILABLE). A token that is only absent is waited for, where it has served
+/// before.
 pub const EXIT_HSM: u8 = 69;
-/// Another process holds the directory (EX_NOPERM).
+/// Another process holds the dev directory, or others than its owner may use it (EX_NOPERM).
 pub const EXIT_HELD: u8 = 77;
 /// Told twice to stop: the drain was not finished. As a shell shows a process that SIGTERM ended.
 pub const EXIT_AT_ONCE: u8 = 143;
@@ -52,9 +54,9 @@ pub enum StartError {
     /// The token makes no MACs, so that no row can be verified.
     #[error("nothing was verified: row MACs need root `mac`, and the token cannot be used: {0}")]
     Unverifiable(HsmError),
-    /// No root set is pinned: a ceremony, or dev mode, must make one.
-    #[error("no root set is pinned in the database; run a ceremony first, or use `kms-server dev`")]
-    NoRoots,
+    /// No root set is pinned: dev mode must make one.
+    #[error(transparent)]
+    NoRoots(Box<MissingRoots>),
     /// A pin's MAC is not right: the database was edited, or belongs to another token.
     #[error("the pinned root set of generation {0} fails its integrity check")]
     RootPinIntegrity(u32),
@@ -86,7 +88,8 @@ impl StartError {
     /// Returns the exit status.
     pub const fn exit_status(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots => EXIT_CONFIG,
+            Self::NoRoots(missing) if missing.is_of_hsm() => EXIT_HSM,
+            Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots(_) => EXIT_CONFIG,
             Self::Compare(CompareError::Diverged { .. }) => EXIT_DIVERGED,
             Self::Hsm(_)
             | Self::Unverifiable(_)

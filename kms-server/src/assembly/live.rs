@@ -96,7 +96,7 @@ impl Core {
         told.map_err(StartError::system("write what clients need"))?;
         let Some(file) = &mode.ready_file else { return Ok(()) };
         let ready = parts::since(started, self.clock.as_ref());
-        file.write(addresses.0, addresses.1, self.hsm.login, ready)
+        file.write(self.clock.now(), addresses.0, addresses.1, self.hsm.login, ready)
             .map_err(StartError::system("write the ready file"))
     }
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
 use kms_hsm::pin::PinSource;
-use kms_hsm::pkcs11::{EXIT_HSM_HUNG, Pkcs11Config, Pkcs11Hsm, TokenSelector, log_fatal};
+use kms_hsm::pkcs11::{
+    EXIT_HSM_HUNG, Pkcs11Config, Pkcs11Hsm, TokenSelector, exit_at_once, log_fatal,
+};
 
 use super::error::StartError;
 use crate::audit::FileSink;
@@ -37,12 +39,7 @@ pub(super) fn start_hsm(
     let section = &config.hsm;
     let pin =
         pin_source(&section.pin)?.read().map_err(|error| StartError::Pin(error.to_string()))?;
-    let token = match (&section.token_serial, &section.token_label) {
-        (Some(serial), _) => TokenSelector::Serial(serial.clone()),
-        (None, Some(label)) => TokenSelector::Label(label.clone()),
-        (None, None) => return Err(StartError::Bug("a token that nobody named passed the check")),
-    };
-    let mut pkcs11 = Pkcs11Config::new(section.module.clone(), token);
+    let mut pkcs11 = Pkcs11Config::new(section.module.clone(), token(config)?);
     pkcs11.pinned_serials = serials;
     pkcs11.workers = section.workers;
     pkcs11.verify_encrypt = section.verify_encrypt;
@@ -52,12 +49,21 @@ pub(super) fn start_hsm(
         log_fatal(reason);
         // The process ends here, and nothing else waits for that line.
         log::finish();
-        std::process::exit(EXIT_HSM_HUNG);
+        exit_at_once(EXIT_HSM_HUNG);
     });
     let begun = clock.monotonic();
     let hsm = Pkcs11Hsm::start(pkcs11, pin, Arc::clone(clock))?;
     let login = since(begun, clock.as_ref());
     Ok(StartedHsm { hsm: Arc::new(hsm), login })
+}
+
+/// Returns which token is configured.
+pub(super) fn token(config: &Config) -> Result<TokenSelector, StartError> {
+    match (&config.hsm.token_serial, &config.hsm.token_label) {
+        (Some(serial), _) => Ok(TokenSelector::Serial(serial.clone())),
+        (None, Some(label)) => Ok(TokenSelector::Label(label.clone())),
+        (None, None) => Err(StartError::Bug("a token that nobody named passed the check")),
+    }
 }
 
 fn pin_source(place: &PinPlace) -> Result<PinSource, StartError> {

@@ -11,6 +11,9 @@ use kms_hsm::{Hsm, HsmError, TokenKeys};
 use tokio::time::timeout;
 
 use super::error::StartError;
+use super::missing::MissingRoots;
+use super::parts;
+use crate::config::Config;
 use crate::store::{FIRST_GENERATION, Store};
 use crate::transport::shutdown::Shutdown;
 
@@ -26,20 +29,29 @@ const MAX_NAMED: usize = 8;
 pub(super) type Pinned = (RootPin, RowMac);
 
 /// Reads the pins; in dev mode makes the first root set when there is none.
+///
+/// # Errors
+/// [`StartError::NoRoots`] when there is none and none was to be made, or none could be made.
 pub(super) async fn pinned(
     hsm: &dyn Hsm,
     store: &dyn Store,
     clock: &dyn Clock,
+    config: &Config,
     create: bool,
 ) -> Result<Vec<Pinned>, StartError> {
     let pins = store.root_pins().await?;
     if !pins.is_empty() {
         return Ok(pins);
     }
+    let token = parts::token(config)?;
     if !create {
-        return Err(StartError::NoRoots);
+        let missing = MissingRoots::pinned(config, token, Some(&hsm.status().health));
+        return Err(StartError::NoRoots(Box::new(missing)));
     }
-    let pin = hsm.create_root(FIRST_GENERATION, deadline(clock)).await?;
+    let made = hsm.create_root(FIRST_GENERATION, deadline(clock)).await;
+    let pin = made.map_err(|error| {
+        StartError::NoRoots(Box::new(MissingRoots::made(config, token, &error)))
+    })?;
     hsm.open_roots(vec![pin.clone()], deadline(clock)).await?;
     let mac = mac_of(hsm, clock, &pin).await?;
     // Until here nothing refers to the new objects: an interrupted start makes others, as nothing says that those which
@@ -79,6 +91,7 @@ fn tell_of_leftovers(left: &TokenKeys) {
 pub(super) async fn open(
     hsm: &dyn Hsm,
     clock: &dyn Clock,
+    config: &Config,
     pins: &[Pinned],
     shutdown: &mut Shutdown,
 ) -> Result<(), StartError> {
@@ -95,7 +108,13 @@ pub(super) async fn open(
             // The process stays: a service manager that restarts it would have a refused PIN tried again, and locked.
             // The HSM layer refuses everything until then, readiness says no, and the operator reads why.
             Err(HsmError::Latched { reason }) => {
-                tracing::error!(%reason, "the hsm is latched: nothing is served until this is mended");
+                tracing::error!(
+                    %reason,
+                    module = %config.hsm.module.display(),
+                    token_serial = hsm.status().token_serial,
+                    generation = newest(pins).get(),
+                    "the hsm is latched: nothing is served until this is mended"
+                );
                 return Ok(());
             }
             Err(error) => return Err(error.into()),

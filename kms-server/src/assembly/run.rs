@@ -101,8 +101,8 @@ pub fn run(config: &Config, mode: &Mode, started: Instant) -> Result<Ended, Star
     ended
 }
 
-/// Closes the HSM however the server ends; when it is closed already, nothing happens. A process that exits while threads
-/// are inside the module crashes in it.
+/// Closes the HSM however the server ends; when it is closed already, nothing happens. One that does not close in time may
+/// leave threads inside the module: `main` ends the process without running anything of it.
 pub(super) async fn close_hsm(hsm: Arc<Pkcs11Hsm>) {
     let patience = Until::after(SystemClock.monotonic(), HSM_CLOSE_TIMEOUT);
     let closed = match on_a_thread("hsm-close", move || hsm.close()) {

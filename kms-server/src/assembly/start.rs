@@ -187,8 +187,8 @@ impl Core {
     ) -> Result<Kms, StartError> {
         let hsm: Arc<dyn Hsm> = Arc::clone(&self.hsm.hsm) as _;
         let clock = Arc::clone(&self.clock);
-        let pins = roots::pinned(&*hsm, &*self.store, &*clock, mode.create_roots).await?;
-        roots::open(&*hsm, &*clock, &pins, &mut shutdown).await?;
+        let pins = roots::pinned(&*hsm, &*self.store, &*clock, config, mode.create_roots).await?;
+        roots::open(&*hsm, &*clock, config, &pins, &mut shutdown).await?;
         let kms = Kms::new(Parts {
             hsm,
             store: Arc::clone(&self.store) as _,

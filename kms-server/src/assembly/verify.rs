@@ -10,6 +10,7 @@ use kms_hsm::Hsm as _;
 use kms_hsm::pkcs11::Pkcs11Hsm;
 
 use super::error::StartError;
+use super::missing::MissingRoots;
 use super::run::close_hsm;
 use super::{parts, roots};
 use crate::audit::verify::hold;
@@ -39,7 +40,8 @@ pub fn verify_store(config: &Config) -> Result<Report, StartError> {
         .map_err(StartError::system("start the threads"))?;
     let pins = store.root_pins()?;
     if pins.is_empty() {
-        return Err(StartError::NoRoots);
+        let missing = MissingRoots::pinned(config, parts::token(config)?, None);
+        return Err(StartError::NoRoots(Box::new(missing)));
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let serials = pins.iter().map(|(pin, _)| pin.token_serial.clone()).collect();

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use kms_core::audit::{ManifestStamp, Phase};
 use kms_core::name::TenantName;
 use kms_core::text::Text;
+use kms_hsm::{HsmError, HsmHealth};
 
 use super::ServiceError;
 use super::kms::{Inner, Kms};
@@ -88,13 +89,17 @@ impl Kms {
     ///
     /// # Errors
     /// [`CompareError::Diverged`], with an alert, when they do not agree and that is not accepted;
-    /// [`CompareError::Unverified`] when a manifest was edited, which nothing makes acceptable.
+    /// [`CompareError::Unverified`] when a manifest was edited, which nothing makes acceptable, and while the HSM is latched:
+    /// an empty database, of which no MAC is asked for, is no exception.
     pub async fn compare_store(
         &self,
         accept: Option<AcceptCode>,
     ) -> Result<Compared, CompareError> {
         // Before, not after, so that a comparison that is cut off counts as failed.
         self.inner.is_doubtful.store(true, Ordering::Release);
+        if let HsmHealth::Latched(reason) = self.inner.hsm.status().health {
+            return Err(KeyringError::Hsm(HsmError::Latched { reason }).into());
+        }
         let compared = self.inner.compare_store(accept).await?;
         self.inner.is_doubtful.store(false, Ordering::Release);
         Ok(compared)

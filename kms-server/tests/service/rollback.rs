@@ -367,6 +367,33 @@ async fn nothing_is_recovered_while_a_latch_keeps_the_database_from_being_compar
     assert_eq!(world.kms.reconcile().await.unwrap().forgotten, 1);
 }
 
+/// No MAC of an empty database is asked for: it must not look as if it had been compared, nor be accepted.
+#[tokio::test]
+async fn a_latch_is_told_before_an_empty_database_which_is_not_accepted_under_it() {
+    let world = World::new().await;
+    let empty = backup(&world, "empty.db");
+    world.create(KEY).await;
+    let world = restored(&world, empty);
+    let code = code(&world).await;
+    let mut latched = world.restart();
+    latched.hsm = Arc::new(SoftToken::new(SoftDevice::new("another"), world.clock.clone()));
+    let pins = world.store.root_pins().await.unwrap().into_iter().map(|(pin, _)| pin).collect();
+    let deadline = world.request(CREATE).deadline;
+    assert!(latched.hsm.open_roots(pins, deadline).await.is_err());
+    let latched = latched.restart();
+    for accept in [None, Some(code)] {
+        let compared = latched.kms.compare_store(accept).await;
+        let refused = matches!(
+            compared,
+            Err(CompareError::Unverified(KeyringError::Hsm(HsmError::Latched { .. })))
+        );
+        assert!(refused, "{compared:?}");
+    }
+    assert!(accepted(&latched).is_empty());
+    is_left_alone(&latched).await;
+    refusal(&world.restart()).await;
+}
+
 #[tokio::test]
 async fn nothing_is_recovered_of_a_database_that_was_put_back_before_it_is_accepted() {
     let (world, backup) = world_with_backup().await;
