@@ -1,5 +1,6 @@
 //! The one error of the command line: what is printed, and how the process ends.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use crate::client::connector::ConnectFailure;
 use crate::client::credentials::CredentialsError;
-use crate::client::{ClientError, Refusal};
+use crate::client::{ClientError, Refusal, Repeat};
 use crate::context::ContextError;
 use crate::exit::Exit;
 
@@ -110,12 +111,14 @@ impl CliError {
                 | ContextError::TooLong(_)
                 | ContextError::NoHome => Exit::Local,
             },
-            Self::Client(error) => match error {
+            Self::Client(error) => match error.failure() {
                 ClientError::Credentials(_) => Exit::Local,
                 ClientError::Connect { .. } => Exit::Connection,
                 ClientError::Timeout(_) => Exit::Unavailable,
                 ClientError::Refused(refusal) => Exit::of_refusal(&refusal.reason, refusal.code),
-                ClientError::Answer(_) | ClientError::Bug(_) => Exit::Bug,
+                ClientError::Answer(_) | ClientError::Bug(_) | ClientError::Unanswered { .. } => {
+                    Exit::Bug
+                }
             },
             Self::Bind(_) | Self::Envelope(_) | Self::Length { .. } => Exit::BadInput,
             Self::Stream { cause, .. } if cause.kind() == std::io::ErrorKind::BrokenPipe => {
@@ -135,7 +138,7 @@ impl CliError {
         match self {
             Self::Usage(_) => "USAGE",
             Self::Context(_) => "CONTEXT",
-            Self::Client(error) => match error {
+            Self::Client(error) => match error.failure() {
                 ClientError::Credentials(_) => "CREDENTIALS",
                 ClientError::Connect { failure, .. } => match failure {
                     ConnectFailure::Network(_) | ConnectFailure::Timeout(_) => "UNREACHABLE",
@@ -149,7 +152,7 @@ impl CliError {
                 }
                 ClientError::Refused(refusal) => &refusal.reason,
                 ClientError::Answer(_) => "ANSWER",
-                ClientError::Bug(_) => "BUG",
+                ClientError::Bug(_) | ClientError::Unanswered { .. } => "BUG",
             },
             Self::Bind(_) => "FIELD_VIOLATION",
             Self::Envelope(InvalidEnvelope::Malformed) => "CIPHERTEXT_INVALID",
@@ -167,7 +170,24 @@ impl CliError {
     }
 
     /// Says what to do about it, where there is something to do.
-    pub fn advice(&self) -> Option<&str> {
+    pub fn advice(&self) -> Option<Cow<'_, str>> {
+        if let Some(repeat) = self.repeat() {
+            return Some(Cow::Owned(format!(
+                "repeat the command with {repeat}: within 24 hours the server makes the change once"
+            )));
+        }
+        self.plain_advice().map(Cow::Borrowed)
+    }
+
+    /// Returns how to repeat a command whose change may have been made.
+    fn repeat(&self) -> Option<Repeat> {
+        match self {
+            Self::Client(ClientError::Unanswered { repeat, .. }) => Some(*repeat),
+            _ => None,
+        }
+    }
+
+    fn plain_advice(&self) -> Option<&str> {
         Some(match self {
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => "see `kms context list`",
@@ -193,15 +213,21 @@ impl CliError {
     /// Writes what is printed: for people, or as one JSON object.
     pub fn text(&self, as_json: bool) -> String {
         let refusal = match self {
-            Self::Client(ClientError::Refused(refusal)) => Some(refusal),
+            Self::Client(error) => match error.failure() {
+                ClientError::Refused(refusal) => Some(refusal),
+                _ => None,
+            },
             _ => None,
         };
+        let repeat = self.repeat();
         let event_id = refusal.and_then(|refusal| refusal.event_id.as_deref());
         if as_json {
             let error = json!({ "error": {
                 "reason": self.reason(), "message": self.to_string(), "advice": self.advice(),
                 "exit_code": self.exit().code(), "event_id": event_id,
                 "violations": refusal.map(|refusal| violations(refusal)).unwrap_or_default(),
+                "request_id": repeat.map(|repeat| repeat.request_id.to_string()),
+                "revision": repeat.and_then(|repeat| repeat.revision),
             }});
             return format!("{error}\n");
         }
@@ -227,7 +253,7 @@ fn violations(refusal: &Refusal) -> Vec<serde_json::Value> {
 }
 
 fn client_advice(error: &ClientError) -> Option<&'static str> {
-    Some(match error {
+    Some(match error.failure() {
         ClientError::Credentials(CredentialsError::KeyMode { .. }) => {
             "make it yours alone: chmod 600 FILE; if others could read it, replace the key"
         }
@@ -260,6 +286,9 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
             Exit::Integrity => "stop, and tell the operators of the server",
             _ => return None,
         },
-        ClientError::Credentials(_) | ClientError::Answer(_) | ClientError::Bug(_) => return None,
+        ClientError::Credentials(_)
+        | ClientError::Unanswered { .. }
+        | ClientError::Answer(_)
+        | ClientError::Bug(_) => return None,
     })
 }

@@ -59,7 +59,7 @@ pub fn reseal(session: &Session, args: &ResealArgs) -> Result<(), CliError> {
     let Some((file, cause)) = first else { return Ok(()) };
     let error = CliError::from(cause);
     let advice = match error.advice() {
-        Some(advice) => Some(advice.to_owned()),
+        Some(advice) => Some(advice.into_owned()),
         None if failed < total => Some("the others are done; run it again for these".into()),
         None => None,
     };

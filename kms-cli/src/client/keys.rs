@@ -8,7 +8,7 @@ use kms_proto::v1;
 use kms_proto::v1::key_service_client::KeyServiceClient;
 use tonic::transport::Channel;
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, Repeat};
 
 /// The most entries that are asked for in one page; a server gives no more.
 pub const MAX_PAGE_SIZE: u32 = 1000;
@@ -109,7 +109,8 @@ impl Client {
             rotation_period: key.rotation_period.map(duration),
             request_id: id.to_string(),
         };
-        self.call(request, |request| async { self.keys().create_key(request).await }).await
+        self.mutate(once(id), request, |request| async { self.keys().create_key(request).await })
+            .await
     }
 
     /// Describes a key.
@@ -167,7 +168,7 @@ impl Client {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::RotateKeyRequest { name, reason, request_id };
         let send = |request| async { self.keys().rotate_key(request).await };
-        match self.call(request, send).await? {
+        match self.mutate(once(id), request, send).await? {
             v1::RotateKeyResponse { key: Some(key), version: Some(version) } => Ok((key, version)),
             _ => Err(ClientError::Answer("a rollover without its key or version")),
         }
@@ -206,7 +207,10 @@ impl Client {
             }),
             request_id: id.to_string(),
         };
-        self.call(request, |request| async { self.keys().update_key(request).await }).await
+        self.mutate(Repeat { request_id: id, revision: Some(revision) }, request, |request| async {
+            self.keys().update_key(request).await
+        })
+        .await
     }
 
     /// Disables a key.
@@ -218,7 +222,8 @@ impl Client {
     ) -> Result<v1::Key, ClientError> {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::DisableKeyRequest { name, reason, request_id };
-        self.call(request, |request| async { self.keys().disable_key(request).await }).await
+        self.mutate(once(id), request, |request| async { self.keys().disable_key(request).await })
+            .await
     }
 
     /// Enables a disabled key.
@@ -230,7 +235,8 @@ impl Client {
     ) -> Result<v1::Key, ClientError> {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::EnableKeyRequest { name, reason, request_id };
-        self.call(request, |request| async { self.keys().enable_key(request).await }).await
+        self.mutate(once(id), request, |request| async { self.keys().enable_key(request).await })
+            .await
     }
 
     /// Lists one page of a key's history.
@@ -264,7 +270,7 @@ impl Client {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::CompromiseKeyVersionRequest { name, reason, request_id };
         let send = |request| async { self.keys().compromise_key_version(request).await };
-        match self.call(request, send).await? {
+        match self.mutate(once(id), request, send).await? {
             v1::CompromiseKeyVersionResponse {
                 key: Some(key),
                 version: Some(version),
@@ -287,17 +293,17 @@ impl Client {
             StateChange::Suspend => {
                 let request = v1::SuspendKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().suspend_key_version(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::Resume => {
                 let request = v1::ResumeKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().resume_key_version(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::Deactivate => {
                 let request = v1::DeactivateKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().deactivate_key_version(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::ScheduleDestruction { window, allow_recent_use } => {
                 let request = v1::ScheduleKeyVersionDestructionRequest {
@@ -309,16 +315,21 @@ impl Client {
                 };
                 let send =
                     |request| async { self.keys().schedule_key_version_destruction(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::CancelDestruction => {
                 let request = v1::CancelKeyVersionDestructionRequest { name, reason, request_id };
                 let send =
                     |request| async { self.keys().cancel_key_version_destruction(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
         }
     }
+}
+
+/// A request that its id and the words of the command make.
+const fn once(request_id: RequestId) -> Repeat {
+    Repeat { request_id, revision: None }
 }
 
 fn duration(period: Duration) -> prost_types::Duration {

@@ -38,8 +38,12 @@ pub(crate) struct Script {
     pub(crate) bindings: Vec<Vec<(String, String)>>,
     /// The masks of updates.
     pub(crate) masks: Vec<Vec<String>>,
-    /// Whether a rollover is done and never answered.
+    /// Whether mutations are done and never answered.
     pub(crate) silent: bool,
+    /// Whether the first mutation that is done takes all connections down with it, for good.
+    pub(crate) hangs_up: bool,
+    /// Whether that has happened.
+    gone: bool,
     /// How many calls came.
     pub(crate) calls: usize,
 }
@@ -72,13 +76,18 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(server_config(pki)));
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
+        let taken = Arc::clone(&script);
         runtime.spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                let script = Arc::clone(&taken);
+                if script.lock().unwrap().gone {
+                    continue;
+                }
                 tokio::spawn(async move {
                     if let Ok(tls) = acceptor.accept(tcp).await {
-                        let _ = sender.send(Ok::<_, io::Error>(Stream(tls))).await;
+                        let _ = sender.send(Ok::<_, io::Error>(Stream(tls, script))).await;
                     }
                 });
             }
@@ -133,9 +142,17 @@ impl Service {
         }
     }
 
-    fn mutation(&self, request_id: &str) -> Result<std::sync::MutexGuard<'_, Script>, Status> {
+    async fn mutation(&self, request_id: &str) -> Result<(), Status> {
         self.0.lock().unwrap().request_ids.push(request_id.to_owned());
-        self.seen()
+        let silent = {
+            let mut script = self.seen()?;
+            script.gone |= script.hangs_up;
+            script.silent
+        };
+        if silent {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
     }
 }
 
@@ -254,7 +271,7 @@ impl CryptoService for Service {
 impl KeyService for Service {
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(key(format!("{}/keys/{}", request.parent, request.key_id))))
     }
 
@@ -281,8 +298,8 @@ impl KeyService for Service {
 
     async fn update_key(&self, request: Request<v1::UpdateKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        let mut script = self.mutation(&request.request_id)?;
-        script.masks.push(request.update_mask.unwrap_or_default().paths);
+        self.mutation(&request.request_id).await?;
+        self.0.lock().unwrap().masks.push(request.update_mask.unwrap_or_default().paths);
         Ok(Response::new(v1::Key { revision: request.revision + 1, ..key(request.name) }))
     }
 
@@ -291,10 +308,7 @@ impl KeyService for Service {
         request: Request<v1::RotateKeyRequest>,
     ) -> Answer<v1::RotateKeyResponse> {
         let request = request.into_inner();
-        let silent = self.mutation(&request.request_id)?.silent;
-        if silent {
-            std::future::pending::<()>().await;
-        }
+        self.mutation(&request.request_id).await?;
         let version = v1::KeyVersion { version: 3, state: 2, primary: true, ..Default::default() };
         let (key, version) = (Some(key(request.name)), Some(version));
         Ok(Response::new(v1::RotateKeyResponse { key, version }))
@@ -321,7 +335,7 @@ impl KeyService for Service {
         request: Request<v1::SuspendKeyVersionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 3, ..Default::default() }))
     }
 
@@ -330,7 +344,7 @@ impl KeyService for Service {
         request: Request<v1::ResumeKeyVersionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 2, ..Default::default() }))
     }
 
@@ -339,20 +353,20 @@ impl KeyService for Service {
         request: Request<v1::DeactivateKeyVersionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
     }
 
     async fn disable_key(&self, request: Request<v1::DisableKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let state = v1::KeyState::Disabled.into();
         Ok(Response::new(v1::Key { state, primary_version: 0, ..key(request.name) }))
     }
 
     async fn enable_key(&self, request: Request<v1::EnableKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let state = v1::KeyState::Enabled.into();
         Ok(Response::new(v1::Key { state, ..key(request.name) }))
     }
@@ -362,7 +376,7 @@ impl KeyService for Service {
         request: Request<v1::CompromiseKeyVersionRequest>,
     ) -> Answer<v1::CompromiseKeyVersionResponse> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let version = |name: String, number, state| v1::KeyVersion {
             name,
             version: number,
@@ -383,7 +397,7 @@ impl KeyService for Service {
         request: Request<v1::ScheduleKeyVersionDestructionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let seconds = request.window.map_or(0, |window| window.seconds);
         let destroy_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
         let name = request.name;
@@ -395,7 +409,7 @@ impl KeyService for Service {
         request: Request<v1::CancelKeyVersionDestructionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
     }
 
@@ -436,8 +450,8 @@ impl KeyService for Service {
     }
 }
 
-/// A TLS stream that tonic takes.
-struct Stream(TlsStream<TcpStream>);
+/// A TLS stream that tonic takes; it breaks before an answer when the script says so.
+struct Stream(TlsStream<TcpStream>, Arc<Mutex<Script>>);
 
 impl Connected for Stream {
     type ConnectInfo = ();
@@ -461,6 +475,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.1.lock().unwrap().gone {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 

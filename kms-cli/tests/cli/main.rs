@@ -14,3 +14,4 @@ mod interrupt;
 mod offline;
 mod online;
 mod terminal;
+mod unanswered;

@@ -243,17 +243,6 @@ fn versions_are_deactivated_compromised_and_their_destruction_planned() {
 }
 
 #[test]
-fn a_call_that_gets_no_answer_in_time_is_told_as_such() {
-    let world = World::new();
-    world.fake.script().silent = true;
-    let words = ["key", "rotate", "k", "--timeout", "1s", "--output", "json"];
-    let run = world.kms(&words, b"");
-    assert!(run.stderr.contains("TIMEOUT"), "{}", run.stderr);
-    assert_eq!(run.code, 7, "the server may have done it");
-    assert_eq!(world.fake.script().request_ids.len(), 1, "it is not asked again");
-}
-
-#[test]
 fn a_key_is_disabled_and_enabled_for_a_reason() {
     let world = World::new();
     let more = ["--reason", "r", "--output", "json"];
