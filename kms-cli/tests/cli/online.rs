@@ -12,7 +12,7 @@ use kms_testkit::pki::Kind;
 use tempfile::TempDir;
 use tonic::Code;
 
-use super::common::{Run, kms, kms_with};
+use super::common::{Run, command, kms, kms_with};
 use super::fake::{Fake, refusal};
 
 /// A home directory with a context for a running fake.
@@ -133,6 +133,45 @@ fn a_data_key_goes_to_two_files_or_comes_wrapped_only() {
     assert_eq!(fs::read(world.path("wrapped")).unwrap(), b"KW-wrapped");
     let wrapped = world.kms(&["datakey", "--key", "k", "--without-plaintext"], b"");
     assert_eq!(wrapped.stdout, b"KW-wrapped");
+}
+
+#[test]
+fn a_data_key_is_not_asked_for_when_one_of_its_files_cannot_be_written() {
+    let world = World::new();
+    fs::write(world.path("there"), "before").unwrap();
+    fs::create_dir(world.path("dir")).unwrap();
+    std::os::unix::fs::symlink("nowhere", world.path("dangling")).unwrap();
+    let before = fs::read_dir(world.home.path()).unwrap().count();
+    for (out, plaintext_out) in [
+        ("wrapped", "no/clear"),
+        ("wrapped", "dir"),
+        ("wrapped", "there/clear"),
+        ("wrapped", "there"),
+        ("wrapped", "dangling"),
+        ("no/wrapped", "clear"),
+        ("there", "clear"),
+    ] {
+        let run = world
+            .kms(&["datakey", "--key", "k", "--out", out, "--plaintext-out", plaintext_out], b"");
+        assert_eq!(run.code, 10, "{out} {plaintext_out}: {}", run.stderr);
+    }
+    assert_eq!(world.fake.script().calls, 0);
+    assert_eq!(fs::read_dir(world.home.path()).unwrap().count(), before);
+    assert_eq!(fs::read(world.path("there")).unwrap(), b"before");
+}
+
+#[test]
+fn a_data_key_that_cannot_be_given_takes_its_wrapped_copy_back() {
+    let world = World::new();
+    for clear in ["/dev/full", "-"] {
+        let words = ["datakey", "--key", "k", "--out", "wrapped", "--plaintext-out", clear];
+        let mut kms = command(world.home.path(), &words);
+        kms.stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+        let run = kms.output().unwrap();
+        assert_eq!(run.status.code(), Some(10), "{clear}: {run:?}");
+        assert!(!world.path("wrapped").exists(), "{clear}");
+    }
+    assert_eq!(world.fake.script().calls, 2);
 }
 
 #[test]
