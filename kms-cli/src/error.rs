@@ -142,7 +142,8 @@ impl CliError {
                 ClientError::Credentials(_) => "CREDENTIALS",
                 ClientError::Connect { failure, .. } => match failure {
                     ConnectFailure::Network(_) | ConnectFailure::Timeout(_) => "UNREACHABLE",
-                    ConnectFailure::ServerCertificate(_) => "SERVER_CERTIFICATE",
+                    ConnectFailure::ServerCertificate(_)
+                    | ConnectFailure::ServerCertificateTime(_) => "SERVER_CERTIFICATE",
                     ConnectFailure::ClientCertificate(_) => "CLIENT_CERTIFICATE",
                     ConnectFailure::Tls(_) | ConnectFailure::NotHttp2 => "TLS",
                 },
@@ -189,6 +190,11 @@ impl CliError {
 
     fn plain_advice(&self) -> Option<&str> {
         Some(match self {
+            Self::File { cause, .. }
+            | Self::Context(ContextError::File { cause, .. })
+            | Self::Client(ClientError::Credentials(CredentialsError::Read { cause, .. })) => {
+                file_advice(cause)
+            }
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => "see `kms context list`",
                 ContextError::Missing { .. } | ContextError::NoFile(_) => {
@@ -233,7 +239,11 @@ impl CliError {
         }
         let message = crate::terminal::one_line(&self.to_string());
         let mut text = format!("error: {}: {message}\n", self.reason());
-        for (field, description) in refusal.iter().flat_map(|refusal| &refusal.violations) {
+        let untold = |(field, description): &&(String, String)| {
+            !(message.contains(field.as_str()) && message.contains(description.as_str()))
+        };
+        let violations = refusal.iter().flat_map(|refusal| &refusal.violations);
+        for (field, description) in violations.filter(untold) {
             let _ = writeln!(text, "  field `{field}`: {description}");
         }
         if let Some(advice) = self.advice() {
@@ -264,6 +274,9 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
             ConnectFailure::ServerCertificate(_) => {
                 "this is another server, or `ca` of the context is another CA"
             }
+            ConnectFailure::ServerCertificateTime(_) => {
+                "ask the operators of the server to renew it; is the clock of this machine right?"
+            }
             ConnectFailure::ClientCertificate(_) => {
                 "is the client certificate from the server's CA, and still valid?"
             }
@@ -272,23 +285,52 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
             }
         },
         ClientError::Timeout(_) => "try again, or give it longer with --timeout",
-        ClientError::Refused(refusal) => match Exit::of_refusal(&refusal.reason, refusal.code) {
-            Exit::Denied if refusal.reason == "CERT_NAMES_NOBODY" => {
-                "ask for a client certificate with one SPIFFE URI SAN, or one DNS SAN"
-            }
-            Exit::Denied => "ask who administers the tenant for this permission",
-            Exit::NotFound => "see `kms key list` and `kms key versions KEY`",
-            Exit::BadInput if refusal.reason == "CIPHERTEXT_INVALID" => {
-                "another key, another --bind, or a changed ciphertext: the server cannot say which"
-            }
-            Exit::Precondition => "see `kms key describe KEY` and `kms key versions KEY`",
-            Exit::Unavailable => "try again later",
-            Exit::Integrity => "stop, and tell the operators of the server",
-            _ => return None,
-        },
+        ClientError::Refused(refusal) => return refusal_advice(refusal),
         ClientError::Credentials(_)
         | ClientError::Unanswered { .. }
         | ClientError::Answer(_)
         | ClientError::Bug(_) => return None,
     })
+}
+
+/// What a reason asks for, and where that is nothing of its own, what its kind does.
+fn refusal_advice(refusal: &Refusal) -> Option<&'static str> {
+    Some(match refusal.reason.as_str() {
+        "CERT_NAMES_NOBODY" => {
+            "ask for a client certificate with one SPIFFE URI SAN, or one DNS SAN"
+        }
+        "CIPHERTEXT_INVALID" => {
+            "another key, another --bind, or a changed ciphertext: the server cannot say which"
+        }
+        "REQUEST_ID_REUSED" => {
+            "the id was used for another request: repeat that one word for word, its --revision \
+             included, or leave --request-id out"
+        }
+        "HSM_LATCHED" => {
+            "the server's HSM is latched: its operators must act; retrying does not help"
+        }
+        "HSM_FULL" => "the server's HSM is full: its operators must act; retrying does not help",
+        _ => match Exit::of_refusal(&refusal.reason, refusal.code) {
+            Exit::Denied => "ask who administers the tenant for this permission",
+            Exit::NotFound => "see `kms key list` and `kms key versions KEY`",
+            Exit::Precondition => "see `kms key describe KEY` and `kms key versions KEY`",
+            Exit::Unavailable => "try again later",
+            Exit::Integrity => "stop, and tell the operators of the server",
+            _ => return None,
+        },
+    })
+}
+
+/// What the system's answer about a file asks for.
+fn file_advice(cause: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as Kind;
+    match cause.kind() {
+        Kind::NotFound | Kind::NotADirectory => "is the path right, and its directory there?",
+        Kind::PermissionDenied => "are the file and its directory yours to use?",
+        Kind::ReadOnlyFilesystem => "give a place that can be written",
+        Kind::StorageFull | Kind::QuotaExceeded => "make room, or give another place",
+        Kind::IsADirectory | Kind::InvalidInput => "name a file, or a pipe or device",
+        Kind::InvalidData => "is it the right file?",
+        _ => "can the file be used otherwise? look at its disk",
+    }
 }

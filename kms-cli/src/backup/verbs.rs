@@ -224,7 +224,7 @@ impl From<BackupError> for CliError {
             BackupError::OutputExists => {
                 (Exit::Local, "FILE_EXISTS", Some("use --force to replace it"))
             }
-            BackupError::NotRegular => (Exit::Local, "FILE", None),
+            BackupError::NotRegular => (Exit::Local, "FILE", Some("name a file")),
             BackupError::Busy => (Exit::Unavailable, "RESEAL_BUSY", Some("try again later")),
             BackupError::Replaced => (Exit::Precondition, "FILE_REPLACED", Some("try again")),
             BackupError::SideLeft => (

@@ -139,6 +139,7 @@ impl ClientError {
                 ConnectFailure::Network(_) => Some(Duration::ZERO),
                 ConnectFailure::Timeout(_)
                 | ConnectFailure::ServerCertificate(_)
+                | ConnectFailure::ServerCertificateTime(_)
                 | ConnectFailure::ClientCertificate(_)
                 | ConnectFailure::Tls(_)
                 | ConnectFailure::NotHttp2 => None,

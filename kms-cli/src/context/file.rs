@@ -99,7 +99,9 @@ impl ContextFile {
             _ => Path::new("."),
         };
         std::fs::create_dir_all(directory).map_err(failed)?;
-        let mut side = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+        let mut side = tempfile::NamedTempFile::new_in(directory)
+            .map_err(crate::output::pending::without_path)
+            .map_err(failed)?;
         side.write_all(text.as_bytes()).map_err(failed)?;
         side.as_file().sync_all().map_err(failed)?;
         side.persist(path).map_err(|error| failed(error.error))?;

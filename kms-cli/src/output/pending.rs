@@ -68,7 +68,7 @@ impl PendingFile {
         let mut builder = builder(&target)?;
         builder.permissions(Permissions::from_mode(MODE));
         let named = create_partial(|| builder.tempfile_in(directory_of(&target)));
-        let named = named.map_err(OutputError::io("create the output"))?;
+        let named = named.map_err(without_path).map_err(OutputError::io("create the output"))?;
         let (file, partial) = named.into_parts();
         Ok(Self { file, partial: Some(partial), target, overwrite })
     }
@@ -95,7 +95,7 @@ impl PendingFile {
         });
         appeared.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => OutputError::Exists,
-            _ => OutputError::io("rename the output")(error),
+            _ => OutputError::io("rename the output")(without_path(error)),
         })?;
         File::open(directory_of(&target))
             .and_then(|directory| directory.sync_all())
@@ -148,6 +148,14 @@ fn link(file: &File, at: &Path) -> io::Result<()> {
 /// The way to an open file that linkat(2) documents for this.
 fn descriptor(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Takes the name of a temporary file, which tempfile appends, out of an error: its reader knows the output's name.
+pub(crate) fn without_path(error: io::Error) -> io::Error {
+    match error.to_string().split_once(" at path \"") {
+        Some((text, _)) => io::Error::new(error.kind(), text.to_owned()),
+        None => error,
+    }
 }
 
 fn builder(target: &Path) -> Result<tempfile::Builder<'static, 'static>, OutputError> {
@@ -215,6 +223,16 @@ mod tests {
         pending.commit().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"after");
         assert_eq!(names(directory.path()), ["out"]);
+    }
+
+    #[test]
+    fn an_error_does_not_name_the_partial_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("no/out");
+        let failed = PendingFile::create_named(target, Overwrite::Refuse).unwrap_err().to_string();
+        assert_eq!(failed, "cannot create the output: No such file or directory (os error 2)");
+        let own = without_path(io::Error::other("own"));
+        assert_eq!(own.to_string(), "own");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use kms_proto::v1;
 use kms_proto::v1::crypto_service_server::{CryptoService, CryptoServiceServer};
 use kms_proto::v1::key_service_server::{KeyService, KeyServiceServer};
 use kms_testkit::Pki;
+use kms_testkit::pki::Identity;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
@@ -70,11 +71,16 @@ pub(crate) fn refusal(code: Code, reason: &str, retry: Option<Duration>) -> Stat
 impl Fake {
     /// Starts it with the usual certificates of `pki`.
     pub(crate) fn start(pki: &Pki) -> Self {
+        Self::start_as(pki, pki.usual().0)
+    }
+
+    /// Starts it with another certificate of `pki`.
+    pub(crate) fn start_as(pki: &Pki, server: Identity) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let script = Arc::new(Mutex::new(Script::default()));
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(server_config(pki)));
+        let acceptor = TlsAcceptor::from(Arc::new(server_config(pki, server)));
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
         let taken = Arc::clone(&script);
         runtime.spawn(async move {
@@ -107,8 +113,7 @@ impl Fake {
     }
 }
 
-fn server_config(pki: &Pki) -> ServerConfig {
-    let (server, _) = pki.usual();
+fn server_config(pki: &Pki, server: Identity) -> ServerConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(pki.ca()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

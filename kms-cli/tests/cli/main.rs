@@ -6,6 +6,7 @@
     reason = "test support: a failure here is a failed test"
 )]
 
+mod advice;
 mod common;
 mod fake;
 mod help;
