@@ -100,7 +100,10 @@ impl CliError {
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => Exit::NotFound,
                 ContextError::Exists(_) => Exit::Precondition,
-                ContextError::Key
+                ContextError::Key(_)
+                | ContextError::KeyWithVersion(_)
+                | ContextError::VersionMissing(_)
+                | ContextError::Version(_)
                 | ContextError::Tenant(_)
                 | ContextError::Name(_)
                 | ContextError::Missing { .. }
@@ -137,6 +140,12 @@ impl CliError {
     pub fn reason(&self) -> &str {
         match self {
             Self::Usage(_) => "USAGE",
+            Self::Context(
+                ContextError::Key(_)
+                | ContextError::KeyWithVersion(_)
+                | ContextError::VersionMissing(_)
+                | ContextError::Version(_),
+            ) => "KEY_NAME",
             Self::Context(_) => "CONTEXT",
             Self::Client(error) => match error.failure() {
                 ClientError::Credentials(_) => "CREDENTIALS",

@@ -81,3 +81,28 @@ fn a_file_that_cannot_be_used_has_its_advice_and_the_name_that_was_given() {
     let seal = told(&["seal", "--key", "k", "--out", "no/out"]);
     assert!(seal.contains("`no/out`: No such file or directory"), "{seal}");
 }
+
+#[test]
+fn what_is_no_key_or_no_version_is_told_with_the_form_that_is_expected() {
+    let world = World::new();
+    let suspend = ["key", "suspend", "--reason", "r"];
+    let wrap = ["wrap", "--key"];
+    for (verb, name, told) in [
+        (&wrap[..], "K", "`K` is no key: give its id, as in `backups`"),
+        (&wrap, "a/b", "`a/b` is no key: "),
+        (&wrap, "k/versions/x", "`k/versions/x` is no version: they are numbered from 1"),
+        (&wrap, "k/versions/0", "is no version: "),
+        (&wrap, "K/versions/1", "`K` is no key: "),
+        (&["key", "rotate"], "k/versions/3", "names a version, here a key is expected: "),
+        (&["unwrap", "--key"], "tenants/t1/keys/k/versions/3", "here a key is expected: "),
+        (&suspend, "k", "names no version, here one is expected: as in `backups/versions/3`"),
+        (&suspend, "tenants/t1/keys/k", "names no version, "),
+        (&suspend, "K", "`K` is no key: "),
+    ] {
+        let run = world.kms(&[verb, &[name]].concat(), b"s3cret");
+        assert_eq!(run.code, 2, "{name}: {}", run.stderr);
+        assert!(run.stderr.starts_with("error: KEY_NAME: "), "{}", run.stderr);
+        assert!(run.stderr.contains(told), "{name}: {}", run.stderr);
+    }
+    assert_eq!(world.fake.script().calls, 0);
+}
