@@ -16,7 +16,7 @@ pub enum OutputError {
     /// It exists, and overwriting was not asked for.
     #[error("the output exists; --force overwrites it")]
     Exists,
-    /// A directory, a block device or a link that leads nowhere is there.
+    /// A directory or a block device is there.
     #[error("not a regular file")]
     NotRegular,
     /// The system refused.

@@ -120,7 +120,11 @@ pub(super) fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, Ou
         Ok(_) if overwrite == Overwrite::Refuse => Err(OutputError::Exists),
         Ok(existing) => Ok(existing),
         // A link that leads nowhere: replacing it, or making what it names, would both be a guess.
-        Err(_) if target.is_symlink() => Err(OutputError::NotRegular),
+        Err(error) if target.is_symlink() && error.kind() == io::ErrorKind::NotFound => {
+            let text = "it is a link that leads nowhere: make what it names, or remove it";
+            let error = io::Error::new(io::ErrorKind::NotFound, text);
+            Err(OutputError::io("create the output")(error))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(target.to_path_buf()),
         Err(error) => Err(OutputError::io("create the output")(error)),
     }
@@ -272,8 +276,8 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         for overwrite in [Overwrite::Refuse, Overwrite::Allow] {
-            let refused = PendingFile::create(&link, overwrite);
-            assert!(matches!(refused, Err(OutputError::NotRegular)));
+            let refused = PendingFile::create(&link, overwrite).unwrap_err().to_string();
+            assert!(refused.contains("a link that leads nowhere"), "{refused}");
         }
         assert_eq!(names(directory.path()), ["link"]);
     }

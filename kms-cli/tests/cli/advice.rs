@@ -74,6 +74,11 @@ fn a_file_that_cannot_be_used_has_its_advice_and_the_name_that_was_given() {
     assert!(missing.contains("\n  is the path right, and its directory there?\n"), "{missing}");
     let directory = told(&["random", "1", "--out", "dir"]);
     assert!(directory.contains("\n  name a file, or a pipe or device\n"), "{directory}");
+    std::os::unix::fs::symlink("nowhere", world.path("link")).unwrap();
+    for words in [&["random", "1", "--out", "link"][..], &["seal", "--key", "k", "--out", "link"]] {
+        let link = told(words);
+        assert!(link.contains("`link`: it is a link that leads nowhere: "), "{link}");
+    }
     let unread = told(&["wrap", "--key", "k", "--in", "no"]);
     assert!(unread.contains("`no`: No such file"), "{unread}");
     let full = told(&["random", "1", "--out", "/dev/full"]);
