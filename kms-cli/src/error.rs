@@ -1,5 +1,6 @@
 //! The one error of the command line: what is printed, and how the process ends.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use crate::client::connector::ConnectFailure;
 use crate::client::credentials::CredentialsError;
-use crate::client::{ClientError, Refusal};
+use crate::client::{ClientError, Refusal, Repeat};
 use crate::context::ContextError;
 use crate::exit::Exit;
 
@@ -99,7 +100,10 @@ impl CliError {
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => Exit::NotFound,
                 ContextError::Exists(_) => Exit::Precondition,
-                ContextError::Key
+                ContextError::Key(_)
+                | ContextError::KeyWithVersion(_)
+                | ContextError::VersionMissing(_)
+                | ContextError::Version(_)
                 | ContextError::Tenant(_)
                 | ContextError::Name(_)
                 | ContextError::Missing { .. }
@@ -110,12 +114,14 @@ impl CliError {
                 | ContextError::TooLong(_)
                 | ContextError::NoHome => Exit::Local,
             },
-            Self::Client(error) => match error {
+            Self::Client(error) => match error.failure() {
                 ClientError::Credentials(_) => Exit::Local,
                 ClientError::Connect { .. } => Exit::Connection,
                 ClientError::Timeout(_) => Exit::Unavailable,
                 ClientError::Refused(refusal) => Exit::of_refusal(&refusal.reason, refusal.code),
-                ClientError::Answer(_) | ClientError::Bug(_) => Exit::Bug,
+                ClientError::Answer(_) | ClientError::Bug(_) | ClientError::Unanswered { .. } => {
+                    Exit::Bug
+                }
             },
             Self::Bind(_) | Self::Envelope(_) | Self::Length { .. } => Exit::BadInput,
             Self::Stream { cause, .. } if cause.kind() == std::io::ErrorKind::BrokenPipe => {
@@ -134,12 +140,19 @@ impl CliError {
     pub fn reason(&self) -> &str {
         match self {
             Self::Usage(_) => "USAGE",
+            Self::Context(
+                ContextError::Key(_)
+                | ContextError::KeyWithVersion(_)
+                | ContextError::VersionMissing(_)
+                | ContextError::Version(_),
+            ) => "KEY_NAME",
             Self::Context(_) => "CONTEXT",
-            Self::Client(error) => match error {
+            Self::Client(error) => match error.failure() {
                 ClientError::Credentials(_) => "CREDENTIALS",
                 ClientError::Connect { failure, .. } => match failure {
                     ConnectFailure::Network(_) | ConnectFailure::Timeout(_) => "UNREACHABLE",
-                    ConnectFailure::ServerCertificate(_) => "SERVER_CERTIFICATE",
+                    ConnectFailure::ServerCertificate(_)
+                    | ConnectFailure::ServerCertificateTime(_) => "SERVER_CERTIFICATE",
                     ConnectFailure::ClientCertificate(_) => "CLIENT_CERTIFICATE",
                     ConnectFailure::Tls(_) | ConnectFailure::NotHttp2 => "TLS",
                 },
@@ -149,7 +162,7 @@ impl CliError {
                 }
                 ClientError::Refused(refusal) => &refusal.reason,
                 ClientError::Answer(_) => "ANSWER",
-                ClientError::Bug(_) => "BUG",
+                ClientError::Bug(_) | ClientError::Unanswered { .. } => "BUG",
             },
             Self::Bind(_) => "FIELD_VIOLATION",
             Self::Envelope(InvalidEnvelope::Malformed) => "CIPHERTEXT_INVALID",
@@ -167,8 +180,30 @@ impl CliError {
     }
 
     /// Says what to do about it, where there is something to do.
-    pub fn advice(&self) -> Option<&str> {
+    pub fn advice(&self) -> Option<Cow<'_, str>> {
+        if let Some(repeat) = self.repeat() {
+            return Some(Cow::Owned(format!(
+                "repeat the command with {repeat}: within 24 hours the server makes the change once"
+            )));
+        }
+        self.plain_advice().map(Cow::Borrowed)
+    }
+
+    /// Returns how to repeat a command whose change may have been made.
+    fn repeat(&self) -> Option<Repeat> {
+        match self {
+            Self::Client(ClientError::Unanswered { repeat, .. }) => Some(*repeat),
+            _ => None,
+        }
+    }
+
+    fn plain_advice(&self) -> Option<&str> {
         Some(match self {
+            Self::File { cause, .. }
+            | Self::Context(ContextError::File { cause, .. })
+            | Self::Client(ClientError::Credentials(CredentialsError::Read { cause, .. })) => {
+                file_advice(cause)
+            }
             Self::Context(error) => match error {
                 ContextError::Unknown { .. } => "see `kms context list`",
                 ContextError::Missing { .. } | ContextError::NoFile(_) => {
@@ -193,21 +228,31 @@ impl CliError {
     /// Writes what is printed: for people, or as one JSON object.
     pub fn text(&self, as_json: bool) -> String {
         let refusal = match self {
-            Self::Client(ClientError::Refused(refusal)) => Some(refusal),
+            Self::Client(error) => match error.failure() {
+                ClientError::Refused(refusal) => Some(refusal),
+                _ => None,
+            },
             _ => None,
         };
+        let repeat = self.repeat();
         let event_id = refusal.and_then(|refusal| refusal.event_id.as_deref());
         if as_json {
             let error = json!({ "error": {
                 "reason": self.reason(), "message": self.to_string(), "advice": self.advice(),
                 "exit_code": self.exit().code(), "event_id": event_id,
                 "violations": refusal.map(|refusal| violations(refusal)).unwrap_or_default(),
+                "request_id": repeat.map(|repeat| repeat.request_id.to_string()),
+                "revision": repeat.and_then(|repeat| repeat.revision),
             }});
             return format!("{error}\n");
         }
         let message = crate::terminal::one_line(&self.to_string());
         let mut text = format!("error: {}: {message}\n", self.reason());
-        for (field, description) in refusal.iter().flat_map(|refusal| &refusal.violations) {
+        let untold = |(field, description): &&(String, String)| {
+            !(message.contains(field.as_str()) && message.contains(description.as_str()))
+        };
+        let violations = refusal.iter().flat_map(|refusal| &refusal.violations);
+        for (field, description) in violations.filter(untold) {
             let _ = writeln!(text, "  field `{field}`: {description}");
         }
         if let Some(advice) = self.advice() {
@@ -227,7 +272,7 @@ fn violations(refusal: &Refusal) -> Vec<serde_json::Value> {
 }
 
 fn client_advice(error: &ClientError) -> Option<&'static str> {
-    Some(match error {
+    Some(match error.failure() {
         ClientError::Credentials(CredentialsError::KeyMode { .. }) => {
             "make it yours alone: chmod 600 FILE; if others could read it, replace the key"
         }
@@ -238,6 +283,9 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
             ConnectFailure::ServerCertificate(_) => {
                 "this is another server, or `ca` of the context is another CA"
             }
+            ConnectFailure::ServerCertificateTime(_) => {
+                "ask the operators of the server to renew it; is the clock of this machine right?"
+            }
             ConnectFailure::ClientCertificate(_) => {
                 "is the client certificate from the server's CA, and still valid?"
             }
@@ -246,20 +294,52 @@ fn client_advice(error: &ClientError) -> Option<&'static str> {
             }
         },
         ClientError::Timeout(_) => "try again, or give it longer with --timeout",
-        ClientError::Refused(refusal) => match Exit::of_refusal(&refusal.reason, refusal.code) {
-            Exit::Denied if refusal.reason == "CERT_NAMES_NOBODY" => {
-                "ask for a client certificate with one SPIFFE URI SAN, or one DNS SAN"
-            }
+        ClientError::Refused(refusal) => return refusal_advice(refusal),
+        ClientError::Credentials(_)
+        | ClientError::Unanswered { .. }
+        | ClientError::Answer(_)
+        | ClientError::Bug(_) => return None,
+    })
+}
+
+/// What a reason asks for, and where that is nothing of its own, what its kind does.
+fn refusal_advice(refusal: &Refusal) -> Option<&'static str> {
+    Some(match refusal.reason.as_str() {
+        "CERT_NAMES_NOBODY" => {
+            "ask for a client certificate with one SPIFFE URI SAN, or one DNS SAN"
+        }
+        "CIPHERTEXT_INVALID" => {
+            "another key, another --bind, or a changed ciphertext: the server cannot say which"
+        }
+        "REQUEST_ID_REUSED" => {
+            "the id was used for another request: repeat that one word for word, its --revision \
+             included, or leave --request-id out"
+        }
+        "HSM_LATCHED" => {
+            "the server's HSM is latched: its operators must act; retrying does not help"
+        }
+        "HSM_FULL" => "the server's HSM is full: its operators must act; retrying does not help",
+        _ => match Exit::of_refusal(&refusal.reason, refusal.code) {
             Exit::Denied => "ask who administers the tenant for this permission",
             Exit::NotFound => "see `kms key list` and `kms key versions KEY`",
-            Exit::BadInput if refusal.reason == "CIPHERTEXT_INVALID" => {
-                "another key, another --bind, or a changed ciphertext: the server cannot say which"
-            }
             Exit::Precondition => "see `kms key describe KEY` and `kms key versions KEY`",
             Exit::Unavailable => "try again later",
             Exit::Integrity => "stop, and tell the operators of the server",
             _ => return None,
         },
-        ClientError::Credentials(_) | ClientError::Answer(_) | ClientError::Bug(_) => return None,
     })
+}
+
+/// What the system's answer about a file asks for.
+fn file_advice(cause: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as Kind;
+    match cause.kind() {
+        Kind::NotFound | Kind::NotADirectory => "is the path right, and its directory there?",
+        Kind::PermissionDenied => "are the file and its directory yours to use?",
+        Kind::ReadOnlyFilesystem => "give a place that can be written",
+        Kind::StorageFull | Kind::QuotaExceeded => "make room, or give another place",
+        Kind::IsADirectory | Kind::InvalidInput => "name a file, or a pipe or device",
+        Kind::InvalidData => "is it the right file?",
+        _ => "can the file be used otherwise? look at its disk",
+    }
 }

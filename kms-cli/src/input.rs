@@ -116,6 +116,14 @@ const UNITS: [(&str, u64); 6] = [
 
 /// Reads a period: a number and `ms`, `s`, `m`, `h`, `d` or `y`.
 pub fn period(text: &str) -> Result<Duration, String> {
+    match period_or_none(text)? {
+        Duration::ZERO => Err("it must be longer than nothing".into()),
+        period => Ok(period),
+    }
+}
+
+/// Reads a period that may be none: `0s`.
+pub fn period_or_none(text: &str) -> Result<Duration, String> {
     let wrong = || "it must be a number and one of ms, s, m, h, d, y: 90d".to_owned();
     let split = |(unit, length)| text.strip_suffix(unit).map(|number| (number, length));
     let (number, length): (&str, u64) = UNITS.into_iter().find_map(split).ok_or_else(wrong)?;
@@ -123,10 +131,7 @@ pub fn period(text: &str) -> Result<Duration, String> {
         return Err(wrong());
     }
     let number: u64 = number.parse().map_err(|_| wrong())?;
-    match number.checked_mul(length) {
-        Some(0) => Err("it must be longer than nothing".into()),
-        period => period.map(Duration::from_millis).ok_or_else(wrong),
-    }
+    number.checked_mul(length).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 /// Reads a time.
@@ -198,6 +203,7 @@ mod tests {
         }
         assert_eq!(period("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(period("0d"), Err("it must be longer than nothing".into()));
+        assert_eq!(period_or_none("0s"), Ok(Duration::ZERO));
         for text in ["", "d", "0s", "-1d", "1w", "1.5h", "99999999999999999999y", "+1d"] {
             assert!(period(text).is_err(), "{text:?}");
         }

@@ -3,6 +3,8 @@
 
 mod backup_support;
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -24,6 +26,33 @@ struct Nobody;
 impl<E> Callbacks<E> for Nobody {
     fn message(&mut self, _: &str) -> plugin::Result<()> {
         panic!("the plugin has nothing to say")
+    }
+
+    fn confirm(&mut self, _: &str, _: &str, _: Option<&str>) -> plugin::Result<bool> {
+        panic!("the plugin has nothing to ask")
+    }
+
+    fn request_public(&mut self, _: &str) -> plugin::Result<String> {
+        panic!("the plugin has nothing to ask")
+    }
+
+    fn request_secret(&mut self, _: &str) -> plugin::Result<SecretString> {
+        panic!("the plugin has nothing to ask")
+    }
+
+    fn error(&mut self, _: E) -> plugin::Result<()> {
+        panic!("errors are returned")
+    }
+}
+
+/// Reads what it is told.
+#[derive(Default)]
+struct Reader(Rc<RefCell<Vec<String>>>);
+
+impl<E> Callbacks<E> for Reader {
+    fn message(&mut self, message: &str) -> plugin::Result<()> {
+        self.0.borrow_mut().push(message.to_owned());
+        Ok(Ok(()))
     }
 
     fn confirm(&mut self, _: &str, _: &str, _: Option<&str>) -> plugin::Result<bool> {
@@ -121,8 +150,12 @@ fn foreign_stanzas_and_other_keys_are_passed_over_without_an_error() {
     let mut files = wrap(&kms, &[OTHER_KEY], vec![file_key(1)]);
     files.push(vec![foreign]);
     kms.take_calls();
-    let opened = identities(connect_to(&kms), &[KEY]).unwrap_file_keys(files, Nobody).unwrap();
+    let reader = Reader::default();
+    let told = Rc::clone(&reader.0);
+    let opened = identities(connect_to(&kms), &[KEY]).unwrap_file_keys(files, reader).unwrap();
     assert!(opened.is_empty());
+    let expected = format!("sealed with `{OTHER_KEY}`; no identity given is for that key");
+    assert_eq!(*told.borrow(), [expected]);
     assert_eq!(kms.take_calls(), ["describe"]);
 }
 

@@ -189,6 +189,11 @@ fn an_identity_of_another_key_is_refused() {
     age.file("identity.txt", identity(OTHER_KEY));
     let errors = age.fail(&["-d", "-i", "identity.txt", "sealed.age"]);
     assert!(errors.contains("no identity matched"), "{errors}");
+    // Whoever reads it learns which key to ask for.
+    assert!(errors.contains(&format!("sealed with `{KEY}`")), "{errors}");
+    // An identity that comes after it is still tried.
+    age.file("both.txt", format!("{}\n{NATIVE_IDENTITY}\n", identity(OTHER_KEY)));
+    assert_eq!(age.succeed(&["-d", "-i", "both.txt", "sealed.age"]), b"x");
 }
 
 fn a_server_that_is_down_is_reported() {

@@ -20,6 +20,8 @@ const VALID_YEARS: (i32, i32) = (2020, 2090);
 pub enum Kind {
     /// A server for `localhost`, 127.0.0.1 and `::1`.
     Server,
+    /// Such a server, whose certificate ended in 2021.
+    ExpiredServer,
     /// A client with this one SPIFFE id.
     Spiffe(&'static str),
     /// A client with this one DNS name.
@@ -139,7 +141,10 @@ fn parameters(kind: &Kind) -> CertificateParams {
     params.use_authority_key_identifier_extension = true;
     params.subject_alt_names = vec![uri(CLIENT_SPIFFE_ID)];
     match kind {
-        Kind::Server => {
+        Kind::Server | Kind::ExpiredServer => {
+            if *kind == Kind::ExpiredServer {
+                params.not_after = date_time_ymd(2021, 1, 1);
+            }
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             params.subject_alt_names = vec![
                 dns("localhost"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::bench::Op;
-use crate::input::period;
+use crate::input::{period, period_or_none};
 
 /// `kms bench`.
 #[derive(Debug, Args)]
@@ -22,8 +22,8 @@ pub struct Bench {
     /// How long to measure
     #[arg(long, value_name = "PERIOD", default_value = "10s", value_parser = period)]
     pub duration: Duration,
-    /// How long to call before it counts
-    #[arg(long, value_name = "PERIOD", default_value = "2s", value_parser = period)]
+    /// How long to call before it counts; 0s to count at once
+    #[arg(long, value_name = "PERIOD", default_value = "2s", value_parser = period_or_none)]
     pub warmup: Duration,
     /// Keys to go over in turn, 1 to 10000; those that are missing are created
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -31,10 +31,10 @@ pub struct Bench {
     /// The keys are named so, with `-0`, `-1` ... after it
     #[arg(long, value_name = "TEXT", default_value = "bench")]
     pub key_prefix: String,
-    /// Bytes of each plaintext or data key
+    /// Bytes of each plaintext, 1 to 65536, or data key, 16 to 1024
     #[arg(long, value_name = "BYTES", default_value_t = 32)]
     pub size: usize,
-    /// Items of each batch, 1 to 1000
+    /// Items of each batch, 1 to 1000, and 4 MiB in all
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub batch_size: usize,
 }

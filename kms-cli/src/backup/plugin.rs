@@ -3,7 +3,7 @@
 //! What `age` hands over names a key and perhaps a context; where to connect and as whom comes from the configuration of
 //! whoever runs `age`, never from the recipient, the identity or the file. Stanzas that are not ours are passed over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -180,11 +180,12 @@ impl IdentityPlugin {
         Self { services, addresses: Vec::new() }
     }
 
-    /// Tries our stanzas of one file; `None` when no identity is for any of them.
+    /// Tries our stanzas of one file; `None` when no identity is for any of them, whose keys are then in `others`.
     fn open_file(
         &mut self,
         file_index: usize,
         stanzas: &[Stanza],
+        others: &mut BTreeSet<String>,
     ) -> Option<Result<FileKey, Vec<IdentityError>>> {
         let mut errors = Vec::new();
         let ours = stanzas.iter().enumerate().filter(|(_, stanza)| stanza.tag == TAG);
@@ -197,7 +198,7 @@ impl IdentityPlugin {
             }
             match KmsStanza::from_parts(&stanza.args, &stanza.body) {
                 Ok(stanza) => {
-                    if let Some(file_key) = self.open_stanza(&stanza, &mut errors) {
+                    if let Some(file_key) = self.open_stanza(&stanza, &mut errors, others) {
                         return Some(Ok(file_key));
                     }
                 }
@@ -213,6 +214,7 @@ impl IdentityPlugin {
         &mut self,
         stanza: &KmsStanza,
         errors: &mut Vec<IdentityError>,
+        others: &mut BTreeSet<String>,
     ) -> Option<FileKey> {
         let wrapped = stanza.wrapped();
         for (index, address) in &self.addresses {
@@ -221,7 +223,8 @@ impl IdentityPlugin {
                     Err(error) if error.is_denied() => None,
                     described => described?.key,
                 };
-                if found.is_some_and(|found| found != *address.key()) {
+                if let Some(found) = found.filter(|found| found != address.key()) {
+                    others.insert(found.to_string());
                     return Ok(None);
                 }
                 service.unwrap(address.key(), wrapped).map(Some)
@@ -261,12 +264,19 @@ impl IdentityPluginV1 for IdentityPlugin {
     fn unwrap_file_keys(
         &mut self,
         files: Vec<Vec<Stanza>>,
-        _: impl Callbacks<IdentityError>,
+        mut callbacks: impl Callbacks<IdentityError>,
     ) -> io::Result<HashMap<usize, Result<FileKey, Vec<IdentityError>>>> {
         let mut opened = HashMap::new();
         for (index, stanzas) in files.iter().enumerate() {
-            if let Some(result) = self.open_file(index, stanzas) {
+            let mut others = BTreeSet::new();
+            if let Some(result) = self.open_file(index, stanzas, &mut others) {
                 opened.insert(index, result);
+            } else if !others.is_empty() {
+                // Not an error, which would keep `age` from trying other identities.
+                let keys = others.into_iter().collect::<Vec<_>>().join("`, `");
+                let message = format!("sealed with `{keys}`; no identity given is for that key");
+                // An `age` that shows no messages says at least that no identity matched.
+                let _ = callbacks.message(&message);
             }
         }
         Ok(opened)

@@ -59,7 +59,7 @@ pub fn reseal(session: &Session, args: &ResealArgs) -> Result<(), CliError> {
     let Some((file, cause)) = first else { return Ok(()) };
     let error = CliError::from(cause);
     let advice = match error.advice() {
-        Some(advice) => Some(advice.to_owned()),
+        Some(advice) => Some(advice.into_owned()),
         None if failed < total => Some("the others are done; run it again for these".into()),
         None => None,
     };
@@ -224,7 +224,7 @@ impl From<BackupError> for CliError {
             BackupError::OutputExists => {
                 (Exit::Local, "FILE_EXISTS", Some("use --force to replace it"))
             }
-            BackupError::NotRegular => (Exit::Local, "FILE", None),
+            BackupError::NotRegular => (Exit::Local, "FILE", Some("name a file")),
             BackupError::Busy => (Exit::Unavailable, "RESEAL_BUSY", Some("try again later")),
             BackupError::Replaced => (Exit::Precondition, "FILE_REPLACED", Some("try again")),
             BackupError::SideLeft => (

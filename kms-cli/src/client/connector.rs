@@ -42,6 +42,9 @@ pub enum ConnectFailure {
     /// The server's certificate is not one we trust for this name.
     #[error("the server's certificate is refused: {0}")]
     ServerCertificate(String),
+    /// The server's certificate may be the right one, but not now.
+    #[error("the server's certificate is {0}")]
+    ServerCertificateTime(&'static str),
     /// The server does not accept our certificate.
     #[error("the server refuses our certificate: {0}")]
     ClientCertificate(String),
@@ -91,9 +94,15 @@ impl ConnectFailure {
     }
 
     fn of_tls(error: &rustls::Error) -> Self {
-        use rustls::AlertDescription as Alert;
+        use rustls::{AlertDescription as Alert, CertificateError as Wrong};
         let text = crate::terminal::harmless(&error.to_string());
         match error {
+            rustls::Error::InvalidCertificate(Wrong::Expired | Wrong::ExpiredContext { .. }) => {
+                Self::ServerCertificateTime("expired")
+            }
+            rustls::Error::InvalidCertificate(
+                Wrong::NotValidYet | Wrong::NotValidYetContext { .. },
+            ) => Self::ServerCertificateTime("not valid yet"),
             rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
                 Self::ServerCertificate(text)
             }
@@ -212,6 +221,16 @@ mod tests {
         assert!(matches!(ConnectFailure::find(&untrusted), ConnectFailure::ServerCertificate(_)));
         let broken = rustls::Error::General("x".into());
         assert!(matches!(ConnectFailure::find(&broken), ConnectFailure::Tls(_)));
+    }
+
+    #[test]
+    fn a_certificate_out_of_its_time_is_told_apart_from_another_cas() {
+        use rustls::CertificateError::{Expired, NotValidYet};
+        for (wrong, text) in [(Expired, "expired"), (NotValidYet, "not valid yet")] {
+            let error = rustls::Error::InvalidCertificate(wrong);
+            let found = ConnectFailure::find(&error);
+            assert_eq!(found, ConnectFailure::ServerCertificateTime(text));
+        }
     }
 
     #[test]

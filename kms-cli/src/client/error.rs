@@ -1,8 +1,10 @@
 //! What can go wrong between us and the server, and what the server refused.
 
 use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
+use kms_core::id::RequestId;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -33,12 +35,37 @@ pub enum ClientError {
     /// The server answered with an error.
     #[error("{}", .0.message)]
     Refused(Box<Refusal>),
+    /// A change was asked for, and no answer says whether it was made.
+    #[error("{cause}; the change may have been made")]
+    Unanswered {
+        /// How to ask again without a second change.
+        repeat: Repeat,
+        /// Why there is no answer.
+        cause: Box<ClientError>,
+    },
     /// The server's answer is not what the contract says.
     #[error("the server's answer is not understood: {0}")]
     Answer(&'static str),
     /// A defect of ours.
     #[error("{0}")]
     Bug(&'static str),
+}
+
+/// What makes a command that asks for a change again the same request: the server knows it by its id, and takes it only
+/// with the fields of the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// The id.
+    pub request_id: RequestId,
+    /// The revision that was changed, where the request names one.
+    pub revision: Option<u64>,
+}
+
+impl fmt::Display for Repeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--request-id {}", self.request_id)?;
+        self.revision.map_or(Ok(()), |revision| write!(f, " --revision {revision}"))
+    }
 }
 
 /// An error that the server answered with.
@@ -90,7 +117,13 @@ impl ClientError {
     /// a cause below it.
     pub fn of(status: &Status, server: &str, timeout: Duration) -> Self {
         let Some(source) = status.source() else {
-            return Self::Refused(Box::new(Refusal::of(status)));
+            let refusal = Refusal::of(status);
+            // The other side keeps the time that we gave it, too, and may be the first to say that it is over.
+            if refusal.reason.is_empty() && refusal.message == tonic::TimeoutExpired(()).to_string()
+            {
+                return Self::Timeout(timeout);
+            }
+            return Self::Refused(Box::new(refusal));
         };
         if is_timeout(source) {
             return Self::Timeout(timeout);
@@ -106,11 +139,40 @@ impl ClientError {
                 ConnectFailure::Network(_) => Some(Duration::ZERO),
                 ConnectFailure::Timeout(_)
                 | ConnectFailure::ServerCertificate(_)
+                | ConnectFailure::ServerCertificateTime(_)
                 | ConnectFailure::ClientCertificate(_)
                 | ConnectFailure::Tls(_)
                 | ConnectFailure::NotHttp2 => None,
             },
+            Self::Unanswered { cause, .. } => cause.retry_delay(),
             Self::Credentials(_) | Self::Timeout(_) | Self::Answer(_) | Self::Bug(_) => None,
+        }
+    }
+
+    /// Says whether a call that was sent may have been done all the same. A Holdfast server gives its reason for what it
+    /// did not do; whatever else answers in its place knows nothing of it.
+    pub fn leaves_open(&self) -> bool {
+        match self {
+            Self::Timeout(_) | Self::Unanswered { .. } => true,
+            // A connection that is opened anew and fails in TLS carried nothing.
+            Self::Connect { failure, .. } => matches!(failure, ConnectFailure::Network(_)),
+            Self::Refused(refusal) => match refusal.reason.as_str() {
+                "OUTCOME_UNKNOWN" | "OPERATION_IN_PROGRESS" => true,
+                "" => matches!(
+                    refusal.code,
+                    Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::Unknown
+                ),
+                _ => false,
+            },
+            Self::Credentials(_) | Self::Answer(_) | Self::Bug(_) => false,
+        }
+    }
+
+    /// Returns the failure itself, without what [`ClientError::Unanswered`] says of it.
+    pub fn failure(&self) -> &Self {
+        match self {
+            Self::Unanswered { cause, .. } => cause.failure(),
+            _ => self,
         }
     }
 }
@@ -154,6 +216,30 @@ mod tests {
         details.set_error_info("KEY_NOT_FOUND", "example.com", std::collections::HashMap::new());
         let status = Status::with_error_details(Code::NotFound, "", details);
         assert_eq!(Refusal::of(&status).reason, "");
+    }
+
+    #[test]
+    fn a_server_that_is_the_first_to_see_that_time_is_over_tells_of_the_same() {
+        let of = |status| ClientError::of(&status, "https://a:1", Duration::from_secs(2));
+        let over = Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        let over = Status::new(over.code(), over.message());
+        assert!(matches!(of(over), ClientError::Timeout(_)));
+        assert!(matches!(of(Status::cancelled("by hand")), ClientError::Refused(_)));
+    }
+
+    #[test]
+    fn only_what_has_no_answer_of_a_holdfast_server_is_left_open() {
+        let of = |code, reason| {
+            let mut details = ErrorDetails::new();
+            details.set_error_info(reason, ERROR_DOMAIN, std::collections::HashMap::new());
+            let status = Status::with_error_details(code, "", details);
+            ClientError::of(&status, "https://a:1", Duration::ZERO).leaves_open()
+        };
+        assert!(of(Code::Unavailable, "OUTCOME_UNKNOWN"));
+        assert!(of(Code::Aborted, "OPERATION_IN_PROGRESS"));
+        assert!(of(Code::Unavailable, "") && of(Code::Cancelled, ""), "a proxy, or a channel");
+        assert!(!of(Code::Unavailable, "HSM_UNAVAILABLE") && !of(Code::PermissionDenied, ""));
+        assert!(ClientError::Timeout(Duration::ZERO).leaves_open());
     }
 
     #[derive(Debug, thiserror::Error)]

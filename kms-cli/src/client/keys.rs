@@ -9,7 +9,7 @@ use kms_proto::v1;
 use kms_proto::v1::key_service_client::KeyServiceClient;
 use tonic::transport::Channel;
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, Repeat};
 
 /// The most entries that are asked for in one page; a server gives no more.
 pub const MAX_PAGE_SIZE: u32 = 1000;
@@ -112,7 +112,8 @@ impl Client {
             rotation_period: key.rotation_period.map(duration),
             request_id: id.to_string(),
         };
-        self.call(request, |request| async { self.keys().create_key(request).await }).await
+        self.mutate(once(id), request, |request| async { self.keys().create_key(request).await })
+            .await
     }
 
     /// Describes a key.
@@ -170,7 +171,7 @@ impl Client {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::RotateKeyRequest { name, reason, request_id };
         let send = |request| async { self.keys().rotate_key(request).await };
-        match self.call(request, send).await? {
+        match self.mutate(once(id), request, send).await? {
             v1::RotateKeyResponse { key: Some(key), version: Some(version) } => Ok((key, version)),
             _ => Err(ClientError::Answer("a rollover without its key or version")),
         }
@@ -209,7 +210,10 @@ impl Client {
             }),
             request_id: id.to_string(),
         };
-        self.call(request, |request| async { self.keys().update_key(request).await }).await
+        self.mutate(Repeat { request_id: id, revision: Some(revision) }, request, |request| async {
+            self.keys().update_key(request).await
+        })
+        .await
     }
 
     /// Stages the next version of a key.
@@ -224,7 +228,7 @@ impl Client {
         let activate_time = activate_time.map(timestamp);
         let request = v1::StageKeyVersionRequest { name, activate_time, reason, request_id };
         let send = |request| async { self.keys().stage_key_version(request).await };
-        match self.call(request, send).await? {
+        match self.mutate(once(id), request, send).await? {
             v1::StageKeyVersionResponse { key: Some(key), version: Some(version) } => {
                 Ok((key, version))
             }
@@ -242,7 +246,7 @@ impl Client {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::ActivateKeyVersionRequest { name, reason, request_id };
         let send = |request| async { self.keys().activate_key_version(request).await };
-        match self.call(request, send).await? {
+        match self.mutate(once(id), request, send).await? {
             v1::ActivateKeyVersionResponse { key: Some(key), version: Some(version) } => {
                 Ok((key, version))
             }
@@ -259,7 +263,8 @@ impl Client {
     ) -> Result<v1::Key, ClientError> {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::DisableKeyRequest { name, reason, request_id };
-        self.call(request, |request| async { self.keys().disable_key(request).await }).await
+        self.mutate(once(id), request, |request| async { self.keys().disable_key(request).await })
+            .await
     }
 
     /// Enables a disabled key.
@@ -271,7 +276,8 @@ impl Client {
     ) -> Result<v1::Key, ClientError> {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::EnableKeyRequest { name, reason, request_id };
-        self.call(request, |request| async { self.keys().enable_key(request).await }).await
+        self.mutate(once(id), request, |request| async { self.keys().enable_key(request).await })
+            .await
     }
 
     /// Lists one page of a key's history.
@@ -305,7 +311,7 @@ impl Client {
         let (name, request_id) = (name.to_string(), id.to_string());
         let request = v1::CompromiseKeyVersionRequest { name, reason, request_id };
         let send = |request| async { self.keys().compromise_key_version(request).await };
-        match self.call(request, send).await? {
+        match self.mutate(once(id), request, send).await? {
             v1::CompromiseKeyVersionResponse {
                 key: Some(key),
                 version: Some(version),
@@ -328,22 +334,22 @@ impl Client {
             StateChange::Discard => {
                 let request = v1::DiscardKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().discard_key_version(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::Suspend => {
                 let request = v1::SuspendKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().suspend_key_version(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::Resume => {
                 let request = v1::ResumeKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().resume_key_version(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::Deactivate => {
                 let request = v1::DeactivateKeyVersionRequest { name, reason, request_id };
                 let send = |request| async { self.keys().deactivate_key_version(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::ScheduleDestruction { window, allow_recent_use } => {
                 let request = v1::ScheduleKeyVersionDestructionRequest {
@@ -355,13 +361,13 @@ impl Client {
                 };
                 let send =
                     |request| async { self.keys().schedule_key_version_destruction(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
             StateChange::CancelDestruction => {
                 let request = v1::CancelKeyVersionDestructionRequest { name, reason, request_id };
                 let send =
                     |request| async { self.keys().cancel_key_version_destruction(request).await };
-                self.call(request, send).await
+                self.mutate(once(id), request, send).await
             }
         }
     }
@@ -371,6 +377,11 @@ fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let unix_ms = time.as_unix_ms();
     let nanos = i32::try_from(unix_ms.rem_euclid(1000)).unwrap_or_default() * 1_000_000;
     prost_types::Timestamp { seconds: unix_ms.div_euclid(1000), nanos }
+}
+
+/// A request that its id and the words of the command make.
+const fn once(request_id: RequestId) -> Repeat {
+    Repeat { request_id, revision: None }
 }
 
 fn duration(period: Duration) -> prost_types::Duration {

@@ -14,7 +14,7 @@ pub mod replay;
 pub mod retry;
 
 pub use crypto::{CiphertextDescription, Unwrapped, Wrapped};
-pub use error::{ClientError, Refusal};
+pub use error::{ClientError, Refusal, Repeat};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kms_core::clock::{Clock, SystemClock};
 use tonic::{Request, Response, Status};
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, Repeat};
 
 /// The most attempts of one call, the first included.
 pub const MAX_ATTEMPTS: u32 = 4;
@@ -27,6 +27,12 @@ pub fn backoff(error: &ClientError, attempt: u32) -> Option<Duration> {
     Some(asked.max(own).min(MAX_BACKOFF))
 }
 
+/// The failure of the last attempt, and whether any of them may have been made in spite of its own.
+struct Failed {
+    error: ClientError,
+    open: bool,
+}
+
 impl Client {
     /// Makes a call, again when that may help, within the context's timeout.
     ///
@@ -41,8 +47,41 @@ impl Client {
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        self.attempts(message, send).await.map_err(|failed| failed.error)
+    }
+
+    /// Makes a call that changes something, as [`Client::call`] does.
+    ///
+    /// # Errors
+    /// As there, and [`ClientError::Unanswered`] when any attempt may have been made in spite of its failure: a later
+    /// one that was refused does not tell.
+    pub async fn mutate<Q, A, F>(
+        &self,
+        repeat: Repeat,
+        message: Q,
+        send: impl Fn(Request<Q>) -> F,
+    ) -> Result<A, ClientError>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        self.attempts(message, send).await.map_err(|Failed { error, open }| {
+            let cause = Box::new(error);
+            if open { ClientError::Unanswered { repeat, cause } } else { *cause }
+        })
+    }
+
+    async fn attempts<Q, A, F>(
+        &self,
+        message: Q,
+        send: impl Fn(Request<Q>) -> F,
+    ) -> Result<A, Failed>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
         let deadline = SystemClock.monotonic() + self.timeout;
-        let mut attempt = 1;
+        let (mut attempt, mut open) = (1, false);
         loop {
             let left = deadline.saturating_duration_since(SystemClock.monotonic());
             let mut request = Request::new(message.clone());
@@ -50,12 +89,13 @@ impl Client {
             let error = match tokio::time::timeout(left, send(request)).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => ClientError::of(&status, &self.server, self.timeout),
-                Err(_) => return Err(ClientError::Timeout(self.timeout)),
+                Err(_) => ClientError::Timeout(self.timeout),
             };
+            open |= error.leaves_open();
             let left = deadline.saturating_duration_since(SystemClock.monotonic());
             match backoff(&error, attempt) {
                 Some(wait) if wait < left => pause(wait).await,
-                Some(_) | None => return Err(error),
+                Some(_) | None => return Err(Failed { error, open }),
             }
             attempt += 1;
         }

@@ -79,12 +79,11 @@ impl ContextFile {
         if text.len() as u64 > MAX_FILE_BYTES {
             return Err(ContextError::TooLong(path.to_path_buf()));
         }
-        let parsed = toml::from_str::<Self>(&text).map_err(|cause| ContextError::Parse {
-            path: path.to_path_buf(),
-            cause: cause.message().to_owned(),
-        })?;
+        let wrong = |cause| ContextError::Parse { path: path.to_path_buf(), cause };
+        let parsed =
+            toml::from_str::<Self>(&text).map_err(|cause| wrong(with_line(&text, &cause)))?;
         for name in parsed.contexts.keys() {
-            check_name(name)?;
+            check_name(name).map_err(|cause| wrong(cause.to_string()))?;
         }
         Ok(Some(parsed))
     }
@@ -99,7 +98,9 @@ impl ContextFile {
             _ => Path::new("."),
         };
         std::fs::create_dir_all(directory).map_err(failed)?;
-        let mut side = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+        let mut side = tempfile::NamedTempFile::new_in(directory)
+            .map_err(crate::output::pending::without_path)
+            .map_err(failed)?;
         side.write_all(text.as_bytes()).map_err(failed)?;
         side.as_file().sync_all().map_err(failed)?;
         side.persist(path).map_err(|error| failed(error.error))?;
@@ -117,6 +118,15 @@ impl ContextFile {
         }
         self.contexts.insert(name.to_owned(), context);
         Ok(())
+    }
+}
+
+/// Says where in the text an error is. The line itself is not shown.
+fn with_line(text: &str, error: &toml::de::Error) -> String {
+    let message = crate::terminal::one_line(error.message());
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
     }
 }
 
@@ -158,6 +168,23 @@ mod tests {
         let (dir, path) = saved("[contexts.a]\nserver = \"https://a:1\"\npassword = \"x\"\n");
         assert!(matches!(ContextFile::load(&path), Err(ContextError::Parse { .. })));
         assert_eq!(ContextFile::load(&dir.path().join("no")).unwrap(), ContextFile::default());
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_has_its_line() {
+        for (text, line, what) in [
+            ("[contexts.a]\nserver = \"https://a:1\"\npassword = \"x\"\n", 3, "`password`"),
+            ("[contexts.a]\nserver = \"http://a:1\"\n", 2, "only https is spoken"),
+            ("current = \"a\n", 1, "string"),
+            ("\n\ncontexts = 7", 3, "integer `7`"),
+        ] {
+            let (_dir, path) = saved(text);
+            let error = ContextFile::load(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("file: line {line}: ")), "{error}");
+            assert!(error.contains(what), "{error}");
+        }
+        let (_dir, path) = saved("[contexts.\"a b\"]\n");
+        assert!(matches!(ContextFile::load(&path), Err(ContextError::Parse { .. })));
     }
 
     #[test]

@@ -73,12 +73,25 @@ pub enum ContextError {
     /// The tenant is not a name.
     #[error("`{0}` is not a tenant: give its id, or `tenants/ID`")]
     Tenant(String),
-    /// A key or version argument is not a name.
+    /// An argument names no key.
     #[error(
-        "this is no key: give its id, `tenants/T/keys/K`, or where a version is meant `ID/versions/N`; \
-         ids are 1 to 63 of a-z, 0-9, `-`, `_`, `.`"
+        "`{0}` is no key: give its id, as in `backups`, or its full name, as in \
+         `tenants/payments/keys/backups`; ids are 1 to 63 of a-z, 0-9, `-`, `_`, `.`"
     )]
-    Key,
+    Key(String),
+    /// An argument names a version where a whole key is meant.
+    #[error(
+        "`{0}` names a version, here a key is expected: without `/versions/...`, as in `backups`"
+    )]
+    KeyWithVersion(String),
+    /// An argument names a key where one of its versions is meant.
+    #[error(
+        "`{0}` names no version, here one is expected: as in `backups/versions/3` or `backups 3`"
+    )]
+    VersionMissing(String),
+    /// What an argument names is no version.
+    #[error("`{0}` is no version: they are numbered from 1, as in `backups/versions/3`")]
+    Version(String),
     /// Neither HOME nor XDG_CONFIG_HOME says where the file stands.
     #[error("cannot tell where the context file is: set KMS_CONFIG, or HOME")]
     NoHome,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kms_core::name::{KeyName, KeySelector, TenantName, VersionName};
 
 use super::{Context, ContextError, ContextFile, ServerAddress};
+use crate::terminal::harmless;
 
 /// What the flags say; each one wins over the context.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +43,9 @@ impl Overrides {
         Self { config, config_is_default, context, ..Self::default() }
     }
 }
+
+/// Stands between a key and the number of its version.
+const VERSIONS: &str = "/versions/";
 
 /// How long one call may take, retries and waits included, when `--timeout` says nothing.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -91,40 +95,38 @@ impl ResolvedContext {
     pub fn key_name(&self, text: &str) -> Result<KeyName, ContextError> {
         match text.parse() {
             Ok(name) => Ok(name),
-            Err(_) if text.contains('/') => Err(bad_key()),
-            Err(_) => KeyName::new(self.tenant_name()?, text).map_err(|_| bad_key()),
+            Err(_) if text.contains(VERSIONS) => Err(ContextError::KeyWithVersion(harmless(text))),
+            Err(_) if text.contains('/') => Err(ContextError::Key(harmless(text))),
+            Err(_) => KeyName::new(self.tenant_name()?, text)
+                .map_err(|_| ContextError::Key(harmless(text))),
         }
     }
 
     /// Reads a key argument that may pin a version: an id, `ID/versions/N`, or a full name.
     pub fn key_selector(&self, text: &str) -> Result<KeySelector, ContextError> {
-        if text.contains("/versions/") {
-            return self.full_version(text)?.parse().map_err(|_| bad_key());
+        if text.contains(VERSIONS) {
+            let name = self.version_name(text)?;
+            return Ok(KeySelector { key: name.key().clone(), version: Some(name.version()) });
         }
         Ok(KeySelector { key: self.key_name(text)?, version: None })
     }
 
     /// Reads a version argument: `ID/versions/N` or a full name.
     pub fn version_name(&self, text: &str) -> Result<VersionName, ContextError> {
-        self.full_version(text)?.parse().map_err(|_| bad_key())
+        let Some((key, version)) = text.split_once(VERSIONS) else {
+            // What is no key either is told as that.
+            self.key_name(text)?;
+            return Err(ContextError::VersionMissing(harmless(text)));
+        };
+        let key = self.key_name(key)?;
+        let name = format!("{key}{VERSIONS}{version}").parse();
+        name.map_err(|_| ContextError::Version(harmless(text)))
     }
 
     /// Returns the tenant that calls without a key are made for.
     pub fn tenant_name(&self) -> Result<TenantName, ContextError> {
         self.tenant.clone().ok_or(missing("tenant", "--tenant"))
     }
-
-    fn full_version(&self, text: &str) -> Result<String, ContextError> {
-        if text.starts_with("tenants/") {
-            return Ok(text.to_owned());
-        }
-        let (key, version) = text.split_once("/versions/").ok_or_else(bad_key)?;
-        Ok(format!("{}/versions/{version}", self.key_name(key)?))
-    }
-}
-
-fn bad_key() -> ContextError {
-    ContextError::Key
 }
 
 fn missing(what: &'static str, flag: &'static str) -> ContextError {
@@ -135,7 +137,7 @@ fn missing(what: &'static str, flag: &'static str) -> ContextError {
 pub fn tenant(text: Option<&str>) -> Result<Option<TenantName>, ContextError> {
     let Some(text) = text else { return Ok(None) };
     let parsed = if text.contains('/') { text.parse() } else { TenantName::from_id(text) };
-    parsed.map(Some).map_err(|_| ContextError::Tenant(crate::terminal::harmless(text)))
+    parsed.map(Some).map_err(|_| ContextError::Tenant(harmless(text)))
 }
 
 /// Finds the context that is asked for, its relative paths counted from the directory of its file.
@@ -155,7 +157,7 @@ fn chosen(overrides: &Overrides) -> Result<Context, ContextError> {
         return Ok(Context::default());
     };
     let Some(context) = file.contexts.remove(&name) else {
-        return Err(ContextError::Unknown { name: crate::terminal::harmless(&name), path });
+        return Err(ContextError::Unknown { name: harmless(&name), path });
     };
     let base = path.parent().unwrap_or(Path::new(""));
     let from_file = |path: Option<PathBuf>| path.map(|path| base.join(path));

@@ -16,7 +16,7 @@ pub enum OutputError {
     /// It exists, and overwriting was not asked for.
     #[error("the output exists; --force overwrites it")]
     Exists,
-    /// A directory, a block device or a link that leads nowhere is there.
+    /// A directory or a block device is there.
     #[error("not a regular file")]
     NotRegular,
     /// The system refused.
@@ -54,13 +54,24 @@ impl FileOutput {
         if is_stream(path) { Ok(()) } else { resolve(path, overwrite).map(drop) }
     }
 
+    /// Begins a file at `path`; `None` for a pipe or a device, which may have no reader yet.
+    ///
+    /// # Errors
+    /// [`OutputError`].
+    pub fn begin(path: &Path, overwrite: Overwrite) -> Result<Option<Self>, OutputError> {
+        if is_stream(path) {
+            return Ok(None);
+        }
+        Ok(Some(Self::Pending(PendingFile::create(path, overwrite)?)))
+    }
+
     /// Opens the pipe or device at `path`, or begins a file there.
     ///
     /// # Errors
     /// [`OutputError`].
     pub fn create(path: &Path, overwrite: Overwrite) -> Result<Self, OutputError> {
-        if !is_stream(path) {
-            return Ok(Self::Pending(PendingFile::create(path, overwrite)?));
+        if let Some(file) = Self::begin(path, overwrite)? {
+            return Ok(file);
         }
         let stream = File::options().write(true).open(path);
         Ok(Self::Stream(stream.map_err(OutputError::io("open the output"))?))

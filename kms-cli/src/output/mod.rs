@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::error::CliError;
 use crate::input::STREAM;
@@ -49,11 +50,16 @@ pub fn show(format: Format, view: &impl View) -> Result<(), CliError> {
 
 /// Writes one JSON object and a line end to stdout.
 pub fn show_json(value: &impl Serialize) -> Result<(), CliError> {
+    print(&json_text(value)?)
+}
+
+/// Makes one JSON object and a line end.
+pub fn json_text(value: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, CliError> {
     let text =
         serde_json::to_vec_pretty(value).map_err(|_| CliError::Bug("a result has no JSON form"))?;
-    let mut text = zeroize::Zeroizing::new(text);
+    let mut text = Zeroizing::new(text);
     text.push(b'\n');
-    print(&text)
+    Ok(text)
 }
 
 /// Writes to stdout and flushes, so that a failure is seen.
@@ -149,18 +155,76 @@ impl Destination {
 
     /// Writes all of it, or leaves nothing.
     pub fn write(&self, bytes: &[u8]) -> Result<(), CliError> {
-        match self {
-            Self::Stdout { .. } => print(bytes),
-            Self::File { path, overwrite } => write_file(path, bytes, *overwrite),
+        self.prepare()?.fill(bytes)?.commit()
+    }
+
+    /// Begins a file, so that one that cannot be written is known before anything is asked of a server.
+    pub fn prepare(&self) -> Result<Prepared<'_>, CliError> {
+        let file = match self {
+            Self::Stdout { .. } => None,
+            Self::File { path, overwrite } => {
+                FileOutput::begin(path, *overwrite).map_err(at(path))?
+            }
+        };
+        Ok(Prepared { destination: self, file })
+    }
+
+    /// Takes a file away that has appeared here, and is worth nothing without another that has not.
+    pub fn withdraw(&self) {
+        let Self::File { path, .. } = self else { return };
+        // Links lead to the file that was written. One that cannot be removed is left: the error told is the other's.
+        if let Ok(path) = path.canonicalize()
+            && path.is_file()
+        {
+            let _ = std::fs::remove_file(path);
         }
     }
 }
 
-fn write_file(path: &Path, bytes: &[u8], overwrite: Overwrite) -> Result<(), CliError> {
-    let mut output = FileOutput::create(path, overwrite).map_err(at(path))?;
+/// An output that is ready to be written; without a file it is stdout, a pipe or a device.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    destination: &'a Destination,
+    file: Option<FileOutput>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Writes a file that does not appear yet.
+    pub fn fill(mut self, bytes: &'a [u8]) -> Result<Filled<'a>, CliError> {
+        if let (Some(file), Destination::File { path, .. }) = (&mut self.file, self.destination) {
+            write_all(file, path, bytes)?;
+        }
+        Ok(Filled { prepared: self, bytes })
+    }
+}
+
+/// An output of which nothing is left to do but to let it appear.
+#[derive(Debug)]
+pub struct Filled<'a> {
+    prepared: Prepared<'a>,
+    bytes: &'a [u8],
+}
+
+impl Filled<'_> {
+    /// Lets the file appear, or gives the bytes to whoever reads.
+    pub fn commit(self) -> Result<(), CliError> {
+        let Self { prepared: Prepared { destination, file }, bytes } = self;
+        let (path, overwrite) = match destination {
+            Destination::Stdout { .. } => return print(bytes),
+            Destination::File { path, overwrite } => (path, *overwrite),
+        };
+        let Some(file) = file else {
+            let mut stream = FileOutput::create(path, overwrite).map_err(at(path))?;
+            write_all(&mut stream, path, bytes)?;
+            return stream.commit().map_err(at(path));
+        };
+        file.commit().map_err(at(path))
+    }
+}
+
+fn write_all(output: &mut FileOutput, path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     let written = output.write_all(bytes).and_then(|()| output.flush());
-    written.map_err(OutputError::io("write")).map_err(at(path))?;
-    output.commit().map_err(at(path))
+    written.map_err(OutputError::io("write")).map_err(at(path))
 }
 
 /// Gives an error its path.

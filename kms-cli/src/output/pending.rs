@@ -68,7 +68,7 @@ impl PendingFile {
         let mut builder = builder(&target)?;
         builder.permissions(Permissions::from_mode(MODE));
         let named = create_partial(|| builder.tempfile_in(directory_of(&target)));
-        let named = named.map_err(OutputError::io("create the output"))?;
+        let named = named.map_err(without_path).map_err(OutputError::io("create the output"))?;
         let (file, partial) = named.into_parts();
         Ok(Self { file, partial: Some(partial), target, overwrite })
     }
@@ -95,7 +95,7 @@ impl PendingFile {
         });
         appeared.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => OutputError::Exists,
-            _ => OutputError::io("rename the output")(error),
+            _ => OutputError::io("rename the output")(without_path(error)),
         })?;
         File::open(directory_of(&target))
             .and_then(|directory| directory.sync_all())
@@ -120,7 +120,11 @@ pub(super) fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, Ou
         Ok(_) if overwrite == Overwrite::Refuse => Err(OutputError::Exists),
         Ok(existing) => Ok(existing),
         // A link that leads nowhere: replacing it, or making what it names, would both be a guess.
-        Err(_) if target.is_symlink() => Err(OutputError::NotRegular),
+        Err(error) if target.is_symlink() && error.kind() == io::ErrorKind::NotFound => {
+            let text = "it is a link that leads nowhere: make what it names, or remove it";
+            let error = io::Error::new(io::ErrorKind::NotFound, text);
+            Err(OutputError::io("create the output")(error))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(target.to_path_buf()),
         Err(error) => Err(OutputError::io("create the output")(error)),
     }
@@ -148,6 +152,14 @@ fn link(file: &File, at: &Path) -> io::Result<()> {
 /// The way to an open file that linkat(2) documents for this.
 fn descriptor(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Takes the name of a temporary file, which tempfile appends, out of an error: its reader knows the output's name.
+pub(crate) fn without_path(error: io::Error) -> io::Error {
+    match error.to_string().split_once(" at path \"") {
+        Some((text, _)) => io::Error::new(error.kind(), text.to_owned()),
+        None => error,
+    }
 }
 
 fn builder(target: &Path) -> Result<tempfile::Builder<'static, 'static>, OutputError> {
@@ -218,6 +230,16 @@ mod tests {
     }
 
     #[test]
+    fn an_error_does_not_name_the_partial_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("no/out");
+        let failed = PendingFile::create_named(target, Overwrite::Refuse).unwrap_err().to_string();
+        assert_eq!(failed, "cannot create the output: No such file or directory (os error 2)");
+        let own = without_path(io::Error::other("own"));
+        assert_eq!(own.to_string(), "own");
+    }
+
+    #[test]
     fn a_name_without_a_directory_is_in_the_current_one() {
         assert_eq!(directory_of(Path::new("out")), Path::new("."));
         assert_eq!(directory_of(Path::new("/out")), Path::new("/"));
@@ -254,8 +276,8 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         for overwrite in [Overwrite::Refuse, Overwrite::Allow] {
-            let refused = PendingFile::create(&link, overwrite);
-            assert!(matches!(refused, Err(OutputError::NotRegular)));
+            let refused = PendingFile::create(&link, overwrite).unwrap_err().to_string();
+            assert!(refused.contains("a link that leads nowhere"), "{refused}");
         }
         assert_eq!(names(directory.path()), ["link"]);
     }

@@ -2,12 +2,12 @@
 
 use std::ops::RangeInclusive;
 
-use kms_core::envelope::MAX_PLAINTEXT_BYTES;
+use kms_core::envelope::{MAX_PLAINTEXT_BYTES, OVERHEAD_BYTES};
 
 use super::Session;
 use crate::args::bench::Bench;
 use crate::bench::{
-    BenchError, Config, Load, MAX_CONCURRENCY, MAX_CONNECTIONS, MAX_DURATION, MAX_KEYS,
+    BenchError, Config, Load, MAX_CONCURRENCY, MAX_CONNECTIONS, MAX_DURATION, MAX_KEYS, Op,
     run as drive,
 };
 use crate::error::CliError;
@@ -17,22 +17,24 @@ use crate::output::show;
 /// The most items of a batch: what a server takes.
 pub const MAX_BATCH_SIZE: usize = 1000;
 
+/// The lengths of data keys that a server makes.
+pub const DATA_KEY_BYTES: RangeInclusive<usize> = 16..=1024;
+
+/// The largest message; a server refuses a batch whose answer could be larger.
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// What a server reckons for an item of a batch beside its ciphertext: names, lengths, status.
+const ITEM_BYTES: usize = 384;
+
 /// How many connections there are unless fewer calls are in flight: enough to keep a server's cores busy.
 pub const DEFAULT_CONNECTIONS: usize = 8;
 
 /// Runs the load and shows what came of it.
 pub fn run(session: &Session, args: &Bench) -> Result<(), CliError> {
+    let connections = args.connections.unwrap_or(DEFAULT_CONNECTIONS.min(args.concurrency));
+    check_bounds(args, connections)?;
     let context = session.context()?;
     let tenant = context.tenant_name()?;
-    check("--concurrency", args.concurrency, 1..=MAX_CONCURRENCY)?;
-    let connections = args.connections.unwrap_or(DEFAULT_CONNECTIONS.min(args.concurrency));
-    check("--connections", connections, 1..=MAX_CONNECTIONS.min(args.concurrency))?;
-    check("--key-count", args.key_count, 1..=MAX_KEYS)?;
-    check("--size", args.size, 1..=MAX_PLAINTEXT_BYTES)?;
-    check("--batch-size", args.batch_size, 1..=MAX_BATCH_SIZE)?;
-    if args.duration > MAX_DURATION || args.warmup > MAX_DURATION {
-        return Err(CliError::Usage("--duration and --warmup must be 24h at most".into()));
-    }
     let load = Load {
         concurrency: args.concurrency,
         warmup: args.warmup,
@@ -76,6 +78,29 @@ pub fn run(session: &Session, args: &Bench) -> Result<(), CliError> {
         message: format!("no call succeeded: {reasons}"),
         advice: None,
     })
+}
+
+/// Finds what could only be refused, by the engine or by a server, before anything is connected or made.
+fn check_bounds(args: &Bench, connections: usize) -> Result<(), CliError> {
+    check("--concurrency", args.concurrency, 1..=MAX_CONCURRENCY)?;
+    let most = MAX_CONNECTIONS.min(args.concurrency);
+    check("--connections (no more than --concurrency)", connections, 1..=most)?;
+    check("--key-count", args.key_count, 1..=MAX_KEYS)?;
+    match args.op {
+        Op::Datakey => check("--size of a data key", args.size, DATA_KEY_BYTES)?,
+        Op::Wrap | Op::Unwrap | Op::Rewrap | Op::Batch => {
+            check("--size", args.size, 1..=MAX_PLAINTEXT_BYTES)?;
+        }
+    }
+    check("--batch-size", args.batch_size, 1..=MAX_BATCH_SIZE)?;
+    if args.op == Op::Batch {
+        let most = MAX_MESSAGE_BYTES / (args.size + OVERHEAD_BYTES + ITEM_BYTES);
+        check("--batch-size, for items of this --size", args.batch_size, 1..=most)?;
+    }
+    if args.duration > MAX_DURATION || args.warmup > MAX_DURATION {
+        return Err(CliError::Usage("--duration and --warmup must be 24h at most".into()));
+    }
+    Ok(())
 }
 
 fn check(flag: &str, given: usize, range: RangeInclusive<usize>) -> Result<(), CliError> {

@@ -12,7 +12,7 @@ use super::Session;
 use crate::args::data::{Form, Rewrap, Unwrap, Wrap};
 use crate::error::CliError;
 use crate::input;
-use crate::output::{Destination, Format, show_json};
+use crate::output::{Destination, Format, json_text, show_json};
 
 /// Wraps.
 pub fn wrap(session: &Session, args: &Wrap) -> Result<(), CliError> {
@@ -69,22 +69,36 @@ pub fn write_ciphertext(
     ciphertext: &[u8],
     facts: Value,
 ) -> Result<(), CliError> {
+    let (text, facts) = ciphertext_text(session, destination, form, ciphertext, facts)?;
+    destination.write(&text)?;
+    facts.map_or(Ok(()), |facts| show_json(&facts))
+}
+
+/// Returns what is written of a ciphertext, in the form asked for, and what stdout is told besides.
+pub fn ciphertext_text(
+    session: &Session,
+    destination: &Destination,
+    form: Form,
+    ciphertext: &[u8],
+    facts: Value,
+) -> Result<(Vec<u8>, Option<Value>), CliError> {
     let to_file = matches!(destination, Destination::File { .. });
-    if session.format == Format::Json && !to_file {
+    let as_json = session.format == Format::Json;
+    if as_json && !to_file {
         let text = Value::String(envelope::to_text(ciphertext));
-        return show_json(&with_field(facts, "ciphertext", text));
+        return Ok((json_text(&with_field(facts, "ciphertext", text))?.to_vec(), None));
     }
     let as_text = match form {
         Form::Text => true,
         Form::Binary => false,
         Form::Auto => destination.is_terminal(),
     };
-    if as_text {
-        destination.write(format!("{}\n", envelope::to_text(ciphertext)).as_bytes())?;
+    let text = if as_text {
+        format!("{}\n", envelope::to_text(ciphertext)).into_bytes()
     } else {
-        destination.write(ciphertext)?;
-    }
-    if session.format == Format::Json { show_json(&facts) } else { Ok(()) }
+        ciphertext.to_vec()
+    };
+    Ok((text, as_json.then_some(facts)))
 }
 
 /// Writes a secret, and what there is to say about it.

@@ -3,13 +3,14 @@
 use serde_json::json;
 
 use super::Session;
-use super::data::write_ciphertext;
+use super::data::ciphertext_text;
 use crate::args::data::DataKey;
 use crate::error::CliError;
 use crate::input;
-use crate::output::{Destination, Format};
+use crate::output::{Destination, Format, show_json};
 
-/// Draws a data key. The wrapped copy is written first: a data key that cannot be had again is worth nothing.
+/// Draws a data key. Both files are begun before, and the wrapped copy appears first: a data key that cannot be had again
+/// is worth nothing. When the data key cannot be given, its copy is taken back.
 pub fn run(session: &Session, args: &DataKey) -> Result<(), CliError> {
     let context = session.context()?;
     let key = context.key_name(&args.key)?;
@@ -34,14 +35,22 @@ pub fn run(session: &Session, args: &DataKey) -> Result<(), CliError> {
                 .into(),
         ));
     }
+    let (wrapped_file, clear_file) =
+        (wrapped_to.prepare()?, clear_to.as_ref().map(Destination::prepare).transpose()?);
     let with_plaintext = clear_to.is_some();
     let made = session.with_client(&context, async |client| {
         Ok(client.generate_data_key(&key, args.length, &binding, with_plaintext).await?)
     })?;
     let facts = json!({ "key_version": made.key_version.to_string(), "length_bytes": args.length });
-    write_ciphertext(session, &wrapped_to, args.form, &made.ciphertext, facts)?;
-    match (clear_to, made.plaintext) {
-        (Some(clear_to), Some(plaintext)) => clear_to.write(plaintext.expose()),
-        _ => Ok(()),
+    let (text, facts) = ciphertext_text(session, &wrapped_to, args.form, &made.ciphertext, facts)?;
+    let wrapped = wrapped_file.fill(&text)?;
+    let clear = match (clear_file, &made.plaintext) {
+        (Some(file), Some(plaintext)) => Some(file.fill(plaintext.expose())?),
+        _ => None,
+    };
+    wrapped.commit()?;
+    if let Some(clear) = clear {
+        clear.commit().inspect_err(|_| wrapped_to.withdraw())?;
     }
+    facts.map_or(Ok(()), |facts| show_json(&facts))
 }

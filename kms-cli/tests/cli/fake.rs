@@ -13,6 +13,7 @@ use kms_proto::v1;
 use kms_proto::v1::crypto_service_server::{CryptoService, CryptoServiceServer};
 use kms_proto::v1::key_service_server::{KeyService, KeyServiceServer};
 use kms_testkit::Pki;
+use kms_testkit::pki::Identity;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
@@ -38,8 +39,12 @@ pub(crate) struct Script {
     pub(crate) bindings: Vec<Vec<(String, String)>>,
     /// The masks of updates.
     pub(crate) masks: Vec<Vec<String>>,
-    /// Whether a rollover is done and never answered.
+    /// Whether mutations are done and never answered.
     pub(crate) silent: bool,
+    /// Whether the first mutation that is done takes all connections down with it, for good.
+    pub(crate) hangs_up: bool,
+    /// Whether that has happened.
+    gone: bool,
     /// How many calls came.
     pub(crate) calls: usize,
 }
@@ -66,19 +71,29 @@ pub(crate) fn refusal(code: Code, reason: &str, retry: Option<Duration>) -> Stat
 impl Fake {
     /// Starts it with the usual certificates of `pki`.
     pub(crate) fn start(pki: &Pki) -> Self {
+        Self::start_as(pki, pki.usual().0)
+    }
+
+    /// Starts it with another certificate of `pki`.
+    pub(crate) fn start_as(pki: &Pki, server: Identity) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let script = Arc::new(Mutex::new(Script::default()));
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(server_config(pki)));
+        let acceptor = TlsAcceptor::from(Arc::new(server_config(pki, server)));
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
+        let taken = Arc::clone(&script);
         runtime.spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                let script = Arc::clone(&taken);
+                if script.lock().unwrap().gone {
+                    continue;
+                }
                 tokio::spawn(async move {
                     if let Ok(tls) = acceptor.accept(tcp).await {
-                        let _ = sender.send(Ok::<_, io::Error>(Stream(tls))).await;
+                        let _ = sender.send(Ok::<_, io::Error>(Stream(tls, script))).await;
                     }
                 });
             }
@@ -98,8 +113,7 @@ impl Fake {
     }
 }
 
-fn server_config(pki: &Pki) -> ServerConfig {
-    let (server, _) = pki.usual();
+fn server_config(pki: &Pki, server: Identity) -> ServerConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(pki.ca()).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -133,9 +147,17 @@ impl Service {
         }
     }
 
-    fn mutation(&self, request_id: &str) -> Result<std::sync::MutexGuard<'_, Script>, Status> {
+    async fn mutation(&self, request_id: &str) -> Result<(), Status> {
         self.0.lock().unwrap().request_ids.push(request_id.to_owned());
-        self.seen()
+        let silent = {
+            let mut script = self.seen()?;
+            script.gone |= script.hangs_up;
+            script.silent
+        };
+        if silent {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
     }
 }
 
@@ -254,7 +276,7 @@ impl CryptoService for Service {
 impl KeyService for Service {
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(key(format!("{}/keys/{}", request.parent, request.key_id))))
     }
 
@@ -281,8 +303,8 @@ impl KeyService for Service {
 
     async fn update_key(&self, request: Request<v1::UpdateKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        let mut script = self.mutation(&request.request_id)?;
-        script.masks.push(request.update_mask.unwrap_or_default().paths);
+        self.mutation(&request.request_id).await?;
+        self.0.lock().unwrap().masks.push(request.update_mask.unwrap_or_default().paths);
         Ok(Response::new(v1::Key { revision: request.revision + 1, ..key(request.name) }))
     }
 
@@ -291,10 +313,7 @@ impl KeyService for Service {
         request: Request<v1::RotateKeyRequest>,
     ) -> Answer<v1::RotateKeyResponse> {
         let request = request.into_inner();
-        let silent = self.mutation(&request.request_id)?.silent;
-        if silent {
-            std::future::pending::<()>().await;
-        }
+        self.mutation(&request.request_id).await?;
         let version = v1::KeyVersion { version: 3, state: 2, primary: true, ..Default::default() };
         let (key, version) = (Some(key(request.name)), Some(version));
         Ok(Response::new(v1::RotateKeyResponse { key, version }))
@@ -321,7 +340,7 @@ impl KeyService for Service {
         request: Request<v1::SuspendKeyVersionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 3, ..Default::default() }))
     }
 
@@ -330,7 +349,7 @@ impl KeyService for Service {
         request: Request<v1::ResumeKeyVersionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 2, ..Default::default() }))
     }
 
@@ -339,7 +358,7 @@ impl KeyService for Service {
         request: Request<v1::DeactivateKeyVersionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
     }
 
@@ -380,14 +399,14 @@ impl KeyService for Service {
 
     async fn disable_key(&self, request: Request<v1::DisableKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let state = v1::KeyState::Disabled.into();
         Ok(Response::new(v1::Key { state, primary_version: 0, ..key(request.name) }))
     }
 
     async fn enable_key(&self, request: Request<v1::EnableKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let state = v1::KeyState::Enabled.into();
         Ok(Response::new(v1::Key { state, ..key(request.name) }))
     }
@@ -397,7 +416,7 @@ impl KeyService for Service {
         request: Request<v1::CompromiseKeyVersionRequest>,
     ) -> Answer<v1::CompromiseKeyVersionResponse> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let version = |name: String, number, state| v1::KeyVersion {
             name,
             version: number,
@@ -418,7 +437,7 @@ impl KeyService for Service {
         request: Request<v1::ScheduleKeyVersionDestructionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let seconds = request.window.map_or(0, |window| window.seconds);
         let destroy_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
         let name = request.name;
@@ -430,7 +449,7 @@ impl KeyService for Service {
         request: Request<v1::CancelKeyVersionDestructionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         Ok(Response::new(v1::KeyVersion { name: request.name, state: 4, ..Default::default() }))
     }
 
@@ -471,8 +490,8 @@ impl KeyService for Service {
     }
 }
 
-/// A TLS stream that tonic takes.
-struct Stream(TlsStream<TcpStream>);
+/// A TLS stream that tonic takes; it breaks before an answer when the script says so.
+struct Stream(TlsStream<TcpStream>, Arc<Mutex<Script>>);
 
 impl Connected for Stream {
     type ConnectInfo = ();
@@ -496,6 +515,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.1.lock().unwrap().gone {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 

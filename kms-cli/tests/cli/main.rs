@@ -6,6 +6,7 @@
     reason = "test support: a failure here is a failed test"
 )]
 
+mod advice;
 mod common;
 mod fake;
 mod help;
@@ -14,3 +15,4 @@ mod interrupt;
 mod offline;
 mod online;
 mod terminal;
+mod unanswered;

@@ -384,3 +384,35 @@ fn an_interrupted_reseal_is_finished_while_no_server_can_be_reached() {
     let shown = kms(home.path(), &["reseal", "a.age"]);
     assert_eq!(shown.code, 9, "{}", shown.stderr);
 }
+
+#[test]
+fn what_a_bench_could_only_be_refused_is_refused_before_it_connects() {
+    let home = tempfile::tempdir().unwrap();
+    let pki = Pki::create(&home.path().join("pki"));
+    context(home.path(), &pki, "https://127.0.0.1:1");
+    // 4 MiB are 63 items of 64 KiB, or 1000 of 3758 bytes, with what stands around each.
+    for (op, flags, past) in [
+        ("datakey", &["--size", "16"][..], &["--size", "15"][..]),
+        ("datakey", &["--size", "1024"], &["--size", "1025"]),
+        ("wrap", &["--size", "65536"], &["--size", "65537"]),
+        (
+            "batch",
+            &["--size", "65536", "--batch-size", "63"],
+            &["--size", "65536", "--batch-size", "64"],
+        ),
+        (
+            "batch",
+            &["--size", "3758", "--batch-size", "1000"],
+            &["--size", "3759", "--batch-size", "1000"],
+        ),
+        ("wrap", &["--connections", "1"], &["--connections", "0"]),
+        ("wrap", &["--connections", "64"], &["--connections", "65"]),
+        ("wrap", &["--warmup", "0s"], &["--warmup", "86401s"]),
+    ] {
+        let run = |flags: &[&str]| kms(home.path(), &[&["bench", "--op", op], flags].concat());
+        let (inside, outside) = (run(flags), run(past));
+        assert_eq!(inside.code, 9, "{op} {flags:?}: {}", inside.stderr);
+        assert_eq!(outside.code, 2, "{op} {past:?}: {}", outside.stderr);
+        assert!(outside.stderr.contains("must be"), "{}", outside.stderr);
+    }
+}
