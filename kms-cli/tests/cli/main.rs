@@ -13,4 +13,6 @@ mod hsm;
 mod interrupt;
 mod offline;
 mod online;
+mod rewrap_cut;
+mod rewrap_file;
 mod terminal;
