@@ -44,6 +44,8 @@ pub(crate) struct Script {
     pub(crate) calls: usize,
     /// How many items each batch had, in order of arrival.
     pub(crate) batches: Vec<usize>,
+    /// Is called when a batch comes.
+    pub(crate) on_batch: Option<Box<dyn FnMut() + Send>>,
     /// After so many batches no further one is answered.
     pub(crate) answered_batches: Option<usize>,
     /// What is refused of items: plaintext, and with what status, as often as it stands here.
@@ -254,6 +256,9 @@ impl CryptoService for Service {
         let silent = {
             let mut script = self.seen()?;
             script.batches.push(requests.len());
+            if let Some(told) = &mut script.on_batch {
+                told();
+            }
             script.answered_batches.is_some_and(|answered| script.batches.len() > answered)
         };
         if silent {

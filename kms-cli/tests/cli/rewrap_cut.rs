@@ -1,9 +1,12 @@
 //! `kms rewrap-file` that is killed, or finds what another run left.
 
 use std::fs;
+use std::io::Write as _;
+use std::process::Child;
 use std::time::Duration;
 
 use kms_testkit::deadline::eventually;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::common::{Run, command};
@@ -16,6 +19,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 const ITEMS: usize = 200;
 /// Batches that are answered before the cut: one checkpoint, and some that it does not know of.
 const ANSWERED: usize = 11;
+/// Lines of 1 MB, of which no more than some are ever held.
+const LONG_LINES: usize = 150;
+/// The most memory that they may take, in KiB: four stretches before and after, and the program.
+const MAX_RESIDENT_KIB: u64 = 80 << 10;
 const ARGS: [&str; 6] = ["--format", "lines", "--out", "out", "--batch-size", "10"];
 
 fn content(version: u32) -> String {
@@ -29,15 +36,21 @@ fn checkpoint(world: &World, output: &str) -> Option<Value> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Runs until a checkpoint says that some of the file is done, and then kills it as kill -9 does.
-fn cut(world: &World, args: &[&str], output: &str) {
-    fs::write(world.path("in"), content(1)).unwrap();
+/// Runs until a checkpoint says that some of the file is done.
+fn under_way(world: &World, args: &[&str], output: &str) -> Child {
     world.fake.script().answered_batches = Some(ANSWERED);
     let args = [&["rewrap-file", "--key", "k", "--in", "in"], args].concat();
-    let mut child = command(world.home.path(), &args).spawn().unwrap();
+    let child = command(world.home.path(), &args).spawn().unwrap();
     eventually(LIMIT, "a checkpoint", || {
         checkpoint(world, output).is_some_and(|state| state["input_offset"] != json!(0))
     });
+    child
+}
+
+/// Runs until then, and kills it as kill -9 does.
+fn cut(world: &World, args: &[&str], output: &str) {
+    fs::write(world.path("in"), content(1)).unwrap();
+    let mut child = under_way(world, args, output);
     child.kill().unwrap();
     child.wait().unwrap();
     let mut script = world.fake.script();
@@ -74,6 +87,69 @@ fn a_run_that_is_killed_goes_on_and_makes_exactly_the_expected_file() {
 }
 
 #[test]
+fn a_run_that_is_interrupted_keeps_what_is_done_and_another_one_waits_for_neither() {
+    let world = World::new();
+    fs::write(world.path("in"), content(1)).unwrap();
+    let child = under_way(&world, &ARGS, "out");
+    let busy = again(&world, &ARGS);
+    assert_eq!((busy.code, reason(&busy)), (6, "BUSY"), "{}", busy.stderr);
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert_eq!(names(&world), ["in", "out.kms-rewrap", "out.kms-rewrap.json"]);
+    world.fake.script().answered_batches = None;
+    let run = again(&world, &ARGS);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(fs::read_to_string(world.path("out")).unwrap() == content(2));
+}
+
+#[test]
+fn an_input_that_is_written_to_meanwhile_is_not_replaced() {
+    let world = World::new();
+    let input = world.path("in");
+    let more = text("more", 1) + "\n";
+    let mut appended = Some(more.clone());
+    world.fake.script().on_batch = Some(Box::new(move || {
+        if let Some(more) = appended.take() {
+            let mut file = fs::File::options().append(true).open(&input).unwrap();
+            file.write_all(more.as_bytes()).unwrap();
+        }
+    }));
+    let args = ["--format", "lines", "--in-place"];
+    let run = rewrap(&world, content(1), &args);
+    assert_eq!(run.code, 6, "{}", run.stderr);
+    assert!(run.stderr.contains("INPUT_CHANGED"), "{}", run.stderr);
+    assert!(fs::read_to_string(world.path("in")).unwrap() == content(1) + &more);
+    // Nobody writes to it now.
+    let run = again(&world, &args);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(fs::read_to_string(world.path("in")).unwrap() == content(2) + &text("more", 2) + "\n");
+}
+
+#[test]
+fn memory_is_bounded_whatever_the_length_of_file_and_lines() {
+    let world = World::new();
+    let line = format!("{{\"s\":\"{}\",\"x\":\"{}\"}}\n", text("a", 1), "y".repeat(1_000_000));
+    let mut file = fs::File::create(world.path("in")).unwrap();
+    (0..LONG_LINES).for_each(|_| file.write_all(line.as_bytes()).unwrap());
+    let args = ["--format", "jsonl", "--field", "s", "--out", "out", "--batch-size", "1000"];
+    // Five lines are a stretch. It stands still when most of the file is done.
+    world.fake.script().answered_batches = Some(LONG_LINES / 5 - 6);
+    let all = [&["rewrap-file", "--key", "k", "--in", "in"], &args[..]].concat();
+    let mut child = command(world.home.path(), &all).spawn().unwrap();
+    eventually(LIMIT, "most of the file", || {
+        checkpoint(&world, "out")
+            .is_some_and(|state| state["lines"].as_u64() > Some(LONG_LINES as u64 / 2))
+    });
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(peak < MAX_RESIDENT_KIB, "{peak} KiB");
+}
+
+#[test]
 fn a_run_in_place_that_is_killed_leaves_the_file_and_goes_on() {
     let world = World::new();
     let args = ["--format", "lines", "--in-place", "--batch-size", "10"];
@@ -93,13 +169,8 @@ fn a_csv_run_goes_on_with_the_column_that_the_header_names() {
         format!("id,s\n{}", (0..ITEMS).map(row).collect::<String>())
     };
     let args = ["--format", "csv", "--column", "s", "--out", "out", "--batch-size", "10"];
-    world.fake.script().answered_batches = Some(ANSWERED);
     fs::write(world.path("in"), csv(1)).unwrap();
-    let all = [&["rewrap-file", "--key", "k", "--in", "in"], &args[..]].concat();
-    let mut child = command(world.home.path(), &all).spawn().unwrap();
-    eventually(LIMIT, "a checkpoint", || {
-        checkpoint(&world, "out").is_some_and(|state| state["input_offset"] != json!(0))
-    });
+    let mut child = under_way(&world, &args, "out");
     child.kill().unwrap();
     child.wait().unwrap();
     world.fake.script().answered_batches = None;

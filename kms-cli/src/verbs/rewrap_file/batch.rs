@@ -61,10 +61,9 @@ struct Item {
 /// A stretch of the file.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// Its bytes.
-    pub(super) input: Vec<u8>,
+    input: Vec<u8>,
     /// How many bytes and lines of the file end with it.
-    pub(super) end: (u64, u64),
+    end: (u64, u64),
     items: Vec<Item>,
     /// What is known of it before the call.
     tally: Tally,
@@ -73,7 +72,11 @@ pub(super) struct Batch {
 /// What a stretch became.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Done {
-    /// Its bytes.
+    /// Its bytes before.
+    pub(super) input: Vec<u8>,
+    /// How many bytes and lines of the file end with it.
+    pub(super) end: (u64, u64),
+    /// Its bytes now.
     pub(super) output: Vec<u8>,
     /// What was counted.
     pub(super) tally: Tally,
@@ -125,7 +128,7 @@ impl Batch {
     /// # Errors
     /// [`RunError::Item`] for what is not of one item alone, and for everything unless `keep_going`.
     pub(super) fn finish(self, outcomes: Vec<Outcome>, keep_going: bool) -> Result<Done, RunError> {
-        let Self { input, items, mut tally, .. } = self;
+        let Self { input, end, items, mut tally } = self;
         let mut output = Vec::with_capacity(input.len() + input.len() / 8);
         let mut copied = 0;
         for (Item { line, ciphertext }, outcome) in items.into_iter().zip(outcomes) {
@@ -155,7 +158,7 @@ impl Batch {
             tally.rewrapped += 1;
         }
         output.extend_from_slice(input.get(copied..).unwrap_or_default());
-        Ok(Done { output, tally })
+        Ok(Done { input, end, output, tally })
     }
 }
 

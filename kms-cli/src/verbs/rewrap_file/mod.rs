@@ -21,10 +21,11 @@ mod sink;
 mod source;
 mod tally;
 
+use std::io::{self, Write as _};
+
 use kms_core::context::EncryptionContext;
 use kms_core::name::KeyName;
 
-use self::batch::Limits;
 use self::check::Census;
 use self::checkpoint::{Arguments, Checkpoint, sha256_of};
 use self::error::RunError;
@@ -40,7 +41,7 @@ use crate::args::rewrap_file::RewrapFile;
 use crate::error::CliError;
 use crate::input;
 use crate::output::pending::resolve;
-use crate::output::{OutputError, Overwrite, show};
+use crate::output::{Format, OutputError, Overwrite, show};
 
 /// `kms rewrap-file`.
 pub fn run(session: &Session, args: &RewrapFile) -> Result<(), CliError> {
@@ -63,13 +64,11 @@ pub fn run(session: &Session, args: &RewrapFile) -> Result<(), CliError> {
     {
         return report(session, state, shown, true);
     }
-    let overwrite = Overwrite::of(args.force || args.in_place);
-    resolve(output, overwrite).map_err(|error| output_error(error, &paths))?;
-    let limits = Limits::new(args.batch_size, &key, &binding);
-    let connect = || Pump::connect(&context, key, binding);
+    resolve(output, overwrite(args)).map_err(|error| output_error(error, &paths))?;
+    let connect = || Pump::connect(&context, key, binding, args.batch_size);
     let (sink, pump, items) = begin(args, &source, paths, &arguments, connect)?;
     let resumed = sink.resumed();
-    let state = rewrap(args, &source, sink, &pump, items, limits, overwrite)?;
+    let state = rewrap(args, &source, sink, &pump, items, session.format)?;
     report(session, state, shown, resumed)
 }
 
@@ -117,7 +116,8 @@ fn begin(
         let census = Census::take(source.records(offset, lines)?, args.keep_going)?;
         Ok(census.tally.items)
     };
-    let open = || Sink::open(paths, arguments, begin, &source.path);
+    let like = args.in_place.then_some(&source.metadata);
+    let open = || Sink::open(paths, arguments, begin, &source.path, like);
     if goes_on {
         let sink = open()?;
         let items = check(sink.state().input_offset, sink.state().lines)?;
@@ -135,21 +135,28 @@ fn rewrap(
     mut sink: Sink,
     pump: &Pump,
     items: u64,
-    limits: Limits,
-    overwrite: Overwrite,
+    format: Format,
 ) -> Result<Checkpoint, RunError> {
     let bar = Bar::of_items(items, args.quiet);
     let mut records = source.records(sink.state().input_offset, sink.state().lines)?;
     let done = pump
-        .run(&mut records, &mut sink, &bar, limits, args.keep_going)
+        .run(&mut records, &mut sink, &bar, args.keep_going)
         .and_then(|()| source.check_unchanged());
+    drop(bar);
     if let Err(error) = done {
         // What stopped us is told. A checkpoint that fails too costs the next run some items, no more.
-        let _ = sink.checkpoint();
+        if sink.checkpoint().is_ok() && format == Format::Table {
+            let done = sink.state().tally.items;
+            let note = format!("{done} items are done; the same command goes on from there\n");
+            let _ = io::stderr().write_all(note.as_bytes());
+        }
         return Err(error);
     }
-    drop(bar);
-    sink.publish(args.in_place.then_some(&source.metadata), overwrite)
+    sink.publish(args.in_place.then_some(&source.metadata), overwrite(args))
+}
+
+const fn overwrite(args: &RewrapFile) -> Overwrite {
+    Overwrite::of(args.force || args.in_place)
 }
 
 fn report(

@@ -36,20 +36,23 @@ pub(super) struct Pump {
     client: Client,
     key: KeyName,
     binding: Arc<EncryptionContext>,
+    limits: Limits,
 }
 
 impl Pump {
-    /// Connects.
+    /// Connects, for calls of `batch_size` items.
     pub(super) fn connect(
         context: &ResolvedContext,
         key: KeyName,
         binding: EncryptionContext,
+        batch_size: u16,
     ) -> Result<Self, RunError> {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|_| bug("no runtime can be started"))?;
         let client = runtime.block_on(Client::connect(context)).map_err(CliError::from)?;
-        Ok(Self { runtime, client, key, binding: Arc::new(binding) })
+        let limits = Limits::new(batch_size, &key, &binding);
+        Ok(Self { runtime, client, key, binding: Arc::new(binding), limits })
     }
 
     /// Rewraps all records into the sink.
@@ -61,14 +64,13 @@ impl Pump {
         records: &mut Records<R>,
         sink: &mut Sink,
         bar: &Bar,
-        limits: Limits,
         keep_going: bool,
     ) -> Result<(), RunError> {
         let mut in_flight: VecDeque<(Batch, Call)> = VecDeque::with_capacity(IN_FLIGHT);
         let mut reading = Ok(true);
         loop {
             while matches!(reading, Ok(true)) && in_flight.len() < IN_FLIGHT {
-                match Batch::read(records, limits, keep_going) {
+                match Batch::read(records, self.limits, keep_going) {
                     Ok(Some(batch)) => {
                         let call = self.call(&batch);
                         in_flight.push_back((batch, call));
@@ -81,10 +83,9 @@ impl Pump {
             let Some((batch, call)) = in_flight.pop_front() else { return reading.map(drop) };
             let outcomes = self.runtime.block_on(call).map_err(|_| bug("a call has no end"))?;
             let outcomes = outcomes.map_err(CliError::from)?;
-            let (stretch, end) = (batch.input.clone(), batch.end);
             let done = batch.finish(outcomes, keep_going)?;
             let items = done.tally.items;
-            sink.write(&stretch, end, done)?;
+            sink.write(done)?;
             bar.add(items);
         }
     }

@@ -231,3 +231,81 @@ fn ciphertext(place: Range<usize>, in_json: bool, text: &str) -> Result<Found, F
     let header = Envelope::decode(&envelope)?.header;
     Ok(Found::Ciphertext(Ciphertext { place, in_json, envelope: envelope.into(), header }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::jsonl::FieldPath;
+    use super::*;
+
+    fn csv(column: &str) -> Layout {
+        Layout::Csv { column: column.into(), header: true }
+    }
+
+    /// The line of a record, and what is in it: a ciphertext as its place.
+    type Told = (u64, Result<Option<Range<usize>>, Fault>);
+
+    /// Reads all records.
+    fn read(bytes: &[u8], layout: &Layout) -> Result<Vec<Told>, RunError> {
+        let mut records = Records::new(bytes, Path::new("f"), layout);
+        let (mut buffer, mut all) = (Vec::new(), Vec::new());
+        while let Some(Record { line, found }) = records.next(&mut buffer)? {
+            let place = |found| match found {
+                Found::Ciphertext(ciphertext) => Some(ciphertext.place),
+                Found::Blank | Found::ColumnNames => None,
+            };
+            all.push((line, found.map(place)));
+        }
+        assert_eq!(buffer, bytes);
+        Ok(all)
+    }
+
+    fn text() -> String {
+        let key_uid = kms_core::id::KeyUid::from_bytes([1; 16]);
+        let version = kms_core::id::KeyVersion::new(1).unwrap();
+        let header = Header { suite: envelope::Suite::Aes256Gcm, key_uid, version };
+        envelope::to_text(&header.seal(&[0; 12], &[0; 17]))
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_what_follows() {
+        let text = text();
+        let length = text.len();
+        let marked = format!("\u{feff}\"s\",t\n{text},x\n");
+        assert_eq!(read(marked.as_bytes(), &csv("s")).unwrap()[1], (2, Ok(Some(9..9 + length))));
+        let marked = format!("\u{feff}{{\"s\":\"{text}\"}}");
+        let layout = Layout::JsonLines(FieldPath::parse("s").unwrap());
+        assert_eq!(read(marked.as_bytes(), &layout).unwrap(), [(1, Ok(Some(8..10 + length)))]);
+    }
+
+    #[test]
+    fn a_header_must_name_the_column_once_or_have_its_number() {
+        for (header, column, twice) in
+            [("a,b", "c", false), ("a,b,a", "a", true), ("a,b", "3", false), ("a,b", "0", false)]
+        {
+            let refused = read(format!("{header}\n1,2,3\n").as_bytes(), &csv(column));
+            assert!(matches!(refused, Err(RunError::Column { twice: told, .. }) if told == twice));
+        }
+        assert!(read(b"1,x\n,\n", &csv("1")).is_ok());
+        assert_eq!(read(b"", &csv("s")).unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_record_is_told_of_it_and_lines_are_counted_in_quotes_too() {
+        let all = read(b"s,t\n\"\n\n\",x\n1\n\n,\xff\n", &csv("t")).unwrap();
+        let missing = Fault::ColumnMissing { column: 2, fields: 1 };
+        let malformed = || Err(Fault::Envelope(InvalidEnvelope::Malformed));
+        let expected =
+            [(1, Ok(None)), (2, malformed()), (5, Err(missing)), (6, Ok(None)), (7, malformed())];
+        assert_eq!(all, expected);
+        let layout = Layout::JsonLines(FieldPath::parse("s").unwrap());
+        assert_eq!(read(b"{\"s\":\"\xff\"}\n", &layout).unwrap(), [(1, Err(Fault::NotText))]);
+    }
+
+    #[test]
+    fn a_record_of_1_mib_is_read_and_one_byte_more_refused_over_lines_too() {
+        let record = |bytes: usize| format!("s\n\"\n{}\"\n", "x".repeat(bytes - 4));
+        assert_eq!(read(record(MAX_RECORD_BYTES).as_bytes(), &csv("s")).unwrap().len(), 2);
+        let refused = read(record(MAX_RECORD_BYTES + 1).as_bytes(), &csv("s"));
+        assert!(matches!(refused, Err(RunError::RecordTooLong(2))));
+    }
+}

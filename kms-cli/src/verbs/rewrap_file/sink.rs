@@ -5,12 +5,13 @@
 
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context as Digest, SHA256};
 use kms_core::clock::{Clock as _, SystemClock};
+use rustix::process::geteuid;
 
 use super::batch::Done;
 use super::checkpoint::{Arguments, Checkpoint, so_far};
@@ -52,7 +53,8 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Opens the partial file and goes on where the checkpoint says, or begins.
+    /// Opens the partial file and goes on where the checkpoint says, or begins. In place, the output will be `like` the
+    /// input.
     ///
     /// # Errors
     /// [`RunError::CheckpointForeign`] when checkpoint, partial file, input and arguments are not of one run,
@@ -62,6 +64,7 @@ impl Sink {
         arguments: &Arguments,
         begin: Begin,
         input: &Path,
+        like: Option<&Metadata>,
     ) -> Result<Self, RunError> {
         if begin == Begin::Resume && paths.read_checkpoint()?.is_none() {
             return Err(RunError::NoCheckpoint(paths.checkpoint));
@@ -69,6 +72,10 @@ impl Sink {
         let partial = paths.open_partial()?;
         if begin == Begin::Restart {
             paths.remove_checkpoint()?;
+        }
+        if let Some(like) = like {
+            take_group(&partial, like)
+                .map_err(RunError::file("set the owner of", &paths.partial))?;
         }
         // After the lock: until now another run may have written it.
         let found = paths.read_checkpoint()?;
@@ -129,19 +136,14 @@ impl Sink {
             .map_err(RunError::file("write", &self.paths.partial))
     }
 
-    /// Writes what a stretch of the input became; `end` is where it ends in the input.
-    pub(super) fn write(
-        &mut self,
-        stretch: &[u8],
-        end: (u64, u64),
-        done: Done,
-    ) -> Result<(), RunError> {
+    /// Writes what a stretch of the input became.
+    pub(super) fn write(&mut self, done: Done) -> Result<(), RunError> {
         self.partial
             .write_all(&done.output)
             .map_err(RunError::file("write", &self.paths.partial))?;
-        self.input.update(stretch);
+        self.input.update(&done.input);
         self.output.update(&done.output);
-        (self.state.input_offset, self.state.lines) = end;
+        (self.state.input_offset, self.state.lines) = done.end;
         self.state.complete = false;
         self.state.output_offset += done.output.len() as u64;
         self.state.tally.add(done.tally);
@@ -181,13 +183,24 @@ impl Sink {
     }
 
     fn resemble(&self, like: &Metadata) -> io::Result<()> {
-        let ours = self.partial.metadata()?;
-        if (ours.uid(), ours.gid()) != (like.uid(), like.gid()) {
-            std::os::unix::fs::fchown(&self.partial, Some(like.uid()), Some(like.gid()))?;
+        if self.partial.metadata()?.uid() != like.uid() {
+            fchown(&self.partial, Some(like.uid()), None)?;
         }
         // Last: a change of the owner takes away some of them.
         self.partial.set_permissions(Permissions::from_mode(like.mode() & 0o7777))
     }
+}
+
+/// Gives a partial file the group of the input, and fails where the owner cannot be given at the end: not only then.
+fn take_group(partial: &File, like: &Metadata) -> io::Result<()> {
+    let us = geteuid();
+    if like.uid() != us.as_raw() && !us.is_root() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    if partial.metadata()?.gid() == like.gid() {
+        return Ok(());
+    }
+    fchown(partial, None, Some(like.gid()))
 }
 
 /// Ends a run that a crash cut after all was written and before the checkpoint was gone; `None` when there is none.
