@@ -31,6 +31,8 @@ pub enum Exit {
     Local,
     /// The token or the server cannot do this.
     Unsupported,
+    /// Done, except for items that failed and were left as they were.
+    Partial,
     /// Interrupted by SIGINT or SIGTERM; no file is half written. What standard output was given stays given.
     Interrupted,
     /// Whoever read our output stopped reading.
@@ -39,7 +41,7 @@ pub enum Exit {
 
 impl Exit {
     /// Every code, in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Success,
         Self::Bug,
         Self::Usage,
@@ -52,6 +54,7 @@ impl Exit {
         Self::Connection,
         Self::Local,
         Self::Unsupported,
+        Self::Partial,
         Self::Interrupted,
         Self::BrokenPipe,
     ];
@@ -71,6 +74,7 @@ impl Exit {
             Self::Connection => 9,
             Self::Local => 10,
             Self::Unsupported => 11,
+            Self::Partial => 12,
             Self::Interrupted => 130,
             Self::BrokenPipe => 141,
         }
@@ -91,6 +95,7 @@ impl Exit {
             Self::Connection => "no connection: network or TLS",
             Self::Local => "a local file, context, certificate or key cannot be used",
             Self::Unsupported => "the server or its token cannot do this",
+            Self::Partial => "done, except for items that failed and were left as they were",
             Self::Interrupted => "interrupted; no file is half written",
             Self::BrokenPipe => "the reader of the output went away",
         }

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod context;
 pub mod data;
 pub mod key;
+pub mod rewrap_file;
 pub mod tools;
 
 use std::path::PathBuf;
@@ -108,6 +109,8 @@ pub enum Command {
     Unwrap(data::Unwrap),
     /// Re-protect a ciphertext under its key's current version, without seeing its plaintext
     Rewrap(data::Rewrap),
+    /// Rewrap the ciphertexts in a file of any size; goes on where it was cut
+    RewrapFile(rewrap_file::RewrapFile),
     /// Draw a new data key in the HSM, in the clear and wrapped
     Datakey(data::DataKey),
     /// Say what a ciphertext is, without a server

@@ -75,8 +75,21 @@ pub struct CiphertextDescription {
     pub current: bool,
 }
 
+impl Rewrapped {
+    /// Reads the server's answer.
+    pub(super) fn of(answer: RewrapResponse) -> Result<Self, ClientError> {
+        let RewrapResponse { ciphertext, key_version, previous_key_version, changed } = answer;
+        Ok(Self {
+            ciphertext: ciphertext.into(),
+            key_version: version(&key_version)?,
+            previous_key_version: version(&previous_key_version)?,
+            changed,
+        })
+    }
+}
+
 impl Client {
-    fn crypto(&self) -> CryptoServiceClient<Channel> {
+    pub(super) fn crypto(&self) -> CryptoServiceClient<Channel> {
         CryptoServiceClient::new(self.channel())
     }
 
@@ -127,14 +140,7 @@ impl Client {
             context: pairs(context),
         };
         let send = |request| async { self.crypto().rewrap(request).await };
-        let RewrapResponse { ciphertext, key_version, previous_key_version, changed } =
-            self.call(request, send).await?;
-        Ok(Rewrapped {
-            ciphertext: ciphertext.into(),
-            key_version: version(&key_version)?,
-            previous_key_version: version(&previous_key_version)?,
-            changed,
-        })
+        Rewrapped::of(self.call(request, send).await?)
     }
 
     /// Draws a data key in the HSM; `with_plaintext` says whether it comes in the clear too.
@@ -212,7 +218,7 @@ fn selector_text(key: &KeySelector) -> String {
     }
 }
 
-fn pairs(context: &EncryptionContext) -> HashMap<String, String> {
+pub(super) fn pairs(context: &EncryptionContext) -> HashMap<String, String> {
     context.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 

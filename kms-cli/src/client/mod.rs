@@ -1,9 +1,10 @@
 //! The connection to a server: one mutually authenticated TLS 1.3 channel and the calls over it.
 //!
-//! [`credentials`] reads certificates, [`connector`] does TLS, [`retry`] bounds time and repeats, [`crypto`] and [`keys`]
-//! translate between messages and domain types, [`error`] says what went wrong. This is the only module of the CLI that
+//! [`credentials`] reads certificates, [`connector`] does TLS, [`retry`] bounds time and repeats, [`crypto`], [`mod@batch`]
+//! and [`keys`] translate between messages and domain types, [`error`] says what went wrong. This is the only module of the CLI that
 //! names tonic, the bench aside. It never logs, and never keeps a plaintext longer than the call.
 
+pub mod batch;
 pub mod connector;
 pub mod credentials;
 pub mod crypto;
@@ -13,7 +14,7 @@ pub mod keys;
 pub mod replay;
 pub mod retry;
 
-pub use crypto::{CiphertextDescription, Unwrapped, Wrapped};
+pub use crypto::{CiphertextDescription, Rewrapped, Unwrapped, Wrapped};
 pub use error::{ClientError, Refusal, Repeat};
 
 use std::sync::Arc;

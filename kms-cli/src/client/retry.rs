@@ -103,7 +103,7 @@ impl Client {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the server asked us to wait; there is no event")]
-async fn pause(wait: Duration) {
+pub(super) async fn pause(wait: Duration) {
     tokio::time::sleep(wait).await;
 }
 

@@ -114,7 +114,7 @@ impl Write for PendingFile {
 }
 
 /// Follows links, so that a file is replaced and not the link, and looks at what is there.
-pub(super) fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, OutputError> {
+pub(crate) fn resolve(target: &Path, overwrite: Overwrite) -> Result<PathBuf, OutputError> {
     match target.canonicalize() {
         Ok(existing) if !existing.is_file() => Err(OutputError::NotRegular),
         Ok(_) if overwrite == Overwrite::Refuse => Err(OutputError::Exists),
@@ -169,7 +169,8 @@ fn builder(target: &Path) -> Result<tempfile::Builder<'static, 'static>, OutputE
     Ok(builder)
 }
 
-pub(super) fn directory_of(target: &Path) -> &Path {
+/// Returns the directory that a file stands in.
+pub(crate) fn directory_of(target: &Path) -> &Path {
     match target.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),

@@ -10,6 +10,7 @@ pub mod health;
 pub mod inspect;
 pub mod key;
 pub mod random;
+pub mod rewrap_file;
 pub mod shell;
 
 use kms_core::id::RequestId;
@@ -76,6 +77,7 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
         Command::Wrap(args) => data::wrap(&session, &args),
         Command::Unwrap(args) => data::unwrap(&session, &args),
         Command::Rewrap(args) => data::rewrap(&session, &args),
+        Command::RewrapFile(args) => rewrap_file::run(&session, &args),
         Command::Datakey(args) => datakey::run(&session, &args),
         Command::Inspect(args) => inspect::run(&session, &args),
         Command::Random(args) => random::run(&session, &args),

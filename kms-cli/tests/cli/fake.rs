@@ -47,6 +47,14 @@ pub(crate) struct Script {
     gone: bool,
     /// How many calls came.
     pub(crate) calls: usize,
+    /// How many items each batch had, in order of arrival.
+    pub(crate) batches: Vec<usize>,
+    /// Is called when a batch comes.
+    pub(crate) on_batch: Option<Box<dyn FnMut() + Send>>,
+    /// After so many batches no further one is answered.
+    pub(crate) answered_batches: Option<usize>,
+    /// What is refused of items: plaintext, and with what status, as often as it stands here.
+    pub(crate) refused_items: Vec<(Vec<u8>, v1::ItemStatus)>,
 }
 
 /// The running server; it ends with the test.
@@ -147,6 +155,27 @@ impl Service {
         }
     }
 
+    /// Rewraps to version 2, or gives the item's scripted refusal.
+    fn rewrapped(&self, request: &v1::RewrapRequest) -> v1::batch_rewrap_response::Item {
+        let old = Envelope::decode(&request.ciphertext).unwrap();
+        let plaintext = &old.ciphertext_and_tag[..old.plaintext_len()];
+        let refused = &mut self.0.lock().unwrap().refused_items;
+        if let Some(place) = refused.iter().position(|(item, _)| item == plaintext) {
+            let (_, status) = refused.remove(place);
+            return v1::batch_rewrap_response::Item { status: Some(status), result: None };
+        }
+        let version = KeyVersion::new(2).unwrap();
+        let new = Header { version, ..old.header }.seal(&[2; 12], old.ciphertext_and_tag).into();
+        let changed = old.header.version != version;
+        let result = Some(v1::RewrapResponse {
+            ciphertext: if changed { new } else { request.ciphertext.clone() },
+            key_version: format!("{}/versions/2", request.key),
+            previous_key_version: format!("{}/versions/{}", request.key, old.header.version),
+            changed,
+        });
+        v1::batch_rewrap_response::Item { status: Some(v1::ItemStatus::default()), result }
+    }
+
     async fn mutation(&self, request_id: &str) -> Result<(), Status> {
         self.0.lock().unwrap().request_ids.push(request_id.to_owned());
         let silent = {
@@ -243,9 +272,22 @@ impl CryptoService for Service {
 
     async fn batch_rewrap(
         &self,
-        _: Request<v1::BatchRewrapRequest>,
+        request: Request<v1::BatchRewrapRequest>,
     ) -> Answer<v1::BatchRewrapResponse> {
-        unwritten()
+        let requests = request.into_inner().items;
+        let silent = {
+            let mut script = self.seen()?;
+            script.batches.push(requests.len());
+            if let Some(told) = &mut script.on_batch {
+                told();
+            }
+            script.answered_batches.is_some_and(|answered| script.batches.len() > answered)
+        };
+        if silent {
+            std::future::pending::<()>().await;
+        }
+        let items = requests.iter().map(|request| self.rewrapped(request)).collect();
+        Ok(Response::new(v1::BatchRewrapResponse { items }))
     }
 
     async fn batch_generate_data_key(
@@ -367,7 +409,7 @@ impl KeyService for Service {
         request: Request<v1::StageKeyVersionRequest>,
     ) -> Answer<v1::StageKeyVersionResponse> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let activate_time = request.activate_time;
         let version = v1::KeyVersion { version: 4, state: 1, activate_time, ..Default::default() };
         let (key, version) = (Some(key(request.name)), Some(version));
@@ -379,7 +421,7 @@ impl KeyService for Service {
         request: Request<v1::ActivateKeyVersionRequest>,
     ) -> Answer<v1::ActivateKeyVersionResponse> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let name = request.name.clone();
         let version =
             v1::KeyVersion { name, version: 4, state: 2, primary: true, ..Default::default() };
@@ -392,7 +434,7 @@ impl KeyService for Service {
         request: Request<v1::DiscardKeyVersionRequest>,
     ) -> Answer<v1::KeyVersion> {
         let request = request.into_inner();
-        drop(self.mutation(&request.request_id)?);
+        self.mutation(&request.request_id).await?;
         let state = v1::VersionState::Destroyed.into();
         Ok(Response::new(v1::KeyVersion { name: request.name, state, ..Default::default() }))
     }

@@ -14,5 +14,7 @@ mod hsm;
 mod interrupt;
 mod offline;
 mod online;
+mod rewrap_cut;
+mod rewrap_file;
 mod terminal;
 mod unanswered;

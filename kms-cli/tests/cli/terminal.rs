@@ -15,6 +15,9 @@ use super::online::World;
 /// Enough for the bar to be drawn.
 const PLAINTEXT_MIB: usize = 32;
 
+/// Items of a file, likewise.
+const ITEMS: usize = 3_000;
+
 /// Opens a terminal: our end, and the program's.
 fn terminal() -> (File, File) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -92,4 +95,19 @@ fn an_input_is_not_awaited_from_a_terminal_that_nobody_asked_for() {
         assert!(shown.contains("nothing is piped in"), "{shown:?}");
         assert!(!world.path("f").exists());
     }
+}
+
+#[test]
+fn a_rewrap_of_a_file_on_a_terminal_shows_a_bar_of_items_and_a_table() {
+    let world = World::new();
+    let content = super::rewrap_file::text("a", 1) + "\n";
+    std::fs::write(world.path("in"), content.repeat(ITEMS)).unwrap();
+    let rewrap =
+        ["rewrap-file", "--key", "k", "--in", "in", "--format", "lines", "--out", "out", "--force"];
+    let (code, shown) = on_terminal(&world, &rewrap, None);
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(shown.contains(&format!("/{ITEMS} ")), "no bar: {shown:?}");
+    assert!(shown.contains("rewrapped") && !shown.contains('{'), "{shown:?}");
+    let (_, shown) = on_terminal(&world, &[&rewrap[..], &["--quiet"]].concat(), None);
+    assert!(!shown.contains(&format!("/{ITEMS}")), "{shown:?}");
 }

@@ -1,0 +1,272 @@
+//! The output of a run: a partial file with a checkpoint, until it is whole and gets its name.
+//!
+//! Order: the partial file is synced before a checkpoint speaks of it; the checkpoint that says "complete" is durable
+//! before the output gets its name; the checkpoint goes last. So whatever a crash leaves, the next run goes on from it.
+
+use std::fs::{File, Metadata, Permissions};
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{Context as Digest, SHA256};
+use kms_core::clock::{Clock as _, SystemClock};
+use rustix::process::geteuid;
+
+use super::batch::Done;
+use super::checkpoint::{Arguments, Checkpoint, so_far};
+use super::error::RunError;
+use super::paths::Paths;
+use crate::error::CliError;
+use crate::interrupt::uninterrupted;
+use crate::output::Overwrite;
+
+/// A checkpoint is written after so many stretches: with 500 items each, 4,000 are done again at most.
+const CHECKPOINT_STRETCHES: u32 = 8;
+/// Or after this time, when the HSM is slow.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
+/// How much is read at a time to compute a digest.
+const READ_BYTES: usize = 1 << 18;
+
+/// What a partial file and its checkpoint begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// At the checkpoint, where there is one.
+    Anyhow,
+    /// At the checkpoint, which must be there.
+    Resume,
+    /// At the beginning.
+    Restart,
+}
+
+/// The output of a run.
+pub(super) struct Sink {
+    paths: Paths,
+    partial: File,
+    state: Checkpoint,
+    input: Digest,
+    output: Digest,
+    /// Whether an earlier run had begun.
+    resumed: bool,
+    stretches: u32,
+    last: Instant,
+}
+
+impl Sink {
+    /// Opens the partial file and goes on where the checkpoint says, or begins. In place, the output will be `like` the
+    /// input.
+    ///
+    /// # Errors
+    /// [`RunError::CheckpointForeign`] when checkpoint, partial file, input and arguments are not of one run,
+    /// [`RunError::CheckpointBroken`], [`RunError::NoCheckpoint`], [`RunError::Busy`], I/O errors.
+    pub(super) fn open(
+        paths: Paths,
+        arguments: &Arguments,
+        begin: Begin,
+        input: &Path,
+        like: Option<&Metadata>,
+    ) -> Result<Self, RunError> {
+        if begin == Begin::Resume && paths.read_checkpoint()?.is_none() {
+            return Err(RunError::NoCheckpoint(paths.checkpoint));
+        }
+        let partial = paths.open_partial()?;
+        if begin == Begin::Restart {
+            paths.remove_checkpoint()?;
+        }
+        if let Some(like) = like {
+            take_group(&partial, like)
+                .map_err(RunError::file("set the owner of", &paths.partial))?;
+        }
+        // After the lock: until now another run may have written it.
+        let found = paths.read_checkpoint()?;
+        let resumed = found.is_some();
+        let state = found.unwrap_or_else(|| Checkpoint::new(arguments.clone()));
+        let foreign =
+            |difference| RunError::CheckpointForeign { path: paths.checkpoint.clone(), difference };
+        if let Some(difference) = state.arguments.difference(arguments) {
+            return Err(foreign(difference));
+        }
+        let read = File::open(input).map_err(RunError::file("read", input))?;
+        let input = digest(read, state.input_offset).map_err(RunError::file("read", input))?;
+        if input.as_ref().map(so_far).as_ref() != Some(&state.input_sha256) {
+            return Err(foreign("the input is not what was read then"));
+        }
+        let output = digest(&partial, state.output_offset);
+        let output = output.map_err(RunError::file("read", &paths.partial))?;
+        if output.as_ref().map(so_far).as_ref() != Some(&state.output_sha256) {
+            return Err(foreign("the partial file is not what was written then"));
+        }
+        let (Some(input), Some(output)) = (input, output) else {
+            return Err(super::paths::bug("a digest that was compared is gone"));
+        };
+        let mut sink = Self {
+            paths,
+            partial,
+            state,
+            input,
+            output,
+            resumed,
+            stretches: 0,
+            last: SystemClock.monotonic(),
+        };
+        sink.cut()?;
+        if !resumed {
+            sink.checkpoint()?;
+        }
+        Ok(sink)
+    }
+
+    /// Returns how far an earlier run came.
+    pub(super) const fn state(&self) -> &Checkpoint {
+        &self.state
+    }
+
+    /// Says whether an earlier run had begun.
+    pub(super) const fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Drops what was written after the checkpoint.
+    fn cut(&mut self) -> Result<(), RunError> {
+        let offset = self.state.output_offset;
+        self.partial
+            .set_len(offset)
+            .and_then(|()| self.partial.seek(SeekFrom::Start(offset)))
+            .map(drop)
+            .map_err(RunError::file("write", &self.paths.partial))
+    }
+
+    /// Writes what a stretch of the input became.
+    pub(super) fn write(&mut self, done: Done) -> Result<(), RunError> {
+        self.partial
+            .write_all(&done.output)
+            .map_err(RunError::file("write", &self.paths.partial))?;
+        self.input.update(&done.input);
+        self.output.update(&done.output);
+        (self.state.input_offset, self.state.lines) = done.end;
+        self.state.complete = false;
+        self.state.output_offset += done.output.len() as u64;
+        self.state.tally.add(done.tally);
+        self.stretches += 1;
+        let late = SystemClock.monotonic().saturating_duration_since(self.last) >= CHECKPOINT_EVERY;
+        if self.stretches >= CHECKPOINT_STRETCHES || late { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Makes what was written durable, and then says so.
+    pub(super) fn checkpoint(&mut self) -> Result<(), RunError> {
+        self.partial.sync_data().map_err(RunError::file("sync", &self.paths.partial))?;
+        self.state.input_sha256 = so_far(&self.input);
+        self.state.output_sha256 = so_far(&self.output);
+        uninterrupted(|| self.paths.write_checkpoint(&self.state))?;
+        self.stretches = 0;
+        self.last = SystemClock.monotonic();
+        Ok(())
+    }
+
+    /// Gives the output its name. In place it takes the owner and the permissions of `like`.
+    ///
+    /// # Errors
+    /// [`CliError::Exists`] when something took the name meanwhile; I/O errors. The next run tries again.
+    pub(super) fn publish(
+        mut self,
+        like: Option<&Metadata>,
+        overwrite: Overwrite,
+    ) -> Result<Checkpoint, RunError> {
+        if let Some(like) = like {
+            self.resemble(like).map_err(RunError::file("set the owner of", &self.paths.partial))?;
+        }
+        self.partial.sync_all().map_err(RunError::file("sync", &self.paths.partial))?;
+        self.state.complete = true;
+        self.checkpoint()?;
+        uninterrupted(|| name(&self.paths, overwrite))?;
+        Ok(self.state)
+    }
+
+    fn resemble(&self, like: &Metadata) -> io::Result<()> {
+        if self.partial.metadata()?.uid() != like.uid() {
+            fchown(&self.partial, Some(like.uid()), None)?;
+        }
+        // Last: a change of the owner takes away some of them.
+        self.partial.set_permissions(Permissions::from_mode(like.mode() & 0o7777))
+    }
+}
+
+/// Gives a partial file the group of the input, and fails where the owner cannot be given at the end: not only then.
+fn take_group(partial: &File, like: &Metadata) -> io::Result<()> {
+    let us = geteuid();
+    if like.uid() != us.as_raw() && !us.is_root() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    if partial.metadata()?.gid() == like.gid() {
+        return Ok(());
+    }
+    fchown(partial, None, Some(like.gid()))
+}
+
+/// Ends a run that a crash cut after all was written and before the checkpoint was gone; `None` when there is none.
+pub(super) fn finished(
+    paths: &Paths,
+    arguments: &Arguments,
+) -> Result<Option<Checkpoint>, RunError> {
+    let Some(state) = paths.read_checkpoint()? else { return Ok(None) };
+    if !state.complete || state.arguments.difference(arguments).is_some() {
+        return Ok(None);
+    }
+    let Ok(target) = File::open(&paths.target) else { return Ok(None) };
+    let metadata = target.metadata().map_err(RunError::file("read", &paths.target))?;
+    let same = match paths.partial.symlink_metadata() {
+        Ok(partial) => (partial.dev(), partial.ino()) == (metadata.dev(), metadata.ino()),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if !same || metadata.len() != state.output_offset {
+        return Ok(None);
+    }
+    let read =
+        digest(target, state.output_offset).map_err(RunError::file("read", &paths.target))?;
+    if read.as_ref().map(so_far).as_ref() != Some(&state.output_sha256) {
+        return Ok(None);
+    }
+    tidy(paths)?;
+    Ok(Some(state))
+}
+
+/// Gives the partial file the output's name, and removes the checkpoint; each step durable before the next.
+fn name(paths: &Paths, overwrite: Overwrite) -> Result<(), RunError> {
+    let named = match overwrite {
+        Overwrite::Allow => std::fs::rename(&paths.partial, &paths.target),
+        // A rename would replace what somebody put there meanwhile.
+        Overwrite::Refuse => std::fs::hard_link(&paths.partial, &paths.target),
+    };
+    named.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => CliError::Exists(paths.target.clone()).into(),
+        _ => RunError::file("rename", &paths.partial)(error),
+    })?;
+    paths.sync_directory()?;
+    tidy(paths)
+}
+
+fn tidy(paths: &Paths) -> Result<(), RunError> {
+    match std::fs::remove_file(&paths.partial) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(RunError::file("remove", &paths.partial)(error));
+        }
+        _ => {}
+    }
+    paths.remove_checkpoint()
+}
+
+/// Computes the digest of a file's first bytes; `None` when it has fewer.
+fn digest(file: impl Read, bytes: u64) -> io::Result<Option<Digest>> {
+    let mut reader = BufReader::with_capacity(READ_BYTES, file.take(bytes));
+    let (mut digest, mut left) = (Digest::new(&SHA256), bytes);
+    loop {
+        let read = io::BufRead::fill_buf(&mut reader)?;
+        let length = read.len();
+        if length == 0 {
+            return Ok((left == 0).then_some(digest));
+        }
+        digest.update(read);
+        left = left.saturating_sub(length as u64);
+        io::BufRead::consume(&mut reader, length);
+    }
+}
