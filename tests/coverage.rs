@@ -143,6 +143,7 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         name: version(),
         window: None,
         allow_recent_use: true,
+        allow_consumers: true,
         reason: reason(),
         request_id: request_id(),
     };
@@ -153,6 +154,17 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
     };
     let compromise = proto::CompromiseKeyVersionRequest {
         name: version(),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let register = proto::RegisterConsumerRequest {
+        parent: name(),
+        consumer_id: "backup".to_owned(),
+        description: reason(),
+        request_id: request_id(),
+    };
+    let remove = proto::RemoveConsumerRequest {
+        name: format!("{}/consumers/backup", key.name),
         reason: reason(),
         request_id: request_id(),
     };
@@ -188,6 +200,9 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         case("kms.v1.KeyService/ScheduleKeyVersionDestruction", &schedule),
         case("kms.v1.KeyService/CancelKeyVersionDestruction", &cancel),
         case("kms.v1.KeyService/CompromiseKeyVersion", &compromise),
+        case("kms.v1.KeyService/RegisterConsumer", &register),
+        case("kms.v1.KeyService/ListConsumers", &proto::ListConsumersRequest { parent: name() }),
+        case("kms.v1.KeyService/RemoveConsumer", &remove),
         case("kms.v1.KeyService/ListKeyHistory", &history),
         case(
             "kms.v1.KeyService/GetVersionUsage",

@@ -198,6 +198,8 @@ pub struct KeyRow {
     pub primary: KeyVersion,
     /// The highest version there is.
     pub latest: KeyVersion,
+    /// How many consumers are registered; in this row, so that one that is taken away from its table shows.
+    pub consumers: u32,
     /// Rotation by period, when it is wanted.
     pub rotation: Option<Rotation>,
 }
@@ -221,6 +223,7 @@ impl KeyRow {
             revision,
             primary,
             latest,
+            consumers,
             rotation,
         } = self;
         let fixed = row("keys", uid.as_bytes(), *revision, generation)
@@ -236,7 +239,8 @@ impl KeyRow {
             .signed(create_time.as_unix_ms())
             .signed(update_time.as_unix_ms())
             .number(primary.get().into())
-            .number(latest.get().into());
+            .number(latest.get().into())
+            .number((*consumers).into());
         let fixed = match rotation {
             Some(Rotation { period, due }) => {
                 fixed.number(period.as_secs()).signed(due.as_unix_ms())
@@ -329,9 +333,11 @@ impl VersionRow {
             None => out.bytes(&[]),
         });
         match destruction {
-            Some(Destruction { time, returns_to }) => {
-                out.signed(time.as_unix_ms()).text(returns_to.as_str()).finish()
-            }
+            Some(Destruction { time, returns_to, despite_consumers }) => out
+                .signed(time.as_unix_ms())
+                .text(returns_to.as_str())
+                .number((*despite_consumers).into())
+                .finish(),
             None => out.bytes(&[]).finish(),
         }
     }

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod canonical;
 pub mod clock;
+pub mod consumer;
 pub mod context;
 pub mod domain;
 pub mod envelope;

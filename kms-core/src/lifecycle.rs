@@ -120,6 +120,8 @@ pub struct Destruction {
     pub time: Timestamp,
     /// The state that cancelling leads back to.
     pub returns_to: VersionState,
+    /// Whether it is made although consumers of the key are registered.
+    pub despite_consumers: bool,
 }
 
 /// Rotation by period: each version gives way to a new one when it is due.

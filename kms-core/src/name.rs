@@ -220,6 +220,56 @@ impl fmt::Debug for VersionName {
     }
 }
 
+/// The name of a consumer of a key, `tenants/{t}/keys/{k}/consumers/{c}`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ConsumerName {
+    key: KeyName,
+    consumer: Segment,
+}
+
+impl ConsumerName {
+    /// The pattern of the text form.
+    pub const PATTERN: &'static str = "tenants/{tenant}/keys/{key}/consumers/{consumer}";
+
+    /// Joins a key and the bare id of a consumer.
+    pub fn new(key: KeyName, consumer_id: &str) -> Result<Self, InvalidName> {
+        Ok(Self { key, consumer: Segment::new(consumer_id)? })
+    }
+
+    /// Returns the key.
+    pub const fn key(&self) -> &KeyName {
+        &self.key
+    }
+
+    /// Returns the bare id of the consumer.
+    pub fn consumer_id(&self) -> &str {
+        &self.consumer.0
+    }
+}
+
+impl FromStr for ConsumerName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let (key, consumer) = text
+            .rsplit_once("/consumers/")
+            .ok_or(InvalidName::Shape { expected: Self::PATTERN })?;
+        Self::new(key.parse()?, consumer)
+    }
+}
+
+impl fmt::Display for ConsumerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/consumers/{}", self.key, self.consumer.0)
+    }
+}
+
+impl fmt::Debug for ConsumerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// A key, or one version of it: what a caller may name when protecting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySelector {
@@ -251,6 +301,16 @@ mod tests {
         assert_eq!(name.to_string(), "tenants/t1/keys/db-1/versions/7");
         assert_eq!(name.key().tenant().to_string(), "tenants/t1");
         assert_eq!(name.version().get(), 7);
+    }
+
+    #[test]
+    fn a_consumer_reads_back_and_is_nothing_else() {
+        let text = "tenants/t1/keys/db-1/consumers/backup.nightly";
+        let name: ConsumerName = text.parse().unwrap();
+        assert_eq!((name.to_string().as_str(), name.consumer_id()), (text, "backup.nightly"));
+        for wrong in ["tenants/t1/keys/db-1", "tenants/t1/keys/db-1/consumers/", "consumers/a"] {
+            assert!(wrong.parse::<ConsumerName>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 use kms_core::clock::Timestamp;
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, Revision, RootGeneration};
 use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Protection, Purpose, RowMac,
@@ -69,6 +70,7 @@ fn key_row() -> KeyRow {
         revision: Revision::new(3),
         primary: version(1),
         latest: version(2),
+        consumers: 0,
         rotation: None,
     }
 }
@@ -117,6 +119,17 @@ fn history_row() -> HistoryRow {
     }
 }
 
+fn consumer_row() -> ConsumerRow {
+    ConsumerRow {
+        key_uid: uid(1),
+        consumer_id: "backup.nightly".into(),
+        description: "storage team".into(),
+        create_time: time(1_700_000_000_003),
+        actor: "spiffe://td/a".into(),
+        revision: Revision::new(4),
+    }
+}
+
 fn root_pin() -> RootPin {
     RootPin {
         generation: RootGeneration::FIRST,
@@ -156,6 +169,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         }),
         ("keys, disabled", { KeyRow { state: KeyState::Disabled, ..key_row() }.mac_input(first) }),
         ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
+        ("consumers", consumer_row().mac_input(first)),
         ("versions, wrapped", version_row().mac_input(first)),
         ("versions, resident, deactivation planned", resident.mac_input(first)),
         ("versions, staged without a date", {
@@ -167,8 +181,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
             row.mac_input(first)
         }),
         ("versions, destruction scheduled", {
-            let destruction =
-                Some(Destruction { time: time(7), returns_to: VersionState::Compromised });
+            let destruction = Some(destruction(7, VersionState::Compromised));
             let state = VersionState::DestroyScheduled;
             VersionRow { state, destruction, ..version_row() }.mac_input(first)
         }),
@@ -227,7 +240,7 @@ fn assert_all_differ<R: Clone>(row: &R, edits: &[fn(&mut R)], mac_input: impl Fn
 
 #[test]
 fn every_edit_of_a_key_row_shows() {
-    let edits: [fn(&mut KeyRow); 22] = [
+    let edits: [fn(&mut KeyRow); 23] = [
         |row| row.uid = uid(9),
         |row| row.name = key_name("other", "backups"),
         |row| row.name = key_name("acme", "other"),
@@ -246,6 +259,7 @@ fn every_edit_of_a_key_row_shows() {
         |row| row.revision = row.revision.next(),
         |row| row.primary = version(2),
         |row| row.latest = version(3),
+        |row| row.consumers = 1,
         |row| row.rotation = Some(rotation(1, 0)),
         |row| row.rotation = Some(rotation(2, 0)),
         |row| row.rotation = Some(rotation(2, 1)),
@@ -258,7 +272,7 @@ fn every_edit_of_a_key_row_shows() {
 
 #[test]
 fn every_edit_of_a_version_row_shows() {
-    let edits: [fn(&mut VersionRow); 19] = [
+    let edits: [fn(&mut VersionRow); 20] = [
         |row| row.key_uid = uid(9),
         |row| row.version = version(2),
         |row| row.state = VersionState::Deactivated,
@@ -277,6 +291,10 @@ fn every_edit_of_a_version_row_shows() {
         |row| row.destruction = Some(destruction(0, VersionState::Deactivated)),
         |row| row.destruction = Some(destruction(0, VersionState::Compromised)),
         |row| row.destruction = Some(destruction(1, VersionState::Compromised)),
+        |row| {
+            let planned = destruction(1, VersionState::Compromised);
+            row.destruction = Some(Destruction { despite_consumers: true, ..planned });
+        },
         |row| row.revision = row.revision.next(),
     ];
     assert_all_differ(&version_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
@@ -287,7 +305,20 @@ fn rotation(seconds: u64, due: i64) -> Rotation {
 }
 
 fn destruction(unix_ms: i64, returns_to: VersionState) -> Destruction {
-    Destruction { time: time(unix_ms), returns_to }
+    Destruction { time: time(unix_ms), returns_to, despite_consumers: false }
+}
+
+#[test]
+fn every_edit_of_a_consumer_row_shows() {
+    let edits: [fn(&mut ConsumerRow); 6] = [
+        |row| row.key_uid = uid(9),
+        |row| row.consumer_id = "x".into(),
+        |row| row.description = "x".into(),
+        |row| row.create_time = time(9),
+        |row| row.actor = "x".into(),
+        |row| row.revision = row.revision.next(),
+    ];
+    assert_all_differ(&consumer_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
 }
 
 #[test]

@@ -24,6 +24,7 @@ async fn schedule(
         reason: "retired".to_owned(),
         request_id: request_id(),
         allow_recent_use,
+        allow_consumers: false,
     };
     client.keys().schedule_key_version_destruction(request).await.map(Response::into_inner)
 }

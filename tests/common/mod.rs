@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 30] = [
+pub const ACTIONS: [&str; 34] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -51,6 +51,10 @@ pub const ACTIONS: [&str; 30] = [
     "list_keys",
     "update_key",
     "rotate_key",
+    "register_consumer",
+    "list_consumers",
+    "remove_consumer",
+    "destroy_with_consumers",
     "stage_key_version",
     "activate_key_version",
     "discard_key_version",

@@ -44,6 +44,9 @@ pub enum KeyCommand {
     ScheduleDestruction(ScheduleDestruction),
     /// Give a planned destruction up
     CancelDestruction(ChangeState),
+    /// Consumers: who depends on a key; nothing of it is destroyed as long as there is one
+    #[command(subcommand)]
+    Consumer(ConsumerCommand),
     /// Show how a version was used, and whether it can be retired
     Usage(Usage),
     /// Rotation by period: set it, or show when it is due
@@ -243,6 +246,50 @@ pub struct ScheduleDestruction {
     /// Also when it was used within the last 30 days; takes a permission of its own
     #[arg(long)]
     pub allow_recent_use: bool,
+    /// Also when the key has consumers; takes a permission of its own
+    #[arg(long)]
+    pub allow_consumers: bool,
+}
+
+/// The verbs of `kms key consumer`.
+#[derive(Debug, Subcommand)]
+pub enum ConsumerCommand {
+    /// Register a consumer of a key
+    Add(AddConsumer),
+    /// List the consumers of a key
+    List(Describe),
+    /// Take a consumer away
+    Remove(RemoveConsumer),
+}
+
+/// `kms key consumer add`.
+#[derive(Debug, Args)]
+pub struct AddConsumer {
+    /// Id or name of the key
+    pub key: String,
+    /// Id of the consumer: a-z, 0-9, `-`, `_`, `.`
+    pub consumer: String,
+    /// Who that is, and whom to ask
+    #[arg(long, value_name = "TEXT")]
+    pub description: String,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
+/// `kms key consumer remove`.
+#[derive(Debug, Args)]
+pub struct RemoveConsumer {
+    /// Id or name of the key
+    pub key: String,
+    /// Id of the consumer
+    pub consumer: String,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
 }
 
 /// The verbs of `kms key rotation`.

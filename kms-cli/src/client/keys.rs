@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
-use kms_core::name::{KeyName, TenantName, VersionName};
+use kms_core::name::{ConsumerName, KeyName, TenantName, VersionName};
 use kms_proto::v1;
 use kms_proto::v1::key_service_client::KeyServiceClient;
 use tonic::transport::Channel;
@@ -78,6 +78,8 @@ pub enum StateChange {
         window: Duration,
         /// Also when it was used of late.
         allow_recent_use: bool,
+        /// Also when the key has consumers.
+        allow_consumers: bool,
     },
     /// DESTROY_SCHEDULED back.
     CancelDestruction,
@@ -280,6 +282,43 @@ impl Client {
             .await
     }
 
+    /// Registers a consumer of a key.
+    pub async fn register_consumer(
+        &self,
+        name: &ConsumerName,
+        description: String,
+        id: RequestId,
+    ) -> Result<v1::Consumer, ClientError> {
+        let request = v1::RegisterConsumerRequest {
+            parent: name.key().to_string(),
+            consumer_id: name.consumer_id().to_owned(),
+            description,
+            request_id: id.to_string(),
+        };
+        let send = |request| async { self.keys().register_consumer(request).await };
+        self.mutate(once(id), request, send).await
+    }
+
+    /// Lists the consumers of a key.
+    pub async fn list_consumers(&self, key: &KeyName) -> Result<Vec<v1::Consumer>, ClientError> {
+        let request = v1::ListConsumersRequest { parent: key.to_string() };
+        let send = |request| async { self.keys().list_consumers(request).await };
+        Ok(self.call(request, send).await?.consumers)
+    }
+
+    /// Takes a consumer away.
+    pub async fn remove_consumer(
+        &self,
+        name: &ConsumerName,
+        reason: String,
+        id: RequestId,
+    ) -> Result<v1::Consumer, ClientError> {
+        let (name, request_id) = (name.to_string(), id.to_string());
+        let request = v1::RemoveConsumerRequest { name, reason, request_id };
+        let send = |request| async { self.keys().remove_consumer(request).await };
+        self.mutate(once(id), request, send).await
+    }
+
     /// Lists one page of a key's history.
     pub async fn list_history(
         &self,
@@ -351,13 +390,14 @@ impl Client {
                 let send = |request| async { self.keys().deactivate_key_version(request).await };
                 self.mutate(once(id), request, send).await
             }
-            StateChange::ScheduleDestruction { window, allow_recent_use } => {
+            StateChange::ScheduleDestruction { window, allow_recent_use, allow_consumers } => {
                 let request = v1::ScheduleKeyVersionDestructionRequest {
                     name,
                     window: Some(duration(window)),
                     reason,
                     request_id,
                     allow_recent_use,
+                    allow_consumers,
                 };
                 let send =
                     |request| async { self.keys().schedule_key_version_destruction(request).await };

@@ -44,6 +44,8 @@ pub struct KeyView {
     pub primary_version: u32,
     /// How many versions there are.
     pub version_count: u32,
+    /// How many consumers are registered.
+    pub consumer_count: u32,
     /// How long a version is the primary, in seconds; 0 without rotation by period.
     pub rotation_period_seconds: i64,
     /// When the primary gives way, RFC 3339; empty without rotation by period.
@@ -73,6 +75,7 @@ impl From<v1::Key> for KeyView {
             rotation_period,
             next_rotation_time,
             state: _,
+            consumer_count,
         } = key;
         Self {
             name,
@@ -90,6 +93,7 @@ impl From<v1::Key> for KeyView {
             revision,
             primary_version,
             version_count,
+            consumer_count,
             rotation_period_seconds: rotation_period.map_or(0, |period| period.seconds),
             next_rotation_time: time_text(next_rotation_time.as_ref()),
         }
@@ -121,6 +125,7 @@ impl View for KeyView {
             ("revision", self.revision.to_string()),
             ("primary version", self.primary_version.to_string()),
             ("versions", self.version_count.to_string()),
+            ("consumers", self.consumer_count.to_string()),
             ("rotated every", rotation_text(self.rotation_period_seconds)),
             ("next rotation", self.next_rotation_time.clone()),
         ])

@@ -44,13 +44,14 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
         KeyCommand::Deactivate(args) => change_state(session, args, StateChange::Deactivate),
         KeyCommand::Compromise(args) => compromise(session, args),
         KeyCommand::ScheduleDestruction(args) => {
-            let ScheduleDestruction { change, window, allow_recent_use } = args;
-            let to = StateChange::ScheduleDestruction { window, allow_recent_use };
+            let ScheduleDestruction { change, window, allow_recent_use, allow_consumers } = args;
+            let to = StateChange::ScheduleDestruction { window, allow_recent_use, allow_consumers };
             change_state(session, change, to)
         }
         KeyCommand::CancelDestruction(args) => {
             change_state(session, args, StateChange::CancelDestruction)
         }
+        KeyCommand::Consumer(command) => super::consumer::run(session, command),
         KeyCommand::Usage(args) => usage(session, &args),
         KeyCommand::Rotation(RotationCommand::Set(args)) => set_rotation(session, &args),
         KeyCommand::Rotation(RotationCommand::Show(args)) => show_rotation(session, &args),

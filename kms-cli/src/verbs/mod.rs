@@ -2,6 +2,7 @@
 //! the runtime. SIGINT and SIGTERM end all of it ([`crate::interrupt`]).
 
 pub mod bench;
+pub mod consumer;
 pub mod context;
 pub mod data;
 pub mod datakey;

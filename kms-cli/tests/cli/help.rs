@@ -95,6 +95,7 @@ fn no_secret_can_be_given_in_argv() {
         "config",
         "connections",
         "context",
+        "description",
         "cryptoperiod",
         "duration",
         "field",

@@ -9,9 +9,11 @@
 mod advice;
 mod common;
 mod fake;
+mod fake_keys;
 mod help;
 mod hsm;
 mod interrupt;
+mod keys;
 mod offline;
 mod online;
 mod rewrap_cut;

@@ -103,8 +103,16 @@ actions! {
     ScheduleKeyVersionDestruction = "schedule_key_version_destruction",
     /// Plan the destruction of a version that was used within 30 days; besides `schedule_key_version_destruction`.
     DestroyRecentlyUsed = "destroy_recently_used",
+    /// Plan the destruction of a version of a key that has consumers; besides `schedule_key_version_destruction`.
+    DestroyWithConsumers = "destroy_with_consumers",
     /// Give a planned destruction up.
     CancelKeyVersionDestruction = "cancel_key_version_destruction",
+    /// Register a consumer of a key.
+    RegisterConsumer = "register_consumer",
+    /// List the consumers of a key.
+    ListConsumers = "list_consumers",
+    /// Take a consumer of a key away.
+    RemoveConsumer = "remove_consumer",
     /// Read the history of a key.
     ListKeyHistory = "list_key_history",
     /// Read how a version was used.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
@@ -90,6 +91,12 @@ impl Check {
     pub(super) fn history(sealed: &Sealed<HistoryRow>) -> Self {
         let Sealed { row, mac, generation } = sealed;
         let what = format!("history of key {}, revision {}", row.key_uid, row.revision);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
+    pub(super) fn consumer(sealed: &Sealed<ConsumerRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("consumer `{}` of key {}", row.consumer_id, row.key_uid);
         Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
     }
 

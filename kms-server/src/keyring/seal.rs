@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::RootGeneration;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
@@ -26,6 +27,12 @@ impl MacInput for KeyRow {
 }
 
 impl MacInput for VersionRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for ConsumerRow {
     fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         Self::mac_input(self, generation)
     }
@@ -182,6 +189,17 @@ impl Keyring {
         let versions = versions.iter().map(Check::version);
         let counters = counters.iter().map(Check::counter);
         self.shared.verify(keys.chain(versions).chain(counters).collect()).await
+    }
+
+    /// Verifies consumers.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`], with the alert, when one was edited.
+    pub async fn verify_consumers(
+        &self,
+        consumers: &[Sealed<ConsumerRow>],
+    ) -> Result<(), KeyringError> {
+        self.shared.verify(consumers.iter().map(Check::consumer).collect()).await
     }
 
     /// Verifies entries of a history.

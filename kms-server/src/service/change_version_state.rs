@@ -75,9 +75,16 @@ impl Kms {
         request: &RequestContext,
         schedule: ScheduleDestruction,
     ) -> Result<VersionDescription, ServiceError> {
-        let ScheduleDestruction { name, window, allow_recent_use, reason, request_id } = schedule;
+        let ScheduleDestruction {
+            name,
+            window,
+            allow_recent_use,
+            allow_consumers,
+            reason,
+            request_id,
+        } = schedule;
         let change = ChangeVersionState { name, reason, request_id };
-        let step = Step::ScheduleDestruction { window, allow_recent_use };
+        let step = Step::ScheduleDestruction { window, allow_recent_use, allow_consumers };
         self.mutate(request, Move::asked(step, change)).await
     }
 
@@ -106,6 +113,8 @@ pub(super) enum Step {
         window: Duration,
         /// Whether it may have been used within [`QUIET_PERIOD`]; takes a permission of its own.
         allow_recent_use: bool,
+        /// Whether the key may have consumers; takes a permission of its own.
+        allow_consumers: bool,
     },
     CancelDestruction,
 }
@@ -193,10 +202,13 @@ impl Mutation for Move {
                 inner.permit::<authz::DeactivateKeyVersion>(request, target, trail).map(drop)
             }
             Step::EndOverlap => inner.permit::<authz::RotateKey>(request, target, trail).map(drop),
-            Step::ScheduleDestruction { window: _, allow_recent_use } => {
+            Step::ScheduleDestruction { window: _, allow_recent_use, allow_consumers } => {
                 inner.permit::<authz::ScheduleKeyVersionDestruction>(request, target, trail)?;
                 if allow_recent_use {
                     inner.permit::<authz::DestroyRecentlyUsed>(request, target, trail)?;
+                }
+                if allow_consumers {
+                    inner.permit::<authz::DestroyWithConsumers>(request, target, trail)?;
                 }
                 Ok(())
             }
@@ -210,9 +222,10 @@ impl Mutation for Move {
         fields::check_reason(&self.reason, 1)?;
         let out = CanonicalWriter::new(b"fields").text(&self.name.to_string()).text(&self.reason);
         match self.step {
-            Step::ScheduleDestruction { window, allow_recent_use } => {
+            Step::ScheduleDestruction { window, allow_recent_use, allow_consumers } => {
                 fields::check_destruction_window(window)?;
-                Ok(out.number(window.as_secs()).number(allow_recent_use.into()))
+                let out = out.number(window.as_secs()).number(allow_recent_use.into());
+                Ok(out.number(allow_consumers.into()))
             }
             Step::Suspend
             | Step::Resume
@@ -238,6 +251,11 @@ impl Mutation for Move {
         if let Step::ScheduleDestruction { allow_recent_use: false, .. } = self.step {
             inner.check_unused(key.row.uid, number).await?;
         }
+        if let Step::ScheduleDestruction { allow_consumers: false, .. } = self.step
+            && key.row.consumers > 0
+        {
+            return Err(ServiceError::ConsumersRegistered { count: key.row.consumers });
+        }
         let subject = Subject::of_version(self.step.kind(), &key.row, number);
         Ok((subject, turn))
     }
@@ -252,9 +270,11 @@ impl Mutation for Move {
         let state = old.row.state_at(now);
         let next = self.step.leads(&old.row, state)?;
         let destruction = match self.step {
-            Step::ScheduleDestruction { window, .. } => {
-                Some(Destruction { time: now.after(window), returns_to: state })
-            }
+            Step::ScheduleDestruction { window, allow_consumers, .. } => Some(Destruction {
+                time: now.after(window),
+                returns_to: state,
+                despite_consumers: allow_consumers,
+            }),
             Step::Suspend
             | Step::Resume
             | Step::Deactivate

@@ -104,6 +104,7 @@ impl Mutation for CreateKey {
             revision: Revision::FIRST,
             primary: KeyVersion::FIRST,
             latest: KeyVersion::FIRST,
+            consumers: 0,
             rotation: create.rotation_period.map(|period| {
                 Rotation::plan(period, now, change.intent.key_uid, KeyVersion::FIRST)
             }),

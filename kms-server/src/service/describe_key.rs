@@ -179,6 +179,7 @@ pub(super) fn describe_key(key: &KeyRow, primary: &VersionRow, now: Timestamp) -
         revision: key.revision,
         primary_version: protects.then_some(key.primary),
         version_count: key.latest.get(),
+        consumer_count: key.consumers,
         rotation: key.rotation,
     }
 }

@@ -168,6 +168,11 @@ impl Mutation for Destroy {
         let Fresh { key, version } = &turn.fresh;
         trail.key_uid = Some(key.row.uid);
         self.leads(&version.row, inner.clock.now())?;
+        // One that registers while the destruction is planned holds it.
+        let despite = version.row.destruction.is_none_or(|planned| planned.despite_consumers);
+        if key.row.consumers > 0 && !despite {
+            return Err(ServiceError::ConsumersRegistered { count: key.row.consumers });
+        }
         let kind = match self.discards {
             Some(_) => IntentKind::DiscardKeyVersion,
             None => IntentKind::DestroyKeyVersion,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kms_core::clock::Timestamp;
 use kms_core::fault::Fault;
 use kms_core::id::KeyVersion;
-use kms_core::name::{KeyName, VersionName};
+use kms_core::name::{ConsumerName, KeyName, VersionName};
 use kms_core::state::VersionState;
 use kms_hsm::HsmError;
 
@@ -100,6 +100,29 @@ pub enum ServiceError {
     /// The primary cannot go without a successor.
     #[error("the key version is the primary; rotate the key first")]
     PrimaryVersion,
+    /// Consumers of the key are registered: they would lose what it protects.
+    #[error(
+        "the key has registered consumers, {count}; remove them when they do not need it any more"
+    )]
+    ConsumersRegistered {
+        /// How many.
+        count: u32,
+    },
+    /// The key has as many consumers as it may have.
+    #[error("the key has 1000 consumers, and may have no more")]
+    ConsumersFull,
+    /// A consumer of this name exists.
+    #[error("consumer `{name}` exists")]
+    ConsumerExists {
+        /// The name.
+        name: ConsumerName,
+    },
+    /// No such consumer; said only to those who may describe keys of the tenant.
+    #[error("no consumer `{name}`")]
+    ConsumerNotFound {
+        /// The name asked for.
+        name: ConsumerName,
+    },
     /// The key has a staged version, and may have one.
     #[error("the key has a staged version already, {version}; activate or discard it first")]
     VersionStaged {
@@ -227,6 +250,10 @@ impl ServiceError {
             Self::IllegalTransition { .. } => "ILLEGAL_TRANSITION",
             Self::RecentlyUsed { .. } => "RECENTLY_USED",
             Self::PrimaryVersion => "PRIMARY_VERSION",
+            Self::ConsumersRegistered { .. } => "CONSUMERS_REGISTERED",
+            Self::ConsumersFull => "CONSUMERS_FULL",
+            Self::ConsumerExists { .. } => "CONSUMER_EXISTS",
+            Self::ConsumerNotFound { .. } => "CONSUMER_NOT_FOUND",
             Self::VersionStaged { .. } => "VERSION_STAGED",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
@@ -266,6 +293,10 @@ impl ServiceError {
             | Self::IllegalTransition { .. }
             | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
+            | Self::ConsumersRegistered { .. }
+            | Self::ConsumersFull
+            | Self::ConsumerExists { .. }
+            | Self::ConsumerNotFound { .. }
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -327,6 +358,10 @@ impl ServiceError {
             | Self::IllegalTransition { .. }
             | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
+            | Self::ConsumersRegistered { .. }
+            | Self::ConsumersFull
+            | Self::ConsumerExists { .. }
+            | Self::ConsumerNotFound { .. }
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -368,6 +403,10 @@ impl ServiceError {
             | Self::IllegalTransition { .. }
             | Self::RecentlyUsed { .. }
             | Self::PrimaryVersion
+            | Self::ConsumersRegistered { .. }
+            | Self::ConsumersFull
+            | Self::ConsumerExists { .. }
+            | Self::ConsumerNotFound { .. }
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kms_core::canonical::CanonicalWriter;
+use kms_core::consumer::MAX_CONSUMER_DESCRIPTION_BYTES;
 use kms_core::key::{
     MAX_CRYPTOPERIOD, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS, MAX_OWNER_BYTES,
     MAX_REASON_BYTES, MAX_USAGE_BYTES, MIN_CRYPTOPERIOD,
@@ -23,6 +24,10 @@ pub(super) fn check_usage(text: &str) -> Result<(), ServiceError> {
 /// `least` is 0 where a reason may be left out.
 pub(super) fn check_reason(text: &str, least: usize) -> Result<(), ServiceError> {
     check_text("reason", text, least, MAX_REASON_BYTES)
+}
+
+pub(super) fn check_consumer_description(text: &str) -> Result<(), ServiceError> {
+    check_text("description", text, 1, MAX_CONSUMER_DESCRIPTION_BYTES)
 }
 
 pub(super) fn check_cryptoperiod(period: Duration) -> Result<(), ServiceError> {
@@ -110,6 +115,9 @@ mod tests {
         assert!(check_reason("", 0).is_ok());
         assert!(check_reason("", 1).is_err());
         assert!(check_owner("two\nlines").is_err());
+        assert!(check_consumer_description(&"c".repeat(256)).is_ok());
+        assert!(check_consumer_description(&"c".repeat(257)).is_err());
+        assert!(check_consumer_description("").is_err());
     }
 
     #[test]

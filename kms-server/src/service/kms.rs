@@ -215,6 +215,7 @@ impl Inner {
         let tenant = match &error {
             ServiceError::KeyNotFound { name } => name.tenant(),
             ServiceError::VersionNotFound { name } => name.key().tenant(),
+            ServiceError::ConsumerNotFound { name } => name.key().tenant(),
             _ => return error,
         };
         let seen = [ActionKind::DescribeKey, ActionKind::ListKeys]

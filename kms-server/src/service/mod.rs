@@ -10,6 +10,7 @@ mod change_version_state;
 mod claim;
 mod compare_store;
 mod compromise_key_version;
+mod consumers;
 mod create_key;
 mod crypto;
 mod describe_ciphertext;

@@ -7,7 +7,7 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::context::EncryptionContext;
 use kms_core::domain;
 use kms_core::id::{IntentId, KeyUid, KeyVersion};
-use kms_core::name::{KeyName, TenantName};
+use kms_core::name::{ConsumerName, KeyName, TenantName};
 use kms_core::text::Text;
 use kms_hsm::Timing;
 
@@ -74,6 +74,11 @@ impl Trail {
     /// Starts a trail at a key.
     pub(super) fn key(name: &KeyName) -> Self {
         Self { name: Some(name.clone()), ..Self::tenant(name.tenant()) }
+    }
+
+    /// Starts a trail at a consumer of a key.
+    pub(super) fn consumer(name: &ConsumerName) -> Self {
+        Self { resource: Some(name.to_string().into()), ..Self::key(name.key()) }
     }
 
     pub(super) fn allow(&mut self, ids: &PolicyIds, revision: &Arc<str>) {

@@ -9,7 +9,7 @@ use kms_core::context::EncryptionContext;
 use kms_core::envelope::Suite;
 use kms_core::id::{EventId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{KeyState, Protection, Purpose, Sensitivity};
-use kms_core::name::{KeyName, KeySelector, TenantName, VersionName};
+use kms_core::name::{ConsumerName, KeyName, KeySelector, TenantName, VersionName};
 use kms_core::secret::Plaintext;
 use kms_core::state::VersionState;
 use serde::{Deserialize, Serialize};
@@ -281,10 +281,47 @@ pub struct ScheduleDestruction {
     pub window: Duration,
     /// Whether it may have been used within the last 30 days; takes a permission of its own.
     pub allow_recent_use: bool,
+    /// Whether the key may have consumers; takes a permission of its own.
+    pub allow_consumers: bool,
     /// 1 to 256 bytes.
     pub reason: String,
     /// Makes a repeat safe.
     pub request_id: RequestId,
+}
+
+/// Asks to register a consumer of a key.
+#[derive(Clone, Debug)]
+pub struct RegisterConsumer {
+    /// Name; must not be taken.
+    pub name: ConsumerName,
+    /// Who that is, and whom to ask: 1 to 256 bytes.
+    pub description: String,
+    /// Makes a repeat safe.
+    pub request_id: RequestId,
+}
+
+/// Asks to take a consumer away.
+#[derive(Clone, Debug)]
+pub struct RemoveConsumer {
+    /// Name.
+    pub name: ConsumerName,
+    /// 1 to 256 bytes.
+    pub reason: String,
+    /// Makes a repeat safe.
+    pub request_id: RequestId,
+}
+
+/// A consumer, as callers see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerDescription {
+    /// Name.
+    pub name: ConsumerName,
+    /// Who that is, and whom to ask.
+    pub description: String,
+    /// When it was registered.
+    pub create_time: kms_core::clock::Timestamp,
+    /// Who registered it.
+    pub actor: String,
 }
 
 /// What marking a version compromised did.
@@ -373,6 +410,8 @@ pub struct KeyDescription {
     pub primary_version: Option<KeyVersion>,
     /// How many versions there are.
     pub version_count: u32,
+    /// How many consumers are registered.
+    pub consumer_count: u32,
     /// Rotation by period, when it is wanted.
     pub rotation: Option<kms_core::lifecycle::Rotation>,
 }

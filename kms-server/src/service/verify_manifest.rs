@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use kms_core::audit::ManifestStamp;
 use kms_core::id::KeyUid;
-use kms_core::key::{CkaId, Material};
+use kms_core::key::{CkaId, KeyRow, Material};
 use kms_core::manifest::RowSet;
 use kms_core::name::TenantName;
 
@@ -64,6 +64,7 @@ impl Inner {
             for key in keys {
                 rows.insert(&key.mac);
                 self.walk_history(key.row.uid, &mut rows).await?;
+                self.walk_consumers(&key.row, &mut rows).await?;
                 let mut number = None;
                 loop {
                     let versions =
@@ -80,6 +81,13 @@ impl Inner {
                 }
             }
         }
+    }
+
+    async fn walk_consumers(&self, key: &KeyRow, rows: &mut RowSet) -> Result<(), ServiceError> {
+        for consumer in self.consumers(key).await? {
+            rows.insert(&consumer.mac);
+        }
+        Ok(())
     }
 
     async fn walk_history(&self, uid: KeyUid, rows: &mut RowSet) -> Result<(), ServiceError> {

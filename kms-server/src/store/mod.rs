@@ -14,6 +14,7 @@ use std::fmt;
 use async_trait::async_trait;
 use kms_core::audit::ManifestStamp;
 use kms_core::clock::Timestamp;
+use kms_core::consumer::ConsumerRow;
 use kms_core::fault::{Fault, Retry};
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, Protection, RowMac, Sealed, VersionRow};
@@ -218,6 +219,10 @@ pub enum IntentKind {
     DiscardKeyVersion,
     /// UpdateKey.
     UpdateKey,
+    /// RegisterConsumer.
+    RegisterConsumer,
+    /// RemoveConsumer.
+    RemoveConsumer,
     /// DisableKey.
     DisableKey,
     /// EnableKey.
@@ -240,13 +245,15 @@ pub enum IntentKind {
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::CreateKey,
         Self::RotateKey,
         Self::StageKeyVersion,
         Self::ActivateKeyVersion,
         Self::DiscardKeyVersion,
         Self::UpdateKey,
+        Self::RegisterConsumer,
+        Self::RemoveConsumer,
         Self::DisableKey,
         Self::EnableKey,
         Self::SuspendKeyVersion,
@@ -267,6 +274,8 @@ impl IntentKind {
             Self::ActivateKeyVersion => "ACTIVATE_KEY_VERSION",
             Self::DiscardKeyVersion => "DISCARD_KEY_VERSION",
             Self::UpdateKey => "UPDATE_KEY",
+            Self::RegisterConsumer => "REGISTER_CONSUMER",
+            Self::RemoveConsumer => "REMOVE_CONSUMER",
             Self::DisableKey => "DISABLE_KEY",
             Self::EnableKey => "ENABLE_KEY",
             Self::SuspendKeyVersion => "SUSPEND_KEY_VERSION",
@@ -307,6 +316,26 @@ pub struct Staging {
     pub version: Sealed<VersionRow>,
     /// Its counter.
     pub counter: Sealed<CounterRow>,
+}
+
+/// A consumer that comes or goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumerChange {
+    /// The revision of the key row that is expected.
+    pub expected_key: Revision,
+    /// The key row, with one consumer more or less.
+    pub key: Sealed<KeyRow>,
+    /// Which.
+    pub edit: ConsumerEdit,
+}
+
+/// What becomes of a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsumerEdit {
+    /// It is registered.
+    Add(Sealed<ConsumerRow>),
+    /// It is taken away, as it is.
+    Remove(Sealed<ConsumerRow>),
 }
 
 /// What takes the place of a primary.
@@ -417,6 +446,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<Sealed<VersionRow>>, StoreError>;
 
+    /// Lists the consumers of a key by id, all of them: there are at most [`kms_core::consumer::MAX_CONSUMERS`].
+    async fn list_consumers(&self, key_uid: KeyUid)
+    -> Result<Vec<Sealed<ConsumerRow>>, StoreError>;
+
     /// Lists the history of a key by (time, version, revision), at most `limit`, after `after`.
     async fn list_history(
         &self,
@@ -500,6 +533,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         closing: Closing,
     ) -> Result<(), StoreError>;
 
+    /// Inserts or deletes a consumer, replaces the key row, and marks the intent applied. Fails with
+    /// [`StoreError::NameTaken`] when one of this id is there, with [`StoreError::NotFound`] when it is not.
+    async fn change_consumers(
+        &self,
+        change: ConsumerChange,
+        closing: Closing,
+    ) -> Result<(), StoreError>;
+
     /// Inserts a staged version, replaces the key row, and marks the intent applied. Fails with
     /// [`StoreError::RevisionMismatch`] when the key has a staged version already.
     async fn stage(&self, staging: Staging, closing: Closing) -> Result<(), StoreError>;
@@ -541,7 +582,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError>;
 
-    /// Lists versions whose planned destruction is due at `now`, at most `limit`, those due first first.
+    /// Lists versions whose planned destruction is due at `now` and not held by a consumer of the key, at most `limit`, those due first first.
     async fn due_destructions(
         &self,
         now: Timestamp,

@@ -3,6 +3,7 @@
 //! `store_suite!(open)` makes one test of each public function of the files below; `open` is an expression that gives a fresh, empty
 //! store and whatever keeps it alive. The store remembers [`MAX_REQUESTS`] requests of a tenant. A new function needs its name in the macro's list.
 
+pub(crate) mod consumers;
 pub(crate) mod counters;
 pub(crate) mod keys;
 pub(crate) mod lists;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kms_core::clock::Timestamp;
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, KeyState, MAX_INVOCATIONS, Material, Protection, Purpose,
@@ -26,9 +28,9 @@ use kms_core::state::VersionState;
 use kms_core::usage::{Tally, UsageRow, Uses};
 
 use super::{
-    Closing, HistoryPosition, Intent, IntentKind, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
-    ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord, Rollover, Staging, Store, StoreError,
-    Successor, VersionChoice,
+    Closing, ConsumerChange, ConsumerEdit, HistoryPosition, Intent, IntentKind, KeyRef,
+    ListPosition, Listed, MAX_LIST_ROWS, ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord,
+    Rollover, Staging, Store, StoreError, Successor, VersionChoice,
 };
 
 /// Makes a test of each case for one engine.
@@ -42,6 +44,8 @@ macro_rules! store_suite {
             keys::a_destroyed_version_stays_destroyed,
             keys::a_key_is_updated_only_at_its_revision,
             keys::a_key_reads_back_by_name_and_by_uid,
+            consumers::consumers_come_and_go_with_their_key_row,
+            consumers::a_destruction_waits_for_the_last_consumer,
             keys::a_key_without_its_primary_version_is_refused,
             keys::a_revision_that_does_not_grow_is_refused,
             keys::a_rollover_moves_the_primary,
@@ -136,6 +140,7 @@ pub(crate) fn key_row(number: u8) -> KeyRow {
         revision: Revision::FIRST,
         primary: KeyVersion::FIRST,
         latest: KeyVersion::FIRST,
+        consumers: 0,
         rotation: None,
     }
 }

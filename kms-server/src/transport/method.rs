@@ -87,6 +87,12 @@ methods! {
     ScheduleKeyVersionDestruction => "kms.v1.KeyService/ScheduleKeyVersionDestruction",
     /// CancelKeyVersionDestruction.
     CancelKeyVersionDestruction => "kms.v1.KeyService/CancelKeyVersionDestruction",
+    /// RegisterConsumer.
+    RegisterConsumer => "kms.v1.KeyService/RegisterConsumer",
+    /// ListConsumers.
+    ListConsumers => "kms.v1.KeyService/ListConsumers",
+    /// RemoveConsumer.
+    RemoveConsumer => "kms.v1.KeyService/RemoveConsumer",
     /// ListKeyHistory.
     ListKeyHistory => "kms.v1.KeyService/ListKeyHistory",
     /// GetVersionUsage.

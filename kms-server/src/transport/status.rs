@@ -71,11 +71,15 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::EnvelopeUnsupported { .. }
         | ServiceError::RequestIdReused => Code::InvalidArgument,
         ServiceError::AccessDenied => Code::PermissionDenied,
-        ServiceError::KeyNotFound { .. } | ServiceError::VersionNotFound { .. } => Code::NotFound,
+        ServiceError::KeyNotFound { .. }
+        | ServiceError::VersionNotFound { .. }
+        | ServiceError::ConsumerNotFound { .. } => Code::NotFound,
         ServiceError::KeyNotActive { .. }
         | ServiceError::IllegalTransition { .. }
         | ServiceError::RecentlyUsed { .. }
         | ServiceError::PrimaryVersion
+        | ServiceError::ConsumersRegistered { .. }
+        | ServiceError::ConsumersFull
         | ServiceError::VersionStaged { .. }
         | ServiceError::KeyExhausted
         | ServiceError::CryptoperiodExceeded
@@ -83,7 +87,9 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::KeyEnabled
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
         ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
-        ServiceError::ResourceExists { .. } => Code::AlreadyExists,
+        ServiceError::ResourceExists { .. } | ServiceError::ConsumerExists { .. } => {
+            Code::AlreadyExists
+        }
         ServiceError::HsmSaturated { .. }
         | ServiceError::HsmFull { .. }
         | ServiceError::RequestsFull => Code::ResourceExhausted,
@@ -141,6 +147,9 @@ fn resource(error: &ServiceError) -> Option<(&'static str, String)> {
             Some(("kms.v1.Key", name.to_string()))
         }
         ServiceError::VersionNotFound { name } => Some(("kms.v1.KeyVersion", name.to_string())),
+        ServiceError::ConsumerNotFound { name } | ServiceError::ConsumerExists { name } => {
+            Some(("kms.v1.Consumer", name.to_string()))
+        }
         _ => None,
     }
 }
@@ -255,6 +264,7 @@ mod tests {
     fn every_error() -> Vec<ServiceError> {
         let key = || "tenants/t/keys/k".parse().unwrap();
         let version = || "tenants/t/keys/k/versions/1".parse().unwrap();
+        let consumer = || "tenants/t/keys/k/consumers/c".parse().unwrap();
         let detail = String::new;
         let retry_after = Duration::from_millis(250);
         vec![
@@ -282,6 +292,10 @@ mod tests {
             ServiceError::OperationInProgress,
             ServiceError::RevisionMismatch,
             ServiceError::ResourceExists { name: key() },
+            ServiceError::ConsumerExists { name: consumer() },
+            ServiceError::ConsumerNotFound { name: consumer() },
+            ServiceError::ConsumersRegistered { count: 1 },
+            ServiceError::ConsumersFull,
             ServiceError::HsmSaturated { full: Full::Queue, retry_after },
             ServiceError::RequestsFull,
             ServiceError::HsmUnavailable { detail: detail(), retry_after },

@@ -74,6 +74,8 @@ pub struct Report {
     pub counters: u64,
     /// Rows of uses walked.
     pub usage: u64,
+    /// Consumers looked at.
+    pub consumers: u64,
     /// Entries of histories walked.
     pub history: u64,
     /// Intents.

@@ -11,14 +11,16 @@ pub fn table(report: &Report) -> String {
         line(&mut text, finding);
     }
     let Report { agrees, log, tenants, tenants_not_in_log, keys, versions, counters, .. } = report;
-    let Report { usage, history, intents, requests, findings_left_out, accept_code, .. } = report;
+    let Report {
+        usage, history, consumers, intents, requests, findings_left_out, accept_code, ..
+    } = report;
     if *findings_left_out > 0 {
         let _ = writeln!(text, "{findings_left_out} more are left out");
     }
     let _ = writeln!(
         text,
         "verified {tenants} tenants, {keys} keys, {versions} versions, {counters} counters, \
-         {history} entries of histories, {usage} rows of uses, {intents} intents, {requests} requests"
+         {consumers} consumers, {history} entries of histories, {usage} rows of uses, {intents} intents, {requests} requests"
     );
     if let Some(log) = log {
         let first = log.first.unwrap_or_default();

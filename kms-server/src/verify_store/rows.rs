@@ -206,6 +206,7 @@ impl Walk<'_, '_> {
             let (row, what) = match table {
                 "versions" => ("version", "there is no key for it"),
                 "history" => ("history", "there is no key for it"),
+                "consumers" => ("consumer", "there is no key for it"),
                 _ => ("counter", "there is no version for it"),
             };
             let place =
@@ -289,6 +290,7 @@ impl Walk<'_, '_> {
             rows.insert(&mac);
             self.versions(tenant, key.uid, key.latest, &mut rows)?;
             self.history(tenant, key.uid, &mut rows)?;
+            self.consumers(tenant, &key, &mut rows)?;
             self.usage(tenant, key.uid)
         })?;
         let place = Place::of(tenant, "manifest");
@@ -341,6 +343,30 @@ impl Walk<'_, '_> {
             let of = |usage: &UsageRow| place.at(uid, Some(usage.version));
             self.take(looked, of, &place).map(drop)
         })
+    }
+
+    fn consumers(
+        &mut self,
+        tenant: &str,
+        key: &kms_core::key::KeyRow,
+        rows: &mut RowSet,
+    ) -> Result<(), VerifyStoreError> {
+        let store = self.store;
+        let place = Place::of(tenant, "consumer").at(key.uid, None);
+        let mut count = 0;
+        store.consumers(key.uid, |looked| {
+            count += 1;
+            if let Some(sealed) = self.take(looked, |_| place.clone(), &place)? {
+                rows.insert(&sealed.mac);
+            }
+            Ok::<_, VerifyStoreError>(())
+        })?;
+        self.report.consumers += u64::from(count);
+        if count != key.consumers {
+            let detail = format!("the key has {} consumers, and {count} are there", key.consumers);
+            self.found(&place, detail);
+        }
+        Ok(())
     }
 
     fn history(

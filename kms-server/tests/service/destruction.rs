@@ -104,7 +104,14 @@ async fn windows_are_taken_at_their_bounds_and_refused_one_past() {
         let ChangeVersionState { name, reason, request_id } = change("test");
         let request = world.request("kms.v1.KeyService/ScheduleKeyVersionDestruction");
         let allow_recent_use = false;
-        let schedule = ScheduleDestruction { name, window, allow_recent_use, reason, request_id };
+        let schedule = ScheduleDestruction {
+            name,
+            window,
+            allow_recent_use,
+            allow_consumers: false,
+            reason,
+            request_id,
+        };
         let kms = world.kms.clone();
         async move { kms.schedule_key_version_destruction(&request, schedule).await }
     };
@@ -236,7 +243,14 @@ async fn what_was_used_within_30_days_is_destroyed_only_by_those_who_may_say_so(
     let schedule = |principal: &str, allow_recent_use| {
         let ChangeVersionState { name, reason, request_id } = change("test");
         let window = DEFAULT_DESTRUCTION_WINDOW;
-        let schedule = ScheduleDestruction { name, window, allow_recent_use, reason, request_id };
+        let schedule = ScheduleDestruction {
+            name,
+            window,
+            allow_recent_use,
+            allow_consumers: false,
+            reason,
+            request_id,
+        };
         let operation = "kms.v1.KeyService/ScheduleKeyVersionDestruction";
         let request = world.request_of(principal, operation);
         let kms = world.kms.clone();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use kms_core::audit::AuditRecord;
 use kms_core::clock::{ManualClock, Timestamp};
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
@@ -23,8 +24,8 @@ use kms_hsm::{
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
-    Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord,
-    Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey,
+    RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -301,6 +302,13 @@ impl Store for FaultyStore {
     ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
         through!(self.list_versions(key_uid, after, limit))
     }
+    async fn list_consumers(
+        &self,
+        key_uid: KeyUid,
+    ) -> Result<Vec<Sealed<ConsumerRow>>, StoreError> {
+        through!(self.list_consumers(key_uid))
+    }
+
     async fn list_history(
         &self,
         key_uid: KeyUid,
@@ -387,6 +395,14 @@ impl Store for FaultyStore {
     }
     async fn stage(&self, staging: Staging, closing: Closing) -> Result<(), StoreError> {
         through!(self.stage(staging, closing))
+    }
+
+    async fn change_consumers(
+        &self,
+        change: ConsumerChange,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        through!(self.change_consumers(change, closing))
     }
 
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {

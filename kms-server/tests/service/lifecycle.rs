@@ -64,6 +64,7 @@ async fn every_move_from_every_state_does_what_the_table_says() {
             let planned = kms_core::lifecycle::Destruction {
                 time: kms_core::clock::Timestamp::from_unix_ms(0),
                 returns_to: VersionState::Deactivated,
+                despite_consumers: false,
             };
             let planned = (from == VersionState::DestroyScheduled).then_some(planned);
             let after = history(&world).await;

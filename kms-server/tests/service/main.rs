@@ -7,6 +7,7 @@
     reason = "a failure here is a failed test"
 )]
 
+mod consumers;
 mod crash;
 mod crypto;
 mod destruction;

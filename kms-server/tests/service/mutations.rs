@@ -6,10 +6,11 @@ use kms_core::audit::Phase;
 use kms_core::id::{IntentId, KeyVersion, RequestId, Revision};
 use kms_core::key::{CkaId, Material, Protection};
 use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
+use kms_core::name::ConsumerName;
 use kms_core::state::VersionState;
 use kms_server::service::{
-    ChangeKeyState, ChangeVersionState, CreateKey, RotateKey, ScheduleDestruction, ServiceError,
-    StageKeyVersion, UpdateKey,
+    ChangeKeyState, ChangeVersionState, CreateKey, RegisterConsumer, RemoveConsumer, RotateKey,
+    ScheduleDestruction, ServiceError, StageKeyVersion, UpdateKey,
 };
 use kms_server::store::{KeyRef, VersionChoice};
 
@@ -23,6 +24,9 @@ pub(crate) enum Kind {
     Create,
     Rotate,
     Update,
+    Register,
+    /// Of the consumer that was registered.
+    Remove,
     Stage,
     /// Of version 2.
     Activate,
@@ -54,6 +58,8 @@ pub(crate) fn cases() -> impl Iterator<Item = Case> {
         Kind::Create,
         Kind::Rotate,
         Kind::Update,
+        Kind::Register,
+        Kind::Remove,
         Kind::Stage,
         Kind::Activate,
         Kind::Discard,
@@ -80,10 +86,12 @@ impl Case {
             Kind::Create => &[][..],
             Kind::Rotate
             | Kind::Update
+            | Kind::Register
             | Kind::Stage
             | Kind::Disable
             | Kind::Suspend
             | Kind::Compromise => &[Kind::Create],
+            Kind::Remove => &[Kind::Create, Kind::Register],
             Kind::Activate | Kind::Discard => &[Kind::Create, Kind::Stage],
             Kind::Enable => &[Kind::Create, Kind::Disable],
             Kind::Resume => &[Kind::Create, Kind::Suspend],
@@ -148,6 +156,18 @@ impl Case {
                 let request = world.request("kms.v1.KeyService/UpdateKey");
                 kms.update_key(&request, update).await.map(|made| text(&made))
             }
+            Kind::Register => {
+                let (name, description) = (consumer("backup"), "storage team".into());
+                let register = RegisterConsumer { name, description, request_id };
+                let request = world.request("kms.v1.KeyService/RegisterConsumer");
+                kms.register_consumer(&request, register).await.map(|made| text(&made))
+            }
+            Kind::Remove => {
+                let (name, reason) = (consumer("backup"), "test".into());
+                let remove = RemoveConsumer { name, reason, request_id };
+                let request = world.request("kms.v1.KeyService/RemoveConsumer");
+                kms.remove_consumer(&request, remove).await.map(|made| text(&made))
+            }
             Kind::Stage => {
                 let (reason, activate_time) = ("test".into(), None);
                 let stage = StageKeyVersion { name: name(KEY), activate_time, reason, request_id };
@@ -190,8 +210,14 @@ impl Case {
                 let ChangeVersionState { name, reason, request_id } = change();
                 let window = DEFAULT_DESTRUCTION_WINDOW;
                 let allow_recent_use = false;
-                let schedule =
-                    ScheduleDestruction { name, window, allow_recent_use, reason, request_id };
+                let schedule = ScheduleDestruction {
+                    name,
+                    window,
+                    allow_recent_use,
+                    allow_consumers: false,
+                    reason,
+                    request_id,
+                };
                 let request = world.request("kms.v1.KeyService/ScheduleKeyVersionDestruction");
                 kms.schedule_key_version_destruction(&request, schedule)
                     .await
@@ -211,6 +237,11 @@ impl Case {
         self.run(&world, fresh_id()).await.unwrap();
         world.faults.calls() - before
     }
+}
+
+/// The name of a consumer of the key.
+pub(crate) fn consumer(id: &str) -> ConsumerName {
+    ConsumerName::new(name(KEY), id).unwrap()
 }
 
 /// Returns the object that a staged version 2 names.

@@ -36,6 +36,7 @@ async fn seed(world: &World, state: VersionState) {
     let destruction = (state == VersionState::DestroyScheduled).then_some(Destruction {
         time: Timestamp::from_unix_ms(i64::MAX),
         returns_to: VersionState::Deactivated,
+        despite_consumers: false,
     });
     let row = VersionRow { state, destruction, revision: old.revision.next(), ..old.clone() };
     let mut manifest = world.store.manifest(key.tenant().clone()).await.unwrap().unwrap().row;

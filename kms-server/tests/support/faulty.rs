@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use kms_core::clock::Timestamp;
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
@@ -13,8 +14,8 @@ use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::usage::UsageRow;
 use kms_server::store::{
-    Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey, RequestRecord,
-    Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey,
+    RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -87,6 +88,7 @@ forward! {
     key(key: KeyRef, version: VersionChoice) -> Option<StoredKey>;
     list_keys(tenant: TenantName, after: Option<ListPosition>, limit: u32) -> Vec<Sealed<KeyRow>>;
     list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
+    list_consumers(key_uid: KeyUid) -> Vec<Sealed<ConsumerRow>>;
     list_history(key_uid: KeyUid, after: Option<HistoryPosition>, limit: u32) -> Vec<Sealed<HistoryRow>>;
     counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;
     usage(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<UsageRow>>;
@@ -103,6 +105,7 @@ forward! {
     create_key(new: NewKey, closing: Closing) -> ();
     update_key(expected: Revision, key: Sealed<KeyRow>, closing: Closing) -> ();
     stage(staging: Staging, closing: Closing) -> ();
+    change_consumers(change: ConsumerChange, closing: Closing) -> ();
     roll_over(rollover: Rollover, closing: Closing) -> ();
     update_version(expected: Revision, version: Sealed<VersionRow>, closing: Closing) -> ();
     resident_ids() -> Listed<CkaId>;

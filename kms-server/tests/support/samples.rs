@@ -66,6 +66,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             revision: Revision::FIRST,
             primary: KeyVersion::FIRST,
             latest: KeyVersion::FIRST,
+            consumers: 0,
             rotation: None,
         }),
         version: sealed(VersionRow {

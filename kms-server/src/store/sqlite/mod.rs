@@ -15,6 +15,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod write;
+mod write_consumers;
 mod write_usage;
 mod writer;
 
@@ -26,6 +27,7 @@ use std::thread;
 use async_trait::async_trait;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use kms_core::clock::Timestamp;
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
@@ -38,8 +40,9 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, HistoryPosition, Intent, KeyRef, ListPosition, Listed, MAX_REMEMBERED_REQUESTS,
-    NewKey, RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
+    MAX_REMEMBERED_REQUESTS, NewKey, RequestRecord, Rollover, Staging, Store, StoreError,
+    StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -241,6 +244,13 @@ impl Store for SqliteStore {
         self.read(move |db| read::list_versions(db, key_uid, after, limit)).await
     }
 
+    async fn list_consumers(
+        &self,
+        key_uid: KeyUid,
+    ) -> Result<Vec<Sealed<ConsumerRow>>, StoreError> {
+        self.read(move |db| read::list_consumers(db, key_uid)).await
+    }
+
     async fn list_history(
         &self,
         key_uid: KeyUid,
@@ -366,6 +376,15 @@ impl Store for SqliteStore {
     async fn stage(&self, staging: Staging, closing: Closing) -> Result<(), StoreError> {
         let max = self.max_requests;
         self.write(move |db| write::stage(db, &staging, &closing, max)).await
+    }
+
+    async fn change_consumers(
+        &self,
+        change: ConsumerChange,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        let max = self.max_requests;
+        self.write(move |db| write_consumers::change_consumers(db, &change, &closing, max)).await
     }
 
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {

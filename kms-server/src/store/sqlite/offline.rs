@@ -8,6 +8,7 @@ use std::fs::{File, TryLockError};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion};
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
@@ -173,6 +174,19 @@ impl OfflineStore {
         self.each(sql, [key_uid.as_bytes()], rows::usage, ("key_uid", "version"), each)
     }
 
+    /// Hands over the consumers of a key.
+    ///
+    /// # Errors
+    /// When they cannot be read, or `each` fails.
+    pub fn consumers<E: From<StoreError>>(
+        &self,
+        key_uid: KeyUid,
+        each: impl FnMut(Looked<Sealed<ConsumerRow>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql = "SELECT * FROM consumers WHERE key_uid = ?1 ORDER BY consumer_id";
+        self.each(sql, [key_uid.as_bytes()], rows::consumer, NOTHING, each)
+    }
+
     /// Hands over the history of a key.
     ///
     /// # Errors
@@ -209,7 +223,7 @@ impl OfflineStore {
         self.each("SELECT * FROM requests", [], rows::request, NOTHING, each)
     }
 
-    /// Hands over each version or history row without a key, and each counter without a version, with the name of its table.
+    /// Hands over each version, consumer or history row without a key, and each counter without a version, with the name of its table.
     ///
     /// # Errors
     /// When they cannot be read, or `each` fails.
@@ -221,12 +235,17 @@ impl OfflineStore {
             WHERE NOT EXISTS (SELECT 1 FROM keys WHERE uid = stray.key_uid)";
         let history = "SELECT key_uid, version FROM history AS stray
             WHERE NOT EXISTS (SELECT 1 FROM keys WHERE uid = stray.key_uid)";
+        let consumers = "SELECT key_uid, 0 AS version FROM consumers AS stray
+            WHERE NOT EXISTS (SELECT 1 FROM keys WHERE uid = stray.key_uid)";
         let without_version = "SELECT key_uid, version FROM counters AS stray
             WHERE NOT EXISTS (SELECT 1 FROM versions AS v
                               WHERE v.key_uid = stray.key_uid AND v.version = stray.version)";
-        for (table, sql) in
-            [("versions", without_key), ("history", history), ("counters", without_version)]
-        {
+        for (table, sql) in [
+            ("versions", without_key),
+            ("history", history),
+            ("consumers", consumers),
+            ("counters", without_version),
+        ] {
             let stray = |_: &Row<'_>| -> Result<(), StoreError> {
                 Err(StoreError::Damaged { detail: "belongs to nothing".into() })
             };

@@ -1,6 +1,7 @@
 //! The queries. Each runs in one read transaction of one reader connection.
 
 use kms_core::clock::Timestamp;
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, RequestId};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
@@ -85,6 +86,18 @@ pub(super) fn list_versions(
         "SELECT * FROM versions WHERE key_uid = ?1 AND version > ?2 ORDER BY version LIMIT ?3",
         (key_uid.as_bytes(), after.map_or(0, KeyVersion::get), limit.min(MAX_LIST_ROWS)),
         rows::version,
+    )
+}
+
+pub(super) fn list_consumers(
+    connection: &Connection,
+    key_uid: KeyUid,
+) -> Result<Vec<Sealed<ConsumerRow>>, StoreError> {
+    many(
+        connection,
+        "SELECT * FROM consumers WHERE key_uid = ?1 ORDER BY consumer_id LIMIT ?2",
+        (key_uid.as_bytes(), MAX_LIST_ROWS),
+        rows::consumer,
     )
 }
 
@@ -258,7 +271,9 @@ pub(super) fn due_destructions(
 ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
     listed(
         connection,
-        "SELECT * FROM versions WHERE destroy_time IS NOT NULL AND destroy_time <= ?1
+        "SELECT versions.* FROM versions JOIN keys ON keys.uid = versions.key_uid
+         WHERE destroy_time IS NOT NULL AND destroy_time <= ?1
+           AND (destroy_despite_consumers OR consumer_count = 0)
          ORDER BY destroy_time LIMIT ?2",
         (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
         rows::version,

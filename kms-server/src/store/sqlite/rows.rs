@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kms_core::audit::ManifestStamp;
 use kms_core::clock::Timestamp;
+use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Protection, Purpose, RowMac, Sealed,
@@ -83,7 +84,9 @@ impl Columns<'_> {
     fn destruction(&self) -> Result<Option<Destruction>, StoreError> {
         let Some(time) = self.read::<Option<i64>>("destroy_time")? else { return Ok(None) };
         let returns_to = self.parsed("destroy_returns", VersionState::parse)?;
-        Ok(Some(Destruction { time: Timestamp::from_unix_ms(time), returns_to }))
+        let despite_consumers = self.read("destroy_despite_consumers")?;
+        let time = Timestamp::from_unix_ms(time);
+        Ok(Some(Destruction { time, returns_to, despite_consumers }))
     }
 
     fn uid(&self, column: &'static str) -> Result<KeyUid, StoreError> {
@@ -127,6 +130,8 @@ pub(super) fn key(row: &Row<'_>) -> Result<Sealed<KeyRow>, StoreError> {
         revision: columns.revision()?,
         primary: columns.version("primary_version")?,
         latest: columns.version("latest_version")?,
+        consumers: u32::try_from(columns.number("consumer_count")?)
+            .map_err(|_| columns.damaged("consumer_count"))?,
         rotation: columns.rotation()?,
     })
 }
@@ -154,6 +159,19 @@ pub(super) fn version(row: &Row<'_>) -> Result<Sealed<VersionRow>, StoreError> {
         activate_time: columns.optional_time("activate_time")?,
         deactivate_time: columns.optional_time("deactivate_time")?,
         destruction: columns.destruction()?,
+        revision: columns.revision()?,
+    })
+}
+
+/// Reads a row of `consumers`.
+pub(super) fn consumer(row: &Row<'_>) -> Result<Sealed<ConsumerRow>, StoreError> {
+    let columns = Columns { table: "consumers", row };
+    columns.sealed(ConsumerRow {
+        key_uid: columns.uid("key_uid")?,
+        consumer_id: columns.read("consumer_id")?,
+        description: columns.read("description")?,
+        create_time: columns.time("create_time")?,
+        actor: columns.read("actor")?,
         revision: columns.revision()?,
     })
 }

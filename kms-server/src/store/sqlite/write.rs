@@ -202,7 +202,11 @@ pub(super) fn probe(connection: &Connection, now: Timestamp) -> Result<(), Store
 }
 
 /// The request id comes first: a repeat must see it taken, not that its name or revision is.
-fn apply(connection: &Connection, closing: &Closing, max_requests: u64) -> Result<(), StoreError> {
+pub(super) fn apply(
+    connection: &Connection,
+    closing: &Closing,
+    max_requests: u64,
+) -> Result<(), StoreError> {
     let Closing { intent, manifest, history, request } = closing;
     if let Some(request) = request {
         remember(connection, request)?;
@@ -293,16 +297,16 @@ fn insert_key(connection: &Connection, key: &Sealed<KeyRow>) -> Result<(), Store
     let sql =
         "INSERT INTO keys (uid, tenant, key_id, purpose, protection, state, owner, sensitivity,
             usage, cryptoperiod_s, labels, create_time, update_time, revision, primary_version,
-            latest_version, rotation_period_s, rotate_time, generation, mac)
+            latest_version, consumer_count, rotation_period_s, rotate_time, generation, mac)
          VALUES (:uid, :tenant, :key_id, :purpose, :protection, :state, :owner, :sensitivity,
             :usage, :cryptoperiod_s, :labels, :create_time, :update_time, :revision, :primary_version,
-            :latest_version, :rotation_period_s, :rotate_time, :generation, :mac)";
+            :latest_version, :consumer_count, :rotation_period_s, :rotate_time, :generation, :mac)";
     with_key_parameters(key, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::NameTaken)
     })
 }
 
-fn replace_key(
+pub(super) fn replace_key(
     connection: &Connection,
     expected: Revision,
     key: &Sealed<KeyRow>,
@@ -311,7 +315,7 @@ fn replace_key(
             protection = :protection, state = :state, owner = :owner,
             sensitivity = :sensitivity, usage = :usage, cryptoperiod_s = :cryptoperiod_s, labels = :labels, create_time = :create_time,
             update_time = :update_time, revision = :revision, primary_version = :primary_version,
-            latest_version = :latest_version, rotation_period_s = :rotation_period_s,
+            latest_version = :latest_version, consumer_count = :consumer_count, rotation_period_s = :rotation_period_s,
             rotate_time = :rotate_time, generation = :generation, mac = :mac
          WHERE uid = :uid AND revision = :expected";
     let expected = integer(expected.get())?;
@@ -348,6 +352,7 @@ fn with_key_parameters<T>(
         revision,
         primary,
         latest,
+        consumers,
         rotation,
     } = row;
     let labels = serde_json::to_string(labels)
@@ -369,6 +374,7 @@ fn with_key_parameters<T>(
         ":revision": integer(revision.get())?,
         ":primary_version": primary.get(),
         ":latest_version": latest.get(),
+        ":consumer_count": consumers,
         ":rotation_period_s": rotation.map(|plan| integer(plan.period.as_secs())).transpose()?,
         ":rotate_time": rotation.map(|plan| plan.due.as_unix_ms()),
         ":generation": generation.get(),
@@ -380,10 +386,10 @@ fn with_key_parameters<T>(
 fn insert_version(connection: &Connection, version: &Sealed<VersionRow>) -> Result<(), StoreError> {
     let sql = "INSERT INTO versions (key_uid, version, state, material_kind, material, check_blob,
             create_time, state_time, state_reason, state_actor, activate_time, deactivate_time,
-            destroy_time, destroy_returns, revision, generation, mac)
+            destroy_time, destroy_returns, destroy_despite_consumers, revision, generation, mac)
          VALUES (:key_uid, :version, :state, :material_kind, :material, :check_blob,
             :create_time, :state_time, :state_reason, :state_actor, :activate_time, :deactivate_time,
-            :destroy_time, :destroy_returns, :revision, :generation, :mac)";
+            :destroy_time, :destroy_returns, :destroy_despite_consumers, :revision, :generation, :mac)";
     with_version_parameters(version, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::RevisionMismatch)
     })
@@ -398,7 +404,8 @@ fn replace_version(
             material = :material, check_blob = :check_blob, create_time = :create_time,
             state_time = :state_time, state_reason = :state_reason, state_actor = :state_actor,
             activate_time = :activate_time, deactivate_time = :deactivate_time, destroy_time = :destroy_time,
-            destroy_returns = :destroy_returns, revision = :revision, generation = :generation,
+            destroy_returns = :destroy_returns,
+            destroy_despite_consumers = :destroy_despite_consumers, revision = :revision, generation = :generation,
             mac = :mac
          WHERE key_uid = :key_uid AND version = :version AND revision = :expected";
     let expected = integer(expected.get())?;
@@ -453,6 +460,7 @@ fn with_version_parameters<T>(
         ":deactivate_time": deactivate_time.map(Timestamp::as_unix_ms),
         ":destroy_time": destruction.map(|planned| planned.time.as_unix_ms()),
         ":destroy_returns": destruction.map(|planned| planned.returns_to.as_str()),
+        ":destroy_despite_consumers": destruction.is_some_and(|planned| planned.despite_consumers),
         ":revision": integer(revision.get())?,
         ":generation": generation.get(),
         ":mac": mac.0,
@@ -533,7 +541,7 @@ fn exists(connection: &Connection, sql: &str, parameters: impl Params) -> Result
     Ok(connection.prepare_cached(sql)?.exists(parameters)?)
 }
 
-fn insert(
+pub(super) fn insert(
     connection: &Connection,
     sql: &str,
     parameters: impl Params,

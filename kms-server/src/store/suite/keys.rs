@@ -240,8 +240,11 @@ pub(crate) async fn a_destroyed_version_stays_destroyed(store: Arc<impl Store>) 
     for (step, state) in (1..).zip(path) {
         store.open_intent(sealed(intent(10 + step))).await.unwrap();
         row.state = state;
-        row.destruction = (state == VersionState::DestroyScheduled)
-            .then_some(Destruction { time: time(9), returns_to: VersionState::Compromised });
+        row.destruction = (state == VersionState::DestroyScheduled).then_some(Destruction {
+            time: time(9),
+            returns_to: VersionState::Compromised,
+            despite_consumers: false,
+        });
         if state == VersionState::Destroyed {
             row.material = Material::Wrapped(WrappedKey(vec![]));
         }

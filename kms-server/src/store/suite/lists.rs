@@ -217,8 +217,11 @@ pub(crate) async fn due_destructions_are_those_planned_the_first_first(store: Ar
         let mut new = new_key(number);
         if let Some(due) = due {
             new.version.row.state = VersionState::DestroyScheduled;
-            new.version.row.destruction =
-                Some(Destruction { time: time(due), returns_to: VersionState::Compromised });
+            new.version.row.destruction = Some(Destruction {
+                time: time(due),
+                returns_to: VersionState::Compromised,
+                despite_consumers: false,
+            });
         }
         store.open_intent(sealed(intent(number))).await.unwrap();
         store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();

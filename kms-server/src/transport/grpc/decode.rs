@@ -10,14 +10,14 @@ use kms_core::context::EncryptionContext;
 use kms_core::id::{RequestId, Revision};
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
-use kms_core::name::{KeyName, TenantName};
+use kms_core::name::{ConsumerName, KeyName, TenantName};
 use kms_core::secret::Plaintext;
 use kms_proto::v1 as proto;
 
 use crate::service::{
     ChangeKeyState, ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey,
-    ListKeyHistory, ListKeyVersions, ListKeys, Rewrap, RotateKey, ScheduleDestruction,
-    ServiceError, SetRotation, StageKeyVersion, Unwrap, UpdateKey, Wrap,
+    ListKeyHistory, ListKeyVersions, ListKeys, RegisterConsumer, RemoveConsumer, Rewrap, RotateKey,
+    ScheduleDestruction, ServiceError, SetRotation, StageKeyVersion, Unwrap, UpdateKey, Wrap,
 };
 
 type Decoded<T> = Result<T, ServiceError>;
@@ -185,6 +185,26 @@ pub(super) fn get_version_usage(
     parse("name", &name)
 }
 
+pub(super) fn register_consumer(
+    message: proto::RegisterConsumerRequest,
+) -> Decoded<RegisterConsumer> {
+    let proto::RegisterConsumerRequest { parent, consumer_id, description, request_id } = message;
+    let name = ConsumerName::new(parse("parent", &parent)?, &consumer_id)
+        .map_err(|error| field("consumer_id", error))?;
+    Ok(RegisterConsumer { name, description, request_id: self::request_id(&request_id)? })
+}
+
+pub(super) fn remove_consumer(message: proto::RemoveConsumerRequest) -> Decoded<RemoveConsumer> {
+    let proto::RemoveConsumerRequest { name, reason, request_id } = message;
+    let request_id = self::request_id(&request_id)?;
+    Ok(RemoveConsumer { name: parse("name", &name)?, reason, request_id })
+}
+
+pub(super) fn list_consumers(message: proto::ListConsumersRequest) -> Decoded<KeyName> {
+    let proto::ListConsumersRequest { parent } = message;
+    parse("parent", &parent)
+}
+
 pub(super) fn stage(message: proto::StageKeyVersionRequest) -> Decoded<StageKeyVersion> {
     let proto::StageKeyVersionRequest { name, activate_time, reason, request_id } = message;
     let activate_time = activate_time.map(|given| time("activate_time", given)).transpose()?;
@@ -247,13 +267,14 @@ pub(super) fn schedule(
         reason,
         request_id,
         allow_recent_use,
+        allow_consumers,
     } = message;
     let window = match window {
         Some(given) => whole_seconds("window", given)?,
         None => DEFAULT_DESTRUCTION_WINDOW,
     };
     let ChangeVersionState { name, reason, request_id } = change(&name, reason, &request_id)?;
-    Ok(ScheduleDestruction { name, window, allow_recent_use, reason, request_id })
+    Ok(ScheduleDestruction { name, window, allow_recent_use, allow_consumers, reason, request_id })
 }
 
 pub(super) fn cancel(

@@ -10,8 +10,9 @@ use kms_core::usage::{Tally, Uses};
 use kms_proto::v1 as proto;
 
 use crate::service::{
-    CiphertextDescription, Compromised, DataKey, HistoryEntry, KeyDescription, Page, Retirement,
-    Rewrapped, Rotated, Staged, Unwrapped, VersionDescription, VersionUsage, Wrapped,
+    CiphertextDescription, Compromised, ConsumerDescription, DataKey, HistoryEntry, KeyDescription,
+    Page, Retirement, Rewrapped, Rotated, Staged, Unwrapped, VersionDescription, VersionUsage,
+    Wrapped,
 };
 
 pub(super) fn wrapped(result: Wrapped) -> proto::WrapResponse {
@@ -92,6 +93,7 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         revision,
         primary_version,
         version_count,
+        consumer_count,
         rotation,
     } = result;
     let purpose = match purpose {
@@ -126,6 +128,7 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         revision: revision.get(),
         primary_version: primary_version.map_or(0, kms_core::id::KeyVersion::get),
         version_count,
+        consumer_count,
         rotation_period: rotation.map(|plan| duration(plan.period)),
         next_rotation_time: rotation.map(|plan| time(plan.due)),
     }
@@ -162,6 +165,20 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         destroy_time: destroy_time.map(time),
         activate_time: activate_time.map(time),
     }
+}
+
+pub(super) fn consumer(result: ConsumerDescription) -> proto::Consumer {
+    let ConsumerDescription { name, description, create_time, actor } = result;
+    proto::Consumer {
+        name: name.to_string(),
+        description,
+        create_time: Some(time(create_time)),
+        actor,
+    }
+}
+
+pub(super) fn consumers(result: Vec<ConsumerDescription>) -> proto::ListConsumersResponse {
+    proto::ListConsumersResponse { consumers: result.into_iter().map(consumer).collect() }
 }
 
 pub(super) fn staged(result: Staged) -> proto::StageKeyVersionResponse {

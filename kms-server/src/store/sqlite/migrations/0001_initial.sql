@@ -31,6 +31,7 @@ CREATE TABLE keys (
     revision        INTEGER NOT NULL CHECK (revision >= 1),
     primary_version INTEGER NOT NULL CHECK (primary_version BETWEEN 1 AND latest_version),
     latest_version  INTEGER NOT NULL CHECK (latest_version <= 4294967295),
+    consumer_count  INTEGER NOT NULL CHECK (consumer_count BETWEEN 0 AND 1000),
     -- Rotation by period, and when the primary gives way.
     rotation_period_s INTEGER CHECK (rotation_period_s BETWEEN 1 AND 315619200),
     rotate_time       INTEGER,
@@ -63,6 +64,8 @@ CREATE TABLE versions (
     -- A planned destruction, and the state that cancelling it leads back to.
     destroy_time    INTEGER,
     destroy_returns TEXT    CHECK (destroy_returns IN ('DEACTIVATED', 'COMPROMISED')),
+    -- 1 when it is made although consumers of the key are registered.
+    destroy_despite_consumers INTEGER NOT NULL CHECK (destroy_despite_consumers IN (0, 1)),
     revision        INTEGER NOT NULL CHECK (revision >= 1),
     generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
     mac             BLOB    NOT NULL CHECK (length(mac) = 32),
@@ -81,6 +84,19 @@ CREATE INDEX versions_to_activate ON versions (activate_time)
 CREATE INDEX versions_due ON versions (deactivate_time)
     WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL;
 CREATE INDEX versions_to_destroy ON versions (destroy_time) WHERE destroy_time IS NOT NULL;
+
+-- Who has said to depend on a key. Rows are made and taken away, never changed.
+CREATE TABLE consumers (
+    key_uid     BLOB    NOT NULL REFERENCES keys (uid),
+    consumer_id TEXT    NOT NULL CHECK (octet_length(consumer_id) BETWEEN 1 AND 63),
+    description TEXT    NOT NULL CHECK (octet_length(description) <= 256),
+    create_time INTEGER NOT NULL,
+    actor       TEXT    NOT NULL CHECK (octet_length(actor) <= 2048),
+    revision    INTEGER NOT NULL CHECK (revision >= 1),
+    generation  INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac         BLOB    NOT NULL CHECK (length(mac) = 32),
+    PRIMARY KEY (key_uid, consumer_id)
+) STRICT, WITHOUT ROWID;
 
 -- What happened to a key: one entry a change, written with it. Version 0 stands for the key itself.
 CREATE TABLE history (
@@ -234,6 +250,7 @@ BEGIN SELECT RAISE(ABORT, 'manifests: the revision did not grow'); END;
 
 CREATE TRIGGER keys_stay BEFORE DELETE ON keys BEGIN SELECT RAISE(ABORT, 'keys are never deleted'); END;
 CREATE TRIGGER versions_stay BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are never deleted'); END;
+CREATE TRIGGER consumers_stand BEFORE UPDATE ON consumers BEGIN SELECT RAISE(ABORT, 'consumers are never changed'); END;
 CREATE TRIGGER history_stands BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
 CREATE TRIGGER history_stays BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
 CREATE TRIGGER roots_stay BEFORE DELETE ON roots BEGIN SELECT RAISE(ABORT, 'roots are never deleted'); END;
