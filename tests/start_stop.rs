@@ -11,16 +11,26 @@ mod common;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
+use common::calls::new_key;
 use common::rig::{admin_address, get, serving};
-use common::{LIMIT, Rig};
+use common::{LIMIT, Rig, Server};
+use kms_core::clock::{Clock as _, SystemClock};
+use kms_testkit::Faulty;
+use kms_testkit::deadline::eventually;
 use rustix::process::Signal;
 use tokio::net::TcpSocket;
+use tokio::task::JoinHandle;
 
 /// Exit status of a server that the system refuses a socket.
 const EXIT_SOCKET: i32 = 71;
 /// Exit status of a server that was told twice to stop.
 const EXIT_AT_ONCE: i32 = 143;
+/// How long a signal that asked for a stop may come again and mean nothing more.
+const ECHO: Duration = Duration::from_secs(1);
+/// What is said when a second wish to stop is heeded.
+const AGAIN: &str = "told to stop again: ending at once";
 /// What an HSM that cannot be reached says.
 const AWAY: [&str; 1] = ["C_Initialize * return CKR_DEVICE_ERROR"];
 
@@ -120,21 +130,85 @@ async fn a_call_that_hangs_in_the_hsm_does_not_keep_a_stop() {
     assert!(!hanging.await.unwrap());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_sigterm_ends_a_drain_at_once_and_the_status_says_so() {
-    let mut rig = Rig::new();
+/// A server that drains beside a call that hangs, since the first SIGTERM.
+struct Draining {
+    server: Server,
+    faulty: Faulty,
+    /// Whether the call was answered well.
+    hanging: JoinHandle<bool>,
+    /// When it was about to be told.
+    since: Instant,
+}
+
+async fn draining(mut rig: Rig) -> Draining {
     let faulty = rig.use_faulty_module();
     let mut server = rig.start();
     let client = server.operator().await;
-    let key = client.create("hang").await.name;
+    let mut key = new_key("hang");
+    key.key_id = format!("hang-{}", faulty.mark());
+    let key = client.keys().create_key(key).await.unwrap().into_inner().name;
     let mark = faulty.mark();
     faulty.script(&["C_Encrypt 1 hang"]);
     let hanging = tokio::spawn(async move { client.wrap(&key, b"x", &[]).await.is_ok() });
     faulty.await_hang(mark, "C_Encrypt", LIMIT);
+    let since = SystemClock.monotonic();
     server.process.signal(Signal::TERM);
     server.process.await_line("stopping: draining", LIMIT);
-    let (code, told) = (server.process.terminate(LIMIT).code(), server.process.stderr());
+    Draining { server, faulty, hanging, since }
+}
+
+/// Asserts that a drain was not finished, and that the status says so.
+async fn was_cut_off(Draining { mut server, hanging, .. }: Draining) -> Rig {
+    let code = server.process.await_end(LIMIT).code();
+    let told = server.process.stderr();
     assert_eq!(code, Some(EXIT_AT_ONCE), "{told}");
     assert!(told.lines().last().unwrap().contains("the drain was not finished"), "{told}");
     assert!(!hanging.await.unwrap());
+    server.rig
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_sigterm_ends_a_drain_at_once_and_the_status_says_so() {
+    let mut draining = draining(Rig::new()).await;
+    // Sent again and again, it counts when a second is over.
+    eventually(LIMIT, "that one counts", || {
+        draining.server.process.signal(Signal::TERM);
+        draining.server.process.stderr().contains(AGAIN)
+    });
+    assert!(SystemClock.monotonic() - draining.since >= ECHO);
+    was_cut_off(draining).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_signal_ends_a_drain_at_once() {
+    let mut draining = draining(Rig::new()).await;
+    draining.server.process.signal(Signal::INT);
+    was_cut_off(draining).await;
+}
+
+/// GNU `timeout` sends its signal to the process and then to its group.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_signal_within_a_second_is_taken_for_one() {
+    let mut rig = Rig::new();
+    loop {
+        let mut draining = draining(rig).await;
+        draining.server.process.signal(Signal::TERM);
+        let mut ignored = false;
+        eventually(LIMIT, "what was made of it", || {
+            let told = draining.server.process.stderr();
+            ignored = told.contains("taken for one");
+            ignored || told.contains(AGAIN)
+        });
+        if ignored {
+            draining.faulty.heal();
+            assert!(draining.hanging.await.unwrap(), "the drain went on");
+            assert_eq!(draining.server.process.await_end(LIMIT).code(), Some(0));
+            return;
+        }
+        // On a machine that stood still for that long it was no echo any more.
+        assert!(SystemClock.monotonic() - draining.since >= ECHO, "it was told to go on");
+        let faulty = draining.faulty.clone();
+        rig = was_cut_off(draining).await;
+        faulty.heal();
+    }
 }

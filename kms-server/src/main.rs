@@ -43,7 +43,7 @@ const EXIT_STATUSES: &str = "Exit status:\n  \
     78  the configuration, a certificate or the PIN's place is wrong; or no root set is pinned\n  \
     143 told twice to stop: ended at once, the drain not finished\n\n\
     A PIN that the token refuses ends no server: it stays, not ready, so that nothing tries it again.\n\n\
-    Signals:\n  SIGTERM, SIGINT  drain and stop; a second one ends at once\n  SIGHUP           read certificates, CAs and CRLs again";
+    Signals:\n  SIGTERM, SIGINT  drain and stop; a second one ends at once, unless it is the same within 1 s\n  SIGHUP           read certificates, CAs and CRLs again";
 
 /// Holdfast: an HSM-backed key management service
 #[derive(Debug, Parser)]
