@@ -47,7 +47,7 @@ fn a_change_without_an_answer_in_time_is_told_with_its_request_id() {
     let world = World::new();
     world.fake.script().silent = true;
     let one = &|words: &[&str]| {
-        let run = world.kms(&[words, &["--timeout", "3s", "--output", "json"]].concat(), b"");
+        let run = world.kms(&[words, &["--timeout", "5s", "--output", "json"]].concat(), b"");
         let error = error(&run);
         assert_eq!((run.code, &error["reason"]), (7, &"TIMEOUT".into()), "{words:?}: {error}");
         assert!(error["message"].as_str().unwrap().contains("may have been made"), "{error}");
@@ -69,13 +69,13 @@ fn people_are_told_how_to_repeat_a_change_and_the_repeat_is_the_same_request() {
     world.fake.script().silent = true;
     for (words, more) in [(&["key", "rotate", "k"][..], ""), (CHANGES[2], " --revision 7")] {
         world.fake.script().request_ids.clear();
-        let run = world.kms(&[words, &["--timeout", "1s"]].concat(), b"");
+        let run = world.kms(&[words, &["--timeout", "2s"]].concat(), b"");
         let sent = world.fake.script().request_ids.remove(0);
         let flags = format!("--request-id {sent}{more}");
         let advice = format!("\n  repeat the command with {flags}: within 24 hours");
         assert!(run.stderr.contains("; the change may have been made\n"), "{}", run.stderr);
         assert!(run.stderr.contains(&advice), "{}", run.stderr);
-        let flags: Vec<_> = flags.split(' ').chain(["--timeout", "1s"]).collect();
+        let flags: Vec<_> = flags.split(' ').chain(["--timeout", "2s"]).collect();
         world.kms(&[words, &flags].concat(), b"");
         assert_eq!(world.fake.script().request_ids, [sent]);
     }

@@ -12,6 +12,7 @@ use kms_core::key::{
 use kms_core::lifecycle::{MAX_DESTRUCTION_WINDOW, MIN_DESTRUCTION_WINDOW};
 
 use super::ServiceError;
+use crate::keyring::CONTEXT_AUDIT_LABEL;
 
 pub(super) fn check_owner(text: &str) -> Result<(), ServiceError> {
     check_text("owner", text, 1, MAX_OWNER_BYTES)
@@ -71,6 +72,12 @@ pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Serv
     for (key, value) in labels {
         check_text("labels", key, 1, MAX_LABEL_KEY_BYTES)?;
         check_text("labels", value, 0, MAX_LABEL_VALUE_BYTES)?;
+    }
+    // Another value would be taken as none, and contexts that shall be hidden be logged in clear.
+    let (reserved, allowed) = CONTEXT_AUDIT_LABEL;
+    if labels.get(reserved).is_some_and(|value| value != allowed) {
+        let problem = format!("`{reserved}` must be `{allowed}`, or not be there");
+        return Err(ServiceError::field("labels", problem));
     }
     Ok(())
 }
@@ -168,5 +175,18 @@ mod tests {
         assert!(one(64, 0).is_err());
         assert!(one(1, 256).is_err());
         assert!(one(0, 0).is_err());
+    }
+
+    #[test]
+    fn the_reserved_label_has_its_one_value() {
+        let one = |key: &str, value: &str| {
+            check_labels(&BTreeMap::from([(key.to_owned(), value.to_owned())]))
+        };
+        assert!(one("context-audit", "HASHED").is_ok());
+        for wrong in ["hashed", "HASHED ", "CLEAR", ""] {
+            let refused = one("context-audit", wrong).unwrap_err();
+            assert_eq!(refused.reason(), "FIELD_VIOLATION", "{wrong:?}");
+        }
+        assert!(one("context-audits", "hashed").is_ok());
     }
 }

@@ -1,5 +1,7 @@
 //! The life of keys: creation, idempotency, metadata, rollover, lists.
 
+use std::collections::BTreeMap;
+
 use kms_core::audit::Phase;
 use kms_core::id::{KeyVersion, Revision};
 use kms_core::state::VersionState;
@@ -176,4 +178,20 @@ async fn pages_follow_each_other_and_tokens_are_bound_and_expire() {
     let page = world.kms.list_key_versions(&request, versions).await.unwrap();
     assert_eq!(page.items.len(), 1);
     assert_eq!(page.items[0].invocation_count, 1);
+}
+
+#[tokio::test]
+async fn a_reserved_label_with_another_value_is_refused_at_creation_and_update() {
+    let world = World::new().await;
+    let wrong = BTreeMap::from([("context-audit".to_owned(), "hashed".to_owned())]);
+    let request = world.request(CREATE);
+    let mut key = create(KEY);
+    key.labels = wrong.clone();
+    let refused = world.kms.create_key(&request, key).await.unwrap_err();
+    assert!(matches!(&refused, ServiceError::FieldViolation { field: "labels", .. }), "{refused}");
+    world.kms.create_key(&request, create(KEY)).await.unwrap();
+    let labelled = UpdateKey { labels: Some(wrong), ..update(Revision::FIRST, "new") };
+    let request = world.request("kms.v1.KeyService/UpdateKey");
+    let refused = world.kms.update_key(&request, labelled).await.unwrap_err();
+    assert!(matches!(&refused, ServiceError::FieldViolation { field: "labels", .. }), "{refused}");
 }
