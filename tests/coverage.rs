@@ -27,17 +27,24 @@ use tonic::{Code, Status};
 /// Carries the id of a request, as in the audit log.
 const EVENT_ID: &str = "holdfast-event-id";
 
+/// The method whose messages are many: one item is one message.
+const STREAM: &str = "kms.v1.CryptoService/RewrapStream";
+
 /// A good call of one method.
 struct Case {
     method: &'static str,
     message: Vec<u8>,
-    /// Refusals stand in the items; the call itself is OK.
-    batch: bool,
+    /// So many items, in which refusals stand; the call itself is OK. None in a call without items.
+    items: usize,
 }
 
 fn case(method: &'static str, message: &impl prost::Message) -> Case {
-    let batch = method.contains("/Batch");
-    Case { method, message: message.encode_to_vec(), batch }
+    let items = match method {
+        STREAM => 1,
+        _ if method.contains("/Batch") => 2,
+        _ => 0,
+    };
+    Case { method, message: message.encode_to_vec(), items }
 }
 
 /// Returns a good call of every method, in an order in which each is permitted.
@@ -70,6 +77,8 @@ fn crypto_cases(key: &str, ciphertext: &[u8]) -> Vec<Case> {
     let random =
         proto::GenerateRandomRequest { length_bytes: 16, tenant: format!("tenants/{TENANT}") };
     let (wraps, unwraps) = (vec![wrap.clone(); 2], vec![unwrap.clone(); 2]);
+    let reference = "row 1".to_owned();
+    let streamed = proto::RewrapStreamRequest { reference, item: Some(rewrap.clone()) };
     let (rewraps, data_keys) = (vec![rewrap.clone(); 2], vec![data_key.clone(); 2]);
     vec![
         case("kms.v1.CryptoService/Wrap", &wrap),
@@ -83,6 +92,7 @@ fn crypto_cases(key: &str, ciphertext: &[u8]) -> Vec<Case> {
             "kms.v1.CryptoService/BatchGenerateDataKey",
             &proto::BatchGenerateDataKeyRequest { items: data_keys },
         ),
+        case(STREAM, &streamed),
         case("kms.v1.CryptoService/DescribeCiphertext", &describe),
         case("kms.v1.CryptoService/GenerateRandom", &random),
     ]
@@ -245,10 +255,15 @@ struct BatchItem {
     status: Option<proto::ItemStatus>,
 }
 
-/// Returns the statuses of the items of any batch answer.
-fn item_statuses(answer: &[u8]) -> Vec<(Code, String)> {
-    let answer = BatchAnswer::decode(answer).unwrap();
-    let statuses = answer.items.into_iter().map(|item| item.status.unwrap());
+/// Returns the statuses of the items of any answer that has items.
+fn item_statuses(method: &str, answer: &[u8]) -> Vec<(Code, String)> {
+    let statuses = if method == STREAM {
+        vec![proto::RewrapStreamResponse::decode(answer).unwrap().status]
+    } else {
+        let answer = BatchAnswer::decode(answer).unwrap();
+        answer.items.into_iter().map(|item| item.status).collect()
+    };
+    let statuses = statuses.into_iter().map(Option::unwrap);
     statuses.map(|status| (Code::from(status.code), status.reason)).collect()
 }
 
@@ -271,12 +286,12 @@ fn every_rpc_has_a_case() {
 async fn permitted_calls_succeed_and_are_in_the_audit_log() {
     let server = Server::fresh();
     let operator = server.operator().await;
-    for Case { method, message, batch } in world(&operator).await {
+    for Case { method, message, items } in world(&operator).await {
         let answer = raw_call(&operator.channel, method, message).await;
         let answer = answer.unwrap_or_else(|status| panic!("{method}: {status:?}"));
-        if batch {
-            let ok = (Code::Ok, String::new());
-            assert_eq!(item_statuses(answer.get_ref()), [ok.clone(), ok], "{method}");
+        if items > 0 {
+            let ok = vec![(Code::Ok, String::new()); items];
+            assert_eq!(item_statuses(method, answer.get_ref()), ok, "{method}");
         }
         // The record was durable before the answer left.
         let records = server.records();
@@ -289,9 +304,10 @@ async fn permitted_calls_succeed_and_are_in_the_audit_log() {
             assert_eq!(record["principal"], OPERATOR);
             assert_eq!(record["authn_method"], "mtls");
         }
-        let expected = match (batch, last["phase"].as_str().unwrap()) {
-            (true, "complete") | (false, "outcome") => 2,
-            (false, "complete") => 1,
+        let expected = match (items, last["phase"].as_str().unwrap()) {
+            (0, "outcome") => 2,
+            (0, "complete") => 1,
+            (items, "complete") => items,
             other => panic!("{method}: {other:?}"),
         };
         assert_eq!(records.len(), expected, "{method}: {records:?}");
@@ -304,12 +320,12 @@ async fn calls_without_a_grant_are_refused_and_are_in_the_audit_log() {
     let server = Server::fresh();
     let cases = world(&server.operator().await).await;
     let stranger = server.client(&server.rig.stranger).await;
-    for Case { method, message, batch } in cases {
+    for Case { method, message, items } in cases {
         let answer = raw_call(&stranger.channel, method, message).await;
-        let id = if batch {
+        let id = if items > 0 {
             let answer = answer.unwrap_or_else(|status| panic!("{method}: {status:?}"));
-            let denied = (Code::PermissionDenied, "ACCESS_DENIED".to_owned());
-            assert_eq!(item_statuses(answer.get_ref()), [denied.clone(), denied], "{method}");
+            let denied = vec![(Code::PermissionDenied, "ACCESS_DENIED".to_owned()); items];
+            assert_eq!(item_statuses(method, answer.get_ref()), denied, "{method}");
             event_id(answer.metadata())
         } else {
             let status = answer.map(drop).unwrap_err();
@@ -318,7 +334,7 @@ async fn calls_without_a_grant_are_refused_and_are_in_the_audit_log() {
         };
         let records = server.records();
         let records = of_event(&records, &id);
-        assert_eq!(records.len(), if batch { 2 } else { 1 }, "{method}: {records:?}");
+        assert_eq!(records.len(), items.max(1), "{method}: {records:?}");
         for record in records {
             assert_eq!(record["operation"], method);
             assert_eq!(record["principal"], STRANGER);
@@ -340,16 +356,16 @@ async fn a_grant_in_one_tenant_is_none_in_another() {
     let server = rig.start();
     let cases = world(&server.operator().await).await;
     let client = server.client(&identity).await;
-    for Case { method, message, batch } in cases {
+    for Case { method, message, items } in cases {
         let answer = raw_call(&client.channel, method, message).await;
         if method == "kms.v1.CryptoService/DescribeCiphertext" {
             // May be asked by whoever may ask it anywhere; but what is not his looks unknown.
             let answer = proto::DescribeCiphertextResponse::decode(&answer.unwrap().get_ref()[..]);
             let answer = answer.unwrap();
             assert_eq!((answer.key_version.as_str(), answer.current), ("", false));
-        } else if batch {
+        } else if items > 0 {
             let denied = (Code::PermissionDenied, "ACCESS_DENIED".to_owned());
-            assert_eq!(item_statuses(answer.unwrap().get_ref())[0], denied, "{method}");
+            assert_eq!(item_statuses(method, answer.unwrap().get_ref())[0], denied, "{method}");
         } else {
             let status = answer.map(drop).unwrap_err();
             Refusal::of(&status).is(Code::PermissionDenied, "ACCESS_DENIED");

@@ -133,6 +133,15 @@ impl CryptoService for InMemory {
         Err(Answer::unimplemented("not for backups"))
     }
 
+    type RewrapStreamStream = tokio_stream::Empty<Result<RewrapStreamResponse, Answer>>;
+
+    async fn rewrap_stream(
+        &self,
+        _: Request<tonic::Streaming<RewrapStreamRequest>>,
+    ) -> Result<Response<Self::RewrapStreamStream>, Answer> {
+        Err(Answer::unimplemented("not for backups"))
+    }
+
     async fn batch_generate_data_key(
         &self,
         _: Request<BatchGenerateDataKeyRequest>,

@@ -290,6 +290,15 @@ impl CryptoService for Service {
         Ok(Response::new(v1::BatchRewrapResponse { items }))
     }
 
+    type RewrapStreamStream = tokio_stream::Empty<Result<v1::RewrapStreamResponse, Status>>;
+
+    async fn rewrap_stream(
+        &self,
+        _: Request<tonic::Streaming<v1::RewrapStreamRequest>>,
+    ) -> Answer<Self::RewrapStreamStream> {
+        unwritten()
+    }
+
     async fn batch_generate_data_key(
         &self,
         _: Request<v1::BatchGenerateDataKeyRequest>,

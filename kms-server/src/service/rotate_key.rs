@@ -302,6 +302,7 @@ impl Inner {
             deadline: received + super::kms::INTERNAL_DEADLINE,
             received,
             operation,
+            items_before: 0,
         })
     }
 }

@@ -228,7 +228,7 @@ impl Inner {
     ) -> Result<Vec<Result<T, ServiceError>>, ServiceError> {
         let mut entries = Vec::with_capacity(items.len());
         let mut results = Vec::with_capacity(items.len());
-        for (number, (trail, result)) in (0_u32..).zip(items) {
+        for (number, (trail, result)) in (request.items_before..).zip(items) {
             let entry = self.entry(request, trail, Phase::Complete, text(&result));
             let entry = AuditRecord { item: Some(number), ..entry };
             entries.extend(self.unless_folded(entry, &result));

@@ -45,6 +45,8 @@ pub struct RequestContext {
     pub received: Instant,
     /// Full name of the operation, `kms.v1.CryptoService/Wrap`.
     pub operation: &'static str,
+    /// Items of the request that were done before those of this batch: in a stream there are more batches than one.
+    pub items_before: u32,
 }
 
 /// Items of a batch: what could not be decoded stands there as its error, so that it is audited with the others.

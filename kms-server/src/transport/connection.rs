@@ -28,6 +28,7 @@ use super::limits::{
     ConnectionLimits, MAX_HEADER_LIST_BYTES, MAX_LOCAL_RESETS, MAX_PENDING_RESETS,
     MAX_SEND_BUFFER_BYTES, WINDOW_BYTES,
 };
+use super::method::REWRAP_STREAM_PATH;
 use super::shutdown::Shutdown;
 use super::sources::Place;
 use super::stats::ConnectionStats;
@@ -285,7 +286,7 @@ impl<S: HttpService> hyper::service::Service<http::Request<Incoming>> for PeerSe
         if let Some(recheck) = &self.recheck {
             recheck.run(&self.peer);
         }
-        if request.uri().path() == WATCH_PATH {
+        if [WATCH_PATH, REWRAP_STREAM_PATH].contains(&request.uri().path()) {
             request.extensions_mut().insert(self.ending.clone());
         }
         request.extensions_mut().insert(Arc::clone(&self.peer));

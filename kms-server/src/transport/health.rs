@@ -22,7 +22,7 @@ pub const CHECK_PATH: &str = "/grpc.health.v1.Health/Check";
 /// Path of the method that tells every change.
 pub const WATCH_PATH: &str = "/grpc.health.v1.Health/Watch";
 
-/// In a request to [`WATCH_PATH`]: raised when its connection is told to end.
+/// In a request that may last, such as one to [`WATCH_PATH`]: raised when its connection is told to end.
 pub type Ending = Shutdown;
 
 /// The health service, and the switch for it.

@@ -7,6 +7,13 @@ use std::time::Duration;
 
 /// The largest gRPC message, in either direction: a full batch of small items, a few dozen of the largest.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// The largest message of a stream of items: the longest envelope and context, names, and room to spare.
+pub const MAX_STREAM_ITEM_BYTES: usize = 128 * 1024;
+/// What a stream of items takes of [`BODY_BUDGET_BYTES`] while it is open: what its client may send ahead, a message that
+/// is not whole yet, and two windows of answers. Some forty streams at a time.
+pub const STREAM_BYTES: usize = WINDOW_BYTES as usize + 2 * 1024 * 1024;
+/// The longest reference of an item of a stream: the name of a row, not the row.
+pub const MAX_REFERENCE_BYTES: usize = 256;
 /// Bytes that the bodies of all requests together may take, beyond the first of each: sixty of the largest at a time.
 pub const BODY_BUDGET_BYTES: usize = 256 * 1024 * 1024;
 /// The most bytes of headers that one request may have; gRPC needs a few hundred.

@@ -45,6 +45,8 @@ methods! {
     BatchUnwrap => "kms.v1.CryptoService/BatchUnwrap",
     /// BatchRewrap.
     BatchRewrap => "kms.v1.CryptoService/BatchRewrap",
+    /// RewrapStream.
+    RewrapStream => "kms.v1.CryptoService/RewrapStream",
     /// BatchGenerateDataKey.
     BatchGenerateDataKey => "kms.v1.CryptoService/BatchGenerateDataKey",
     /// DescribeCiphertext.
@@ -98,6 +100,9 @@ methods! {
     /// GetVersionUsage.
     GetVersionUsage => "kms.v1.KeyService/GetVersionUsage",
 }
+
+/// Path of the one method that lasts: a request to it is told when its connection ends.
+pub const REWRAP_STREAM_PATH: &str = "/kms.v1.CryptoService/RewrapStream";
 
 #[cfg(test)]
 mod tests {

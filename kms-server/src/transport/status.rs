@@ -40,6 +40,8 @@ pub enum Refused {
     TooLate,
     /// Large requests take all the memory that they may. Nothing was done.
     Saturated,
+    /// The connection ends, by age or because the server stops; a stream goes on in another one.
+    Ending,
     /// The system gives no randomness.
     NoRandomness,
 }
@@ -57,6 +59,7 @@ impl Refused {
             Self::Cancelled => "CANCELLED",
             Self::TooLate => "REQUEST_DEADLINE",
             Self::Saturated => "SERVER_SATURATED",
+            Self::Ending => "CONNECTION_ENDING",
             Self::NoRandomness => "INTERNAL",
         }
     }
@@ -179,7 +182,10 @@ pub fn from_unauthenticated(error: Unauthenticated) -> Status {
 pub fn from_refused(refused: Refused) -> Status {
     let (code, text) = match refused {
         Refused::Malformed => (Code::InvalidArgument, "the request cannot be decoded"),
-        Refused::TooLarge => (Code::InvalidArgument, "the request is larger than 4 MiB"),
+        Refused::TooLarge => (
+            Code::InvalidArgument,
+            "the request is larger than 4 MiB, or an item of a stream than 128 KiB",
+        ),
         Refused::MethodUnknown => (Code::Unimplemented, "no such method"),
         Refused::EncodingUnknown => (Code::Unimplemented, "no such encoding"),
         Refused::ServiceUnknown => (Code::NotFound, "no such service"),
@@ -187,11 +193,14 @@ pub fn from_refused(refused: Refused) -> Status {
         Refused::Cancelled => (Code::Cancelled, "the request was cut short"),
         Refused::TooLate => (Code::DeadlineExceeded, "the request did not arrive in time"),
         Refused::Saturated => (Code::ResourceExhausted, "too many large requests at a time"),
+        Refused::Ending => (Code::Unavailable, "the connection ends; go on in another one"),
         Refused::NoRandomness => (Code::Internal, INTERNAL_TEXT),
     };
     let mut details = details(refused.reason(), HashMap::new());
-    if refused == Refused::Saturated {
+    if matches!(refused, Refused::Saturated | Refused::Ending) {
         details.set_retry_info(Some(RETRY_AFTER));
+    }
+    if refused == Refused::Saturated {
         details.add_quota_failure_violation("memory for requests", text);
     }
     Status::with_error_details(code, text, details)

@@ -130,6 +130,7 @@ impl World {
             deadline: received + Duration::from_secs(10),
             received,
             operation,
+            items_before: 0,
         }
     }
 

@@ -21,14 +21,20 @@ const OK: HeaderValue = HeaderValue::from_static("0");
 
 /// Makes the answer; `None` when the message is larger than a message may be.
 pub(super) fn with(message: &impl Message) -> Option<Response<Body>> {
-    let length = message.encoded_len();
-    let prefix = u32::try_from(length).ok().filter(|_| length <= MAX_MESSAGE_BYTES)?;
-    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
-    bytes.put_u8(0);
-    bytes.put_u32(prefix);
-    message.encode(&mut bytes).ok()?;
+    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + message.encoded_len());
+    frame(message, &mut bytes)?;
     let body = Unary { message: Some(bytes.freeze()), ended: false };
     Some(streaming(Body::new(body)))
+}
+
+/// Appends a message with its prefix; `None` when it is larger than a message may be.
+pub(super) fn frame(message: &impl Message, bytes: &mut BytesMut) -> Option<()> {
+    let length = message.encoded_len();
+    let prefix = u32::try_from(length).ok().filter(|_| length <= MAX_MESSAGE_BYTES)?;
+    bytes.reserve(PREFIX_BYTES + length);
+    bytes.put_u8(0);
+    bytes.put_u32(prefix);
+    message.encode(bytes).ok()
 }
 
 /// Makes the answer of a body that frames its messages itself.

@@ -19,7 +19,7 @@ use crate::transport::limits::MAX_MESSAGE_BYTES;
 use crate::transport::status::Refused;
 
 /// Flag and length before a gRPC message.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 /// Bytes of a body that are not taken from the budget: one DATA frame of the usual size, more than a small Wrap needs.
 pub(super) const FREE_BYTES: usize = 16 * 1024;
 
@@ -45,7 +45,14 @@ pub(super) struct Charge<'b> {
     bytes: usize,
 }
 
-impl Charge<'_> {
+impl<'b> Charge<'b> {
+    /// Takes bytes for something that is not a message, or fails when so many are not left.
+    pub(super) fn of(budget: &'b Budget, bytes: usize) -> Result<Self, Refused> {
+        let mut charge = Self { budget, bytes: 0 };
+        charge.grow_to(bytes)?;
+        Ok(charge)
+    }
+
     fn grow_to(&mut self, bytes: usize) -> Result<(), Refused> {
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 && !self.budget.take(more) {
@@ -143,7 +150,7 @@ impl<'b> Reading<'b> {
             Buffer::Many(bytes) => bytes.extend_from_slice(&data),
         }
         if self.whole.is_none() {
-            self.whole = whole(self.bytes())?;
+            self.whole = whole(self.bytes(), MAX_MESSAGE_BYTES)?;
         }
         if self.whole.is_some_and(|whole| length > whole) {
             return Err(Refused::Malformed);
@@ -164,13 +171,13 @@ impl<'b> Reading<'b> {
 }
 
 /// Reads the prefix, when it is there: no compression, and a length within the bound.
-fn whole(bytes: &[u8]) -> Result<Option<usize>, Refused> {
+pub(super) fn whole(bytes: &[u8], most: usize) -> Result<Option<usize>, Refused> {
     let Some((&[flag, a, b, c, d], _)) = bytes.split_first_chunk::<PREFIX_BYTES>() else {
         return Ok(None);
     };
     let length = u32::from_be_bytes([a, b, c, d]) as usize;
     match (flag, length) {
-        (0, 0..=MAX_MESSAGE_BYTES) => Ok(Some(length + PREFIX_BYTES)),
+        (0, length) if length <= most => Ok(Some(length + PREFIX_BYTES)),
         (0, _) => Err(Refused::TooLarge),
         _ => Err(Refused::Malformed),
     }

@@ -118,3 +118,13 @@ async fn a_body_that_fails_gives_back_what_it_took() {
     assert_eq!(message(body, &budget, NO_TIME).await.unwrap_err(), Refused::TooLate);
     assert_eq!(budget.0.load(Ordering::Relaxed), 100);
 }
+
+#[test]
+fn a_stream_takes_what_is_left_and_one_byte_more_is_saturated() {
+    let budget = Budget::new(10);
+    let taken = Charge::of(&budget, 10).unwrap();
+    assert_eq!(Charge::of(&budget, 1).unwrap_err(), Refused::Saturated);
+    drop(taken);
+    assert_eq!(Charge::of(&budget, 11).unwrap_err(), Refused::Saturated);
+    assert!(Charge::of(&budget, 10).is_ok());
+}

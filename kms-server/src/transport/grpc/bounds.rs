@@ -15,6 +15,9 @@ use crate::service::{MAX_BATCH_ITEMS, ServiceError};
 pub(super) const MAX_MASK_PATHS: usize = 16;
 /// Number of the field `items`, the same in all batch requests, which have no other.
 const ITEMS: usize = 1;
+/// Numbers of the fields of RewrapStreamRequest.
+const REFERENCE: usize = 1;
+const ITEM: usize = 2;
 /// Number of the field `paths` of a FieldMask.
 const PATHS: usize = 1;
 /// Number of the key in an entry of a map.
@@ -83,6 +86,23 @@ pub(super) fn items(message: &Bytes) -> Result<Vec<Bytes>, NotDecoded> {
         }
     }
     Ok(items)
+}
+
+/// Splits a message of a stream into its reference and the bytes of its item, which are decoded on their own.
+pub(super) fn stream_item(message: &Bytes) -> Result<(String, Bytes), NotDecoded> {
+    let (mut reference, mut item) = (&[][..], None);
+    let mut fields = Fields(message);
+    while let Some(field) = fields.next()? {
+        match (field.number, field.text) {
+            (REFERENCE, Some(text)) => reference = text,
+            // Decoders merge two occurrences; nobody sends two.
+            (ITEM, Some(text)) if item.is_none() => item = Some(message.slice_ref(text)),
+            (REFERENCE | ITEM, _) => return Err(NotDecoded::Malformed),
+            _ => {}
+        }
+    }
+    let reference = std::str::from_utf8(reference).map_err(|_| NotDecoded::Malformed)?;
+    Ok((reference.to_owned(), item.unwrap_or_default()))
 }
 
 fn check(message: &[u8], bounds: &[Bound]) -> Result<(), NotDecoded> {

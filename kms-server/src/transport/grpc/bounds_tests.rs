@@ -162,3 +162,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_message_of_a_stream_is_split_and_two_items_or_odd_text_are_malformed() {
+    let split = |bytes: &[u8]| stream_item(&Bytes::copy_from_slice(bytes));
+    let whole = split(&[0x12, 2, 7, 8, 0x0a, 1, b'r', 0x1a, 1, 0]).unwrap();
+    assert_eq!(whole, ("r".to_owned(), Bytes::from_static(&[7, 8])));
+    assert_eq!(split(&[]).unwrap(), (String::new(), Bytes::new()));
+    for bytes in [&[0x12, 0, 0x12, 0][..], &[0x0a, 1, 0xff], &[0x08, 1], &[0x12, 2, 7]] {
+        assert!(matches!(split(bytes), Err(NotDecoded::Malformed)), "{bytes:?}");
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use kms_core::clock::Clock;
 use kms_core::fault::Fault;
@@ -162,15 +162,73 @@ impl Call {
         request: Request<Incoming>,
     ) -> Result<(Arrived<'_>, Instant), Refused> {
         let (head, body) = request.into_parts();
-        if head.headers.get(ENCODING).is_some_and(|encoding| encoding != "identity") {
+        let deadline = self.deadline(&head.headers)?;
+        drop(head);
+        let left = || self.left(deadline);
+        Ok((arrive::message(body, &self.gateway.0.budget, left).await?, deadline))
+    }
+
+    /// Says until when all must be done, by the headers.
+    fn deadline(&self, headers: &HeaderMap) -> Result<Instant, Refused> {
+        if headers.get(ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(Refused::EncodingUnknown);
         }
-        let Inner { parts, budget, .. } = &*self.gateway.0;
-        let wait = deadline::wait_of(&head.headers, parts.max_request);
-        drop(head);
-        let deadline = self.received.checked_add(wait).unwrap_or(self.received);
-        let left = || deadline.saturating_duration_since(parts.clock.monotonic());
-        Ok((arrive::message(body, budget, left).await?, deadline))
+        let wait = deadline::wait_of(headers, self.gateway.0.parts.max_request);
+        Ok(self.received.checked_add(wait).unwrap_or(self.received))
+    }
+
+    /// Says how long it is until then.
+    pub(super) fn left(&self, deadline: Instant) -> Duration {
+        deadline.saturating_duration_since(self.gateway.0.parts.clock.monotonic())
+    }
+
+    /// Gives a stream its id and its deadline.
+    pub(super) fn open(&self, headers: &HeaderMap) -> Result<RequestContext, Refused> {
+        let deadline = self.deadline(headers)?;
+        Ok(self.context(new_event_id().ok_or(Refused::NoRandomness)?, deadline))
+    }
+
+    /// Takes from the memory for requests what a stream needs.
+    pub(super) fn charge(&self, bytes: usize) -> Result<Charge<'_>, Refused> {
+        Charge::of(&self.gateway.0.budget, bytes)
+    }
+
+    /// Lends the use-cases.
+    pub(super) fn kms(&self) -> &Kms {
+        &self.gateway.0.parts.kms
+    }
+
+    /// Counts and logs how a stream ended, and says it to the caller.
+    pub(super) fn ended(&self, event_id: EventId, outcome: Result<(), Ended>) -> Status {
+        let parts = &self.gateway.0.parts;
+        let took = parts.clock.monotonic().saturating_duration_since(self.received);
+        match outcome {
+            Ok(()) => {
+                parts.metrics.succeeded(self.method, took);
+                Status::ok("")
+            }
+            Err(Ended::Failed(error)) => {
+                parts.metrics.failed(self.method, error.reason(), took);
+                self.log(&error);
+                status::from_service(&error, &event_id.to_string())
+            }
+            Err(Ended::Refused(refused)) => {
+                self.note(refused.reason());
+                status::from_refused(refused)
+            }
+        }
+    }
+
+    fn context(&self, event_id: EventId, deadline: Instant) -> RequestContext {
+        RequestContext {
+            event_id,
+            principal: self.principal.clone(),
+            source: self.source,
+            deadline,
+            received: self.received,
+            operation: self.method.as_str(),
+            items_before: 0,
+        }
     }
 
     /// Reads and decodes the message, and gives the request its id.
@@ -186,18 +244,11 @@ impl Call {
             Err(NotDecoded::Malformed) => return Err(Refused::Malformed),
         };
         let event_id = new_event_id().ok_or(Refused::NoRandomness)?;
-        let context = RequestContext {
-            event_id,
-            principal: self.principal.clone(),
-            source: self.source,
-            deadline,
-            received: self.received,
-            operation: self.method.as_str(),
-        };
+        let context = self.context(event_id, deadline);
         Ok((Begun { context, decoded, event_id }, charge))
     }
 
-    fn span(&self, event_id: EventId) -> tracing::Span {
+    pub(super) fn span(&self, event_id: EventId) -> tracing::Span {
         // Of the highest level, so that failures carry the id whatever is worth a line.
         tracing::error_span!("request", %event_id, method = self.method.as_str())
     }
@@ -259,6 +310,15 @@ impl Call {
         parts.metrics.failed(self.method, reason, Duration::ZERO);
         parts.refusals.refused(self.source, self.method.as_str(), reason);
     }
+}
+
+/// Why a stream ended before its client ended it.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// By what came, or did not come.
+    Refused(Refused),
+    /// By what the service said of all items.
+    Failed(ServiceError),
 }
 
 fn tell_counted((reason, counted): (&'static str, u64)) {

@@ -2,7 +2,8 @@
 //!
 //! In the order in which a request meets them: `route` finds the method of a path, `gateway` asks who calls and does what
 //! every call needs, `arrive` reads the message, `bounds` counts it, `decode` and `encode` translate field by field,
-//! `answer` frames what goes back, `failures` keeps the log short. `crypto`, `key` and `health` name the methods.
+//! `answer` frames what goes back, `failures` keeps the log short. `crypto`, `key` and `health` name the
+//! methods, `rewrap_stream` is the one whose messages are many, which `messages` reads.
 
 mod answer;
 mod arrive;
@@ -16,6 +17,8 @@ mod failures;
 mod gateway;
 mod health;
 mod key;
+mod messages;
+mod rewrap_stream;
 mod route;
 
 pub use gateway::{EVENT_ID_KEY, Gateway, GatewayParts, RefusalLog};

@@ -16,7 +16,7 @@ use tonic::codegen::BoxFuture;
 use tower::Service;
 
 use super::gateway::{Call, Gateway};
-use super::{crypto, health, key};
+use super::{crypto, health, key, rewrap_stream};
 use crate::transport::health::{CHECK_PATH, HealthService, WATCH_PATH};
 use crate::transport::method::Method;
 use crate::transport::status::Refused;
@@ -78,6 +78,7 @@ fn dispatch(
         Method::BatchWrap => crypto::batch_wrap,
         Method::BatchUnwrap => crypto::batch_unwrap,
         Method::BatchRewrap => crypto::batch_rewrap,
+        Method::RewrapStream => rewrap_stream::answer,
         Method::BatchGenerateDataKey => crypto::batch_generate_data_key,
         Method::DescribeCiphertext => crypto::describe_ciphertext,
         Method::GenerateRandom => crypto::generate_random,

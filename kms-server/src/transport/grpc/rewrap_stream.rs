@@ -1,0 +1,237 @@
+//! RewrapStream: items as they come, answers in their order.
+//!
+//! What has come is done together, as a batch: one HSM worker, one append to the audit log, a record an item. Then the
+//! answers must be on their way before more is read, so a client that takes none stops itself by the windows of HTTP/2.
+//! The stream has the deadline of a call, so all that is asked of a call once (who calls, how long it may take, what a drain
+//! waits for) holds for it too.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use hyper::body::{Frame, Incoming};
+use kms_core::id::EventId;
+use kms_proto::v1::RewrapStreamResponse;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::Status;
+use tonic::body::Body;
+use tracing::Instrument as _;
+
+use super::bounds::{CONTEXT, NotDecoded, one, stream_item};
+use super::gateway::{Call, EVENT_ID_KEY, Ended};
+use super::messages::{Messages, Next};
+use super::route::Answer;
+use super::{answer, decode, encode};
+use crate::service::{RequestContext, Rewrap, ServiceError};
+use crate::transport::health::Ending;
+use crate::transport::limits::{MAX_REFERENCE_BYTES, STREAM_BYTES};
+use crate::transport::status::{self, Refused};
+
+/// The most items that are done together: enough to pay for one append, few enough for quick answers.
+const WINDOW_ITEMS: usize = 64;
+/// How many bytes of messages are done together before none is added: the answers are about as large.
+const WINDOW_BYTES: usize = 512 * 1024;
+/// How long the end may wait for the answers before it to be taken, when the deadline is over.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+const TOO_LARGE: ServiceError =
+    ServiceError::Bug { reason: "an answer is larger than a message may be" };
+
+/// What goes to the client.
+enum Sent {
+    /// Answers, framed.
+    Answers(Bytes),
+    /// The end.
+    End(Status),
+}
+
+/// Items that are done together.
+#[derive(Default)]
+struct Window {
+    references: Vec<String>,
+    items: Vec<Result<Rewrap, ServiceError>>,
+    bytes: usize,
+    /// Why no further one follows.
+    end: Option<Result<(), Refused>>,
+}
+
+pub(super) fn answer(call: Call, request: Request<Incoming>) -> Answer {
+    Box::pin(async move {
+        let (mut head, body) = request.into_parts();
+        let ending = head.extensions.remove::<Ending>();
+        let context = match call.open(&head.headers) {
+            Ok(context) => context,
+            Err(refused) => return Ok(call.refuse(refused)),
+        };
+        let event_id = context.event_id;
+        let span = call.span(event_id);
+        // One window of answers waits while the next is done.
+        let (sender, answers) = mpsc::channel(1);
+        let items = Items { messages: Messages::new(body), ending };
+        tokio::spawn(serve(call, context, items, sender).instrument(span));
+        Ok(opened(event_id, answers))
+    })
+}
+
+fn opened(event_id: EventId, answers: mpsc::Receiver<Sent>) -> Response<Body> {
+    let mut response = answer::streaming(Body::new(Answers { answers, ended: false }));
+    if let Ok(value) = HeaderValue::try_from(event_id.to_string()) {
+        response.headers_mut().insert(EVENT_ID_KEY, value);
+    }
+    response
+}
+
+/// Serves the stream to its end. It ends too when the client leaves, or takes no answers until the deadline.
+async fn serve(call: Call, context: RequestContext, items: Items, sender: mpsc::Sender<Sent>) {
+    let (event_id, deadline) = (context.event_id, context.deadline);
+    let outcome = work(&call, context, items, &sender).await;
+    let status = call.ended(event_id, outcome);
+    let left = call.left(deadline).max(END_PATIENCE);
+    // The client may be gone; then there is nobody to tell.
+    let _ = timeout(left, sender.send(Sent::End(status))).await;
+}
+
+async fn work(
+    call: &Call,
+    mut context: RequestContext,
+    mut from: Items,
+    sender: &mpsc::Sender<Sent>,
+) -> Result<(), Ended> {
+    let _charge = call.charge(STREAM_BYTES).map_err(Ended::Refused)?;
+    loop {
+        let Window { references, items, end, .. } = from.window(call, &context).await;
+        if !items.is_empty() {
+            let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+            let results = call.kms().batch_rewrap(&context, items).await.map_err(Ended::Failed)?;
+            context.items_before = context.items_before.saturating_add(count);
+            let answers = framed(references, results).ok_or(Ended::Failed(TOO_LARGE))?;
+            let left = call.left(context.deadline);
+            match timeout(left, sender.send(Sent::Answers(answers))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Ended::Refused(Refused::Cancelled)),
+                Err(_) => return Err(Ended::Refused(Refused::TooLate)),
+            }
+        }
+        if let Some(end) = end {
+            return end.map_err(Ended::Refused);
+        }
+    }
+}
+
+/// Where the items come from.
+struct Items {
+    messages: Messages<Incoming>,
+    /// Told when the connection ends: a stream that stays would hold up every drain.
+    ending: Option<Ending>,
+}
+
+impl Items {
+    /// Waits for an item, and takes those that are there already with it. What ends the stream does so after these.
+    async fn window(&mut self, call: &Call, context: &RequestContext) -> Window {
+        let mut window = Window::default();
+        while window.items.len() < WINDOW_ITEMS && window.bytes < WINDOW_BYTES {
+            let wait = window.items.is_empty().then(|| call.left(context.deadline));
+            let came = self.next(wait).await.and_then(|next| match next {
+                Next::Message(message) => Ok(Some((message.len(), item(&message)?))),
+                Next::NotYet => Ok(None),
+                Next::End => {
+                    window.end = Some(Ok(()));
+                    Ok(None)
+                }
+            });
+            match came {
+                Ok(Some((bytes, (reference, item)))) => {
+                    window.bytes += bytes;
+                    window.references.push(reference);
+                    window.items.push(item);
+                }
+                Ok(None) => break,
+                Err(refused) => {
+                    window.end = Some(Err(refused));
+                    break;
+                }
+            }
+        }
+        window
+    }
+
+    async fn next(&mut self, wait: Option<Duration>) -> Result<Next, Refused> {
+        let Self { messages, ending } = self;
+        let Some(ending) = ending else { return messages.next(wait).await };
+        tokio::select! {
+            // What has come is done, whoever ends the connection; further items are for the next one.
+            biased;
+            () = ending.triggered() => Err(Refused::Ending),
+            next = messages.next(wait) => next,
+        }
+    }
+}
+
+/// Decodes a message: an item that is refused travels on as its error, to be audited with the others.
+fn item(message: &Bytes) -> Result<(String, Result<Rewrap, ServiceError>), Refused> {
+    let malformed = |_| Refused::Malformed;
+    let (reference, item) = stream_item(message).map_err(malformed)?;
+    let item = match one(CONTEXT, decode::rewrap)(item) {
+        Ok(item) => Ok(item),
+        Err(NotDecoded::Refused(error)) => Err(error),
+        Err(NotDecoded::Malformed) => return Err(Refused::Malformed),
+    };
+    if reference.len() > MAX_REFERENCE_BYTES {
+        let text = format!("must be at most {MAX_REFERENCE_BYTES} bytes");
+        return Ok((reference, Err(ServiceError::field("reference", text))));
+    }
+    Ok((reference, item))
+}
+
+fn framed(
+    references: Vec<String>,
+    results: Vec<Result<crate::service::Rewrapped, ServiceError>>,
+) -> Option<Bytes> {
+    let mut bytes = BytesMut::new();
+    for (reference, result) in references.into_iter().zip(results) {
+        let (status, result) = match result {
+            Ok(result) => (status::item_ok(), Some(encode::rewrapped(result))),
+            Err(error) => (status::item(&error), None),
+        };
+        answer::frame(
+            &RewrapStreamResponse { reference, status: Some(status), result },
+            &mut bytes,
+        )?;
+    }
+    Some(bytes.freeze())
+}
+
+/// The answers, and the trailers that say how the stream ended.
+struct Answers {
+    answers: mpsc::Receiver<Sent>,
+    ended: bool,
+}
+
+impl hyper::body::Body for Answers {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let status = match ready!(self.answers.poll_recv(context)) {
+            Some(Sent::Answers(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Some(Sent::End(status)) => status,
+            // The deadline was over, and the answers before the end were not taken.
+            None => status::from_refused(Refused::TooLate),
+        };
+        self.ended = true;
+        let mut trailers = HeaderMap::new();
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
