@@ -52,7 +52,7 @@ pub enum HsmError {
         /// Name of the mechanism, `CKM_...`.
         mechanism: &'static str,
     },
-    /// The token has no room for another object or session.
+    /// The token has no room for another object or session, or most likely has none: see `detail`.
     #[error("the token is full: {detail}")]
     TokenFull {
         /// For the operator.
