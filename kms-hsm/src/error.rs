@@ -83,6 +83,14 @@ pub enum LatchReason {
         /// What was pinned.
         pinned: String,
     },
+    /// The module is SoftHSM, and nobody says where its files are.
+    #[error(
+        "the module says that it is `{module}`, which does not sync its files: set hsm.token_dir and restart"
+    )]
+    TokenDirUnknown {
+        /// What it says it is.
+        module: String,
+    },
     /// A root object is not on the token.
     #[error("root `{role}` of generation {generation} is not on the token")]
     RootMissing {
