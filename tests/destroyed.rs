@@ -58,7 +58,8 @@ async fn destroy_here(directory: &Path) {
     let store = SqliteStore::open(&directory.join("store.db")).unwrap();
     let serial = std::fs::read_to_string(directory.join("token-serial")).unwrap();
     let token = TokenSelector::Serial(serial.trim().to_owned());
-    let config = Pkcs11Config::new(kms_testkit::softhsm::module(), token);
+    let mut config = Pkcs11Config::new(kms_testkit::softhsm::module(), token);
+    config.token_dir = Some(directory.join("tokens"));
     let pin = PinSource::File(directory.join("user-pin")).read().unwrap();
     let hsm = Pkcs11Hsm::start(config, pin, clock.clone()).unwrap();
     let pins = store.root_pins().await.unwrap().into_iter().map(|(pin, _)| pin).collect();

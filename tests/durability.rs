@@ -53,6 +53,8 @@ const LINES: [(usize, usize); 8] = [
 /// Where among the answers those of mutations are.
 const MUTATIONS: [(&str, usize); 3] =
     [("CreateKey", 0), ("RotateKey", WRAPS + 4), ("SuspendKeyVersion", WRAPS + 6)];
+/// Where among the answers those are that have a new version made: CreateKey and RotateKey.
+const NEW_VERSIONS: [usize; 2] = [0, WRAPS + 4];
 /// The first answers that use a version, and so a lease of it: a Wrap and the Rewrap.
 const FIRST_USES: [(u32, usize); 2] = [(1, 1), (2, WRAPS + 5)];
 /// Stands in the line of a lease.
@@ -188,9 +190,11 @@ fn nothing_is_answered_before_it_is_durable() {
             let row = row_comes_first(calls, &mark(operation, key_id), answers[index].1);
             intent_comes_first(calls, &resource, operation, row);
         }
-        let (began, created) = answers[0];
         if *protection == proto::Protection::HsmResident {
-            token_files_come_first(calls, began, created);
+            for index in NEW_VERSIONS {
+                let (began, created) = answers[index];
+                token_files_come_first(calls, began, created);
+            }
         }
     }
 }

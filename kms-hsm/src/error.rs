@@ -52,7 +52,7 @@ pub enum HsmError {
         /// Name of the mechanism, `CKM_...`.
         mechanism: &'static str,
     },
-    /// The token has no room for another object or session.
+    /// The token has no room for another object or session, or most likely has none: see `detail`.
     #[error("the token is full: {detail}")]
     TokenFull {
         /// For the operator.
@@ -82,6 +82,14 @@ pub enum LatchReason {
         found: String,
         /// What was pinned.
         pinned: String,
+    },
+    /// The module is SoftHSM, and nobody says where its files are.
+    #[error(
+        "the module says that it is `{module}`, which does not sync its files: set hsm.token_dir and restart"
+    )]
+    TokenDirUnknown {
+        /// What it says it is.
+        module: String,
     },
     /// A root object is not on the token.
     #[error(

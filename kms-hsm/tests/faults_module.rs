@@ -13,6 +13,7 @@ use cryptoki::object::{Attribute, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Limit, Slot};
 use cryptoki::types::AuthPin;
+use kms_core::clock::{Clock as _, SystemClock};
 use kms_testkit::softhsm::USER_PIN;
 use kms_testkit::{Faulty, faulty, isolated_faulty};
 
@@ -189,6 +190,26 @@ fn a_token_that_draws_its_own_iv_writes_it_back() {
         token.encrypt(key, &mut second).unwrap();
         assert_ne!(first, second);
         assert_eq!(token.decrypt(key, &mut first, &sealed).unwrap(), b"plaintext");
+    });
+}
+
+#[test]
+fn a_delayed_call_comes_later_and_is_done() {
+    isolated_faulty("a_delayed_call_comes_later_and_is_done", |_, faulty| {
+        let token = Token::open();
+        faulty.script(&["C_GenerateRandom 1 delay 300ms"]);
+        let start = SystemClock.monotonic();
+        assert_eq!(token.session.generate_random_vec(8).unwrap().len(), 8);
+        assert!(SystemClock.monotonic() - start >= Duration::from_millis(300));
+    });
+}
+
+#[test]
+#[should_panic(expected = "signal: 11 (SIGSEGV)")]
+fn it_crashes_the_process() {
+    isolated_faulty("it_crashes_the_process", |_, faulty| {
+        faulty.script(&["C_GenerateRandom 1 crash"]);
+        let _ = Token::open().session.generate_random_vec(8);
     });
 }
 

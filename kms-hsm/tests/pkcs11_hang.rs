@@ -23,6 +23,7 @@ fn with_one_worker(test: &str, worker_hang: Duration, body: impl FnOnce(&Bench, 
         let selector = TokenSelector::Label(TOKEN_LABEL.into());
         let mut config = Pkcs11Config::new(faulty::module(), selector);
         config.workers = 1;
+        config.token_dir = Some(kms_testkit::softhsm::token_dir());
         config.budgets.worker_hang = worker_hang;
         let pin = Pin::new(USER_PIN.into());
         let hsm = Pkcs11Hsm::start(config, pin, Arc::new(SystemClock)).expect("start");

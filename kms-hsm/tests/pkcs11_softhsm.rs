@@ -112,6 +112,21 @@ fn a_token_that_is_absent_is_unavailable_until_it_comes() {
     });
 }
 
+/// SoftHSM does not sync its files, and without the directory nobody else can.
+#[test]
+fn softhsm_without_its_directory_is_latched_and_shown_no_pin() {
+    isolated("softhsm_without_its_directory_is_latched_and_shown_no_pin", |token| {
+        let hsm = start(Pkcs11Config { token_dir: None, ..config(token) });
+        let HsmHealth::Latched(reason) = hsm.status().health else { panic!("not latched") };
+        assert!(matches!(reason, LatchReason::TokenDirUnknown { .. }), "{reason}");
+        assert!(reason.to_string().contains("set hsm.token_dir"), "{reason}");
+        let root = hsm.create_root(RootGeneration::FIRST, soon()).wait();
+        assert_eq!(root, Err(HsmError::Latched { reason }));
+        hsm.close();
+        assert_eq!(start(config(token)).status().health, HsmHealth::NoRoots);
+    });
+}
+
 #[test]
 fn a_token_whose_file_a_killed_login_left_empty_is_put_back() {
     isolated("a_token_whose_file_a_killed_login_left_empty_is_put_back", |token| {
@@ -120,7 +135,8 @@ fn a_token_whose_file_a_killed_login_left_empty_is_put_back() {
         start(config(token)).close();
         // What SoftHSM leaves between truncating and writing.
         std::fs::write(&file, b"").expect("truncate");
-        let unguarded = start(Pkcs11Config { token_dir: None, ..config(token) });
+        let elsewhere = Some(token.root().join("elsewhere"));
+        let unguarded = start(Pkcs11Config { token_dir: elsewhere, ..config(token) });
         assert!(matches!(unguarded.status().health, HsmHealth::Unavailable(_)));
         unguarded.close();
         let hsm = start(config(token));

@@ -28,6 +28,7 @@ fn start() -> Arc<dyn Hsm> {
 
 fn start_with(change: impl FnOnce(&mut Pkcs11Config)) -> Arc<dyn Hsm> {
     let mut config = Pkcs11Config::new(module(), TokenSelector::Label(TOKEN_LABEL.into()));
+    config.token_dir = Some(kms_testkit::softhsm::token_dir());
     change(&mut config);
     let pin = Pin::new(USER_PIN.into());
     Arc::new(Pkcs11Hsm::start(config, pin, Arc::new(SystemClock)).expect("start"))

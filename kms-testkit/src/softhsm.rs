@@ -70,6 +70,12 @@ impl SoftHsm {
     }
 }
 
+/// Returns the token directory of the token that this process was started with, by SOFTHSM2_CONF.
+pub fn token_dir() -> PathBuf {
+    let configuration = std::env::var_os("SOFTHSM2_CONF").expect("SOFTHSM2_CONF is set");
+    PathBuf::from(configuration).with_file_name("tokens")
+}
+
 /// Returns the path of the PKCS#11 module to test against.
 pub fn module() -> PathBuf {
     if let Some(path) = std::env::var_os(MODULE_VARIABLE) {

@@ -3,6 +3,9 @@
 //! RLIMIT_FSIZE stands for the full disk: files of the running server cannot grow (EFBIG where a disk says ENOSPC, which
 //! kms-server/tests/disk_faults.rs injects). It needs no rights, and can be set and lifted from outside at any moment.
 
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
 use kms_proto::v1 as proto;
 use kms_testkit::deadline::eventually;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -28,6 +31,28 @@ fn start_with(file: &str, fault: &str) -> Server {
     rig.wrapper = strace.map(str::to_owned).to_vec();
     rig.wrapper.push(format!("inject={fault}"));
     rig.start()
+}
+
+/// Starts a server whose token directory is a small file system of its own, in a mount namespace that ends with it.
+fn start_with_small_token() -> Server {
+    let mut rig = Rig::new();
+    let tokens = rig.path("tokens").to_str().unwrap().to_owned();
+    let mount = "cp -a \"$0\" \"$0-copy\" && mount -t tmpfs -o size=256k,mode=0700 tokens \"$0\" \
+                 && cp -a \"$0-copy/.\" \"$0\" && exec \"$@\"";
+    let wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, &tokens];
+    rig.wrapper = wrapper.map(str::to_owned).to_vec();
+    rig.start()
+}
+
+/// Fills the token directory as the server sees it. Removing the file makes room again.
+fn fill_token(server: &Server) -> PathBuf {
+    let inside = format!("/proc/{}/root", server.process.id());
+    let tokens = server.rig.path("tokens");
+    let filler = Path::new(&inside).join(tokens.strip_prefix("/").unwrap()).join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let full = std::iter::repeat_with(|| file.write_all(&[0; 512])).find_map(Result::err).unwrap();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    filler
 }
 
 fn limit_files(server: &Server, bytes: Option<u64>) {
@@ -156,5 +181,42 @@ async fn with_a_full_database_loaded_keys_work_and_changes_are_refused() {
     let describing = proto::DescribeKeyRequest { name: key_name("never") };
     refusal(client.keys().describe_key(describing).await).is(Code::NotFound, "KEY_NOT_FOUND");
     assert!(client.keys().create_key(new_key("never")).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn on_a_full_token_one_key_is_refused_and_all_others_work() {
+    let server = start_with_small_token();
+    let client = server.operator().await;
+    let key = client.create("wrapped").await.name;
+    let resident = |key_id: &str| {
+        let mut request = new_key(key_id);
+        request.protection = proto::Protection::HsmResident.into();
+        request
+    };
+    let old = client.keys().create_key(resident("old")).await.unwrap().into_inner().name;
+    let mut sealed = vec![];
+    for name in [&key, &old] {
+        let wrapped = client.wrap(name, b"before", &[]).await.unwrap();
+        sealed.push((name, wrapped.ciphertext));
+    }
+
+    let filler = fill_token(&server);
+    for number in 0..3 {
+        let creating = resident(&format!("never-{number}"));
+        let refused = refusal(client.keys().create_key(creating).await);
+        refused.is(Code::ResourceExhausted, "HSM_FULL");
+        assert!(ready(&server), "the token is there for all others");
+        for (name, wrapped) in &sealed {
+            assert_eq!(client.unwrap(name, wrapped, &[]).await.unwrap(), b"before");
+            assert!(client.wrap(name, b"x", &[]).await.is_ok());
+        }
+    }
+    assert!(client.keys().create_key(new_key("needs-no-room")).await.is_ok());
+
+    std::fs::remove_file(filler).unwrap();
+    assert!(client.keys().create_key(resident("never-0")).await.is_ok());
+    let told = server.process.stderr();
+    assert!(!told.contains("the HSM is unavailable"), "{told}");
     server.stop().await;
 }

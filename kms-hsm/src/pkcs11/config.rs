@@ -66,7 +66,8 @@ pub struct Pkcs11Config {
     pub max_token_keys: usize,
     /// Whether every encryption is decrypted again before it is answered. Data keys and re-encryptions always are.
     pub verify_encrypt: bool,
-    /// Directory whose files are fsynced after a token object was made: SoftHSM does not do it itself.
+    /// Directory whose files are fsynced after a token object was made: SoftHSM does not do it itself, and is
+    /// latched without.
     pub token_dir: Option<PathBuf>,
     /// How long things may take.
     pub budgets: Budgets,

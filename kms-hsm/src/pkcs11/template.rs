@@ -141,6 +141,12 @@ pub(crate) fn find_residents() -> Vec<Attribute> {
 pub(crate) fn expected(role: Role, token: bool) -> (Vec<AttributeType>, Vec<Attribute>) {
     let mut expected = sealed(role, token);
     expected.push(Attribute::Modifiable(false));
+    // Not set by us, as only the security officer may; whoever asks for a trusted key wraps it under this one.
+    expected.extend([Attribute::Trusted(false), Attribute::WrapWithTrusted(false)]);
+    // Templates of C_UnwrapKey name neither, and SoftHSM shows no length of what it unwrapped; the blob's is checked.
+    if token {
+        expected.extend([Attribute::Copyable(false), length()]);
+    }
     (expected.iter().map(Attribute::attribute_type).collect(), expected)
 }
 

@@ -239,3 +239,36 @@ fn a_constant_random_generator_gives_no_random_bytes_twice() {
         }
     });
 }
+
+/// Row "RNG failure": what needs random bytes is refused, and all works again afterwards.
+#[test]
+fn a_random_generator_that_fails_gives_no_iv_and_no_bytes() {
+    with_rig("lie::a_random_generator_that_fails_gives_no_iv_and_no_bytes", |rig, faulty| {
+        let key = rig.key(1).key;
+        let sealed = rig.encrypt(&key).unwrap();
+        for code in ["CKR_RANDOM_NO_RNG", "CKR_DEVICE_ERROR", "CKR_GENERAL_ERROR"] {
+            let rule = format!("C_GenerateRandom * return {code}");
+            faulty.script(&[&rule]);
+            let answer = rig.hsm.random(32, soon()).wait().map(|bytes| bytes.len());
+            assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{code}: {answer:?}");
+            faulty.heal();
+            rig.await_recovery(&key);
+            // IVs drawn before the failure are good until they are used up; no one is used twice.
+            faulty.script(&[&rule]);
+            let mut ivs = HashSet::new();
+            let mut refused = 0;
+            for _ in 0..300 {
+                match rig.encrypt(&key) {
+                    Ok((iv, _)) => assert!(ivs.insert(iv), "{code}: an IV was used twice"),
+                    Err(HsmError::Unavailable { .. }) => refused += 1,
+                    Err(other) => panic!("{code}: {other:?}"),
+                }
+            }
+            assert!(refused > 0, "{code}");
+            faulty.heal();
+            rig.await_recovery(&key);
+            assert_eq!(rig.decrypt(&key, &sealed), Ok(()), "{code}");
+        }
+        rig.assert_not_fatal();
+    });
+}

@@ -49,6 +49,8 @@ fn an_object_that_reads_back_otherwise_is_not_acknowledged() {
             ("0x10c=1", "without Derive(false)"),
             ("0x170=1", "without Modifiable(false)"),
             ("0x40000600=0x1081l", "without AllowedMechanisms"),
+            ("0x86=1", "without Trusted(false)"),
+            ("0x210=1", "without WrapWithTrusted(false)"),
         ] {
             let rule = format!("C_GetAttributeValue * attribute {lie}");
             for protection in [Protection::HsmWrapped, Protection::HsmResident] {
@@ -56,8 +58,20 @@ fn an_object_that_reads_back_otherwise_is_not_acknowledged() {
                 assert_refused((rig, faulty), &[&rule], reason, make);
             }
         }
+        for (lie, reason) in
+            [("0x171=1", "without Copyable(false)"), ("0x161=16l", "without ValueLen")]
+        {
+            let rule = format!("C_GetAttributeValue * attribute {lie}");
+            let make = || rig.try_key(2, Protection::HsmResident).map(drop);
+            assert_refused((rig, faulty), &[&rule], reason, make);
+        }
         let second = RootGeneration::new(2).unwrap();
-        for (lie, reason) in [("0x105=1", "without Decrypt(false)"), ("0x162=1", "Extractable")] {
+        for (lie, reason) in [
+            ("0x105=1", "without Decrypt(false)"),
+            ("0x162=1", "Extractable"),
+            ("0x161=16l", "without ValueLen"),
+            ("0x171=1", "without Copyable(false)"),
+        ] {
             let rule = format!("C_GetAttributeValue * attribute {lie}");
             let make = || rig.hsm.create_root(second, soon()).wait();
             assert_refused((rig, faulty), &[&rule], reason, make);

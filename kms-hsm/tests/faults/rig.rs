@@ -13,7 +13,7 @@ use kms_hsm::pkcs11::{Budgets, FatalReason, Pkcs11Config, Pkcs11Hsm, TokenSelect
 use kms_hsm::{
     CryptoOp, CryptoOutput, Finished, Hsm, HsmError, HsmHealth, HsmKey, KeySource, KeySpec, Pending,
 };
-use kms_testkit::softhsm::{TOKEN_LABEL, USER_PIN};
+use kms_testkit::softhsm::{TOKEN_LABEL, USER_PIN, token_dir};
 use kms_testkit::{Faulty, deadline, faulty};
 
 /// How long anything may take that is not a fault on purpose.
@@ -40,6 +40,7 @@ pub(crate) fn config(fatal: mpsc::Sender<FatalReason>) -> Pkcs11Config {
     let token = TokenSelector::Label(TOKEN_LABEL.into());
     let mut config = Pkcs11Config::new(faulty::module(), token);
     config.workers = 2;
+    config.token_dir = Some(token_dir());
     config.budgets = short_budgets();
     let fatal = Mutex::new(fatal);
     config.on_fatal = Arc::new(move |reason| {

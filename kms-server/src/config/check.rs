@@ -96,6 +96,11 @@ fn check_hsm(config: &Config, problems: &mut Problems) {
     if let Some(directory) = hsm.token_dir.as_deref().filter(|path| !path.is_dir()) {
         problems.add("hsm.token_dir", Cause::NotADirectory(directory.to_owned()));
     }
+    // What it is called tells at once; what it says itself in C_GetInfo is asked at the start, and latches.
+    let name = hsm.module.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    if hsm.token_dir.is_none() && name.contains("softhsm") {
+        problems.add("hsm.token_dir", Cause::TokenDirNeeded);
+    }
     match &hsm.pin {
         // Read as at the start, and wiped at once.
         PinPlace::File(path) => {

@@ -39,6 +39,11 @@ pub enum Cause {
     /// There is no such directory.
     #[error("{} is no directory", .0.display())]
     NotADirectory(PathBuf),
+    /// SoftHSM, and nobody says where its files are.
+    #[error(
+        "give the directory of SoftHSM's tokens: it does not sync its files, so the server must"
+    )]
+    TokenDirNeeded,
     /// No token is named.
     #[error("give the serial number or the label of the token")]
     NoToken,

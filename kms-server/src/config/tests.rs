@@ -184,6 +184,18 @@ fn every_problem_is_named_in_one_go() {
 }
 
 #[test]
+fn softhsm_needs_its_directory_and_other_modules_need_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = good(directory.path());
+    assert_eq!(keys(&config), [""; 0]);
+    config.hsm.module = directory.path().join("libsofthsm2.so");
+    std::fs::write(&config.hsm.module, "").unwrap();
+    assert!(matches!(only(&config, NOW), ("hsm.token_dir", Cause::TokenDirNeeded)));
+    config.hsm.token_dir = Some(directory.path().to_owned());
+    assert_eq!(keys(&config), [""; 0]);
+}
+
+#[test]
 fn plain_admin_is_accepted_on_loopback_only() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = good(directory.path());

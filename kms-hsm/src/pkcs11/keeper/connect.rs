@@ -19,6 +19,9 @@ use crate::pkcs11::fatal::FatalReason;
 use crate::pkcs11::gate::Live;
 use crate::pkcs11::{mechanism, token_file};
 
+/// What SoftHSM calls itself in C_GetInfo, in small letters.
+const SOFTHSM: &str = "softhsm";
+
 /// What C_Login found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Login {
@@ -59,6 +62,7 @@ impl Keeper {
             Err(error) => return Err(error.into()),
         }
         self.initialized = true;
+        self.files_are_known()?;
         // The serial is compared here: no other token is shown the PIN.
         let (slot, workers) = self.find_token()?;
         self.slot = Some(slot);
@@ -120,6 +124,19 @@ impl Keeper {
         self.epoch += 1;
         let renewed = Live { epoch: self.epoch, login: self.login, roots, ..live.renewed() };
         self.shared.gate.swap(Arc::new(renewed));
+        Ok(())
+    }
+
+    /// Refuses SoftHSM without its directory: no key could be made durable. Other modules sync by themselves.
+    fn files_are_known(&self) -> Result<(), Failure> {
+        if self.shared.config.token_dir.is_some() {
+            return Ok(());
+        }
+        let info = self.context.get_library_info()?;
+        let module = format!("{}, {}", info.manufacturer_id(), info.library_description());
+        if module.to_lowercase().contains(SOFTHSM) {
+            return Err(Failure::Latch(LatchReason::TokenDirUnknown { module }));
+        }
         Ok(())
     }
 

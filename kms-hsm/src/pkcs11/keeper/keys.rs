@@ -66,7 +66,13 @@ impl Keeper {
     fn generate_resident(&mut self, spec: &KeySpec) -> Result<ObjectHandle, Failure> {
         self.room_for_resident(spec.resident_id)?;
         let template = template::resident(spec.resident_id);
-        let object = self.session()?.generate_key(&Mechanism::AesKeyGen, &template)?;
+        let made = self.session()?.generate_key(&Mechanism::AesKeyGen, &template);
+        let object = match made.map_err(|error| self.settle_no_room(error.into())) {
+            Ok(object) => object,
+            // Whatever the module said, the object may be there.
+            Err(failure @ Failure::Answer(_)) => return Err(self.undo_resident(spec, failure)),
+            Err(failure) => return Err(failure),
+        };
         // In the index from birth on: what cannot be undone must be found by whoever destroys it later.
         self.residents.insert(spec.resident_id, vec![object]);
         Ok(object)

@@ -11,6 +11,7 @@ mod prober;
 mod rescue;
 mod residents;
 mod roots;
+mod settle;
 mod strays;
 
 use std::collections::{HashMap, HashSet};
@@ -145,7 +146,10 @@ impl Keeper {
             let cleared = own.map_or(Ok(()), |id| self.destroy_resident(id));
             result = cleared.and_then(|()| self.perform(work));
         }
-        let result = result.map_err(|failure| self.give_up(failure));
+        let result = result.map_err(|failure| {
+            let failure = self.settle(work, failure);
+            self.give_up(failure)
+        });
         if let Some(reply) = self.shared.keeper_seat.finish() {
             reply.send(result, None);
         }

@@ -26,22 +26,39 @@ impl Keeper {
     pub(super) fn create_root(&mut self, generation: RootGeneration) -> Result<RootPin, Failure> {
         let wrap_id = self.draw_id()?;
         let mac_id = self.draw_id()?;
-        let session = self.session()?;
-        let wrap = session.generate_key(
-            &Mechanism::AesKeyGen,
-            &template::root(Role::Wrap, wrap_id, generation),
-        )?;
-        let mac = session.generate_key(
-            &Mechanism::GenericSecretKeyGen,
-            &template::root(Role::Mac, mac_id, generation),
-        );
-        let mac = match mac {
-            Ok(mac) => mac,
-            Err(error) => return Err(self.undo(&[wrap], error.into())),
-        };
+        let wrap = self.generate_root(Role::Wrap, wrap_id, generation)?;
+        let mac = self
+            .generate_root(Role::Mac, mac_id, generation)
+            .map_err(|failure| self.undo(&[wrap], failure))?;
         let root = Root { wrap, mac };
         self.finish_root(generation, root, wrap_id, mac_id)
             .map_err(|failure| self.undo(&[wrap, mac], failure))
+    }
+
+    fn generate_root(
+        &self,
+        role: Role,
+        id: CkaId,
+        generation: RootGeneration,
+    ) -> Result<ObjectHandle, Failure> {
+        let mechanism = match role {
+            Role::Mac => Mechanism::GenericSecretKeyGen,
+            Role::Wrap | Role::Key => Mechanism::AesKeyGen,
+        };
+        let template = template::root(role, id, generation);
+        let session = self.session()?;
+        let failure = match session.generate_key(&mechanism, &template) {
+            Ok(object) => return Ok(object),
+            Err(error) => Failure::from(error),
+        };
+        // Whatever the module said, the object may be there; no one else has its id.
+        if matches!(failure, Failure::Answer(_) | Failure::Ambiguous(_)) {
+            match session.find_objects(&template::find_root(role, id)) {
+                Ok(made) => return Err(self.undo(&made, self.settle_no_room(failure))),
+                Err(error) => tracing::error!(%error, "whether half a root was left is not known"),
+            }
+        }
+        Err(self.settle_no_room(failure))
     }
 
     fn finish_root(
