@@ -131,6 +131,31 @@ async fn with_a_read_only_audit_log_nothing_is_used_or_changed() {
 }
 
 #[tokio::test]
+async fn an_audit_log_that_is_writable_again_is_used_again_without_a_restart() {
+    // The four records before the fault, and then as many attempts to write or to mend as fail.
+    let fault = "pwrite64:error=EROFS:when=5..8";
+    let server = start_with("audit/audit-00000001.jsonl", fault);
+    let client = server.operator().await;
+    let key = client.create("read-only-for-now").await.name;
+    let wrapped = client.wrap(&key, b"before", &[]).await.unwrap().ciphertext;
+    let before = server.records();
+    assert_eq!(before.len(), 4);
+    let creating = new_key("while-read-only");
+    let refused = refusal(client.keys().create_key(creating.clone()).await);
+    assert!(refused.is(Code::Unavailable, "AUDIT_UNAVAILABLE").retryable);
+    eventually(LIMIT, "readiness says no", || !ready(&server));
+    assert_eq!(server.records(), before);
+
+    eventually(LIMIT, "readiness says yes again", || ready(&server));
+    assert_eq!(client.unwrap(&key, &wrapped, &[]).await.unwrap(), b"before");
+    assert!(client.keys().create_key(creating).await.is_ok(), "the same request again");
+    let records = server.records();
+    assert_eq!(records[..4], before);
+    assert!(records.len() >= 7, "the unwrap's and the two of the creation: {records:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn with_a_full_database_loaded_keys_work_and_changes_are_refused() {
     let server = start();
     let client = server.operator().await;
