@@ -17,6 +17,7 @@ use common::{
     Client, LIMIT, OPERATOR, OTHER_TENANT, Refusal, STRANGER, Server, TENANT, raw_call, request_id,
 };
 use kms_proto::v1 as proto;
+use kms_server::authz::{GrantConfig, Policy as _, StaticPolicy};
 use kms_testkit::Pki;
 use kms_testkit::deadline::eventually;
 use kms_testkit::pki::Kind;
@@ -267,6 +268,17 @@ fn item_statuses(method: &str, answer: &[u8]) -> Vec<(Code, String)> {
     statuses.map(|status| (Code::from(status.code), status.reason)).collect()
 }
 
+/// Returns the revision of the table of grants that a server was started with.
+fn policy_revision(rig: &common::Rig) -> String {
+    let grant = |grant: &common::rig::Grant| GrantConfig {
+        principal: grant.principal.clone(),
+        tenant: grant.tenant.clone(),
+        actions: serde_json::from_value(serde_json::json!(grant.actions)).unwrap(),
+    };
+    let table: Vec<_> = rig.grants.iter().map(grant).collect();
+    StaticPolicy::new(&table).unwrap().revision().to_string()
+}
+
 fn of_event<'r>(records: &'r [Value], event_id: &str) -> Vec<&'r Value> {
     records.iter().filter(|record| record["event_id"] == event_id).collect()
 }
@@ -299,6 +311,7 @@ async fn permitted_calls_succeed_and_are_in_the_audit_log() {
         let last = records.last().unwrap_or_else(|| panic!("{method} left no record"));
         assert_eq!(last["result"], "OK", "{method}: {last}");
         assert_eq!(last["decision"]["effect"], "allow", "{method}: {last}");
+        assert_eq!(last["policy_revision"], *policy_revision(&server.rig), "{method}: {last}");
         for record in &records {
             assert_eq!(record["operation"], method);
             assert_eq!(record["principal"], OPERATOR);
@@ -340,6 +353,7 @@ async fn calls_without_a_grant_are_refused_and_are_in_the_audit_log() {
             assert_eq!(record["principal"], STRANGER);
             assert_eq!(record["phase"], "complete");
             assert_eq!(record["result"], "ACCESS_DENIED", "{method}: {record}");
+            assert_eq!(record["policy_revision"], *policy_revision(&server.rig), "{method}");
             assert_eq!(record["decision"]["effect"], "deny", "{method}: {record}");
         }
     }

@@ -119,30 +119,81 @@ async fn the_module_is_called_by_the_hsm_s_threads_alone() {
     }
 }
 
+/// What only starting and mending may call.
+const DEAR: [&str; 6] = [
+    "C_FindObjectsInit",
+    "C_FindObjects",
+    "C_FindObjectsFinal",
+    "C_OpenSession",
+    "C_CloseSession",
+    "C_Login",
+];
+
+/// Creates a key of either protection and returns its name.
+async fn create(client: &Client, key_id: &str, protection: proto::Protection) -> String {
+    let mut request = new_key(key_id);
+    request.protection = protection.into();
+    client.keys().create_key(request).await.unwrap().into_inner().name
+}
+
+fn assert_cheap(counts: &BTreeMap<String, usize>) {
+    for function in DEAR {
+        assert_eq!(counts.get(function), None, "{function}: {counts:?}");
+    }
+}
+
 #[tokio::test]
 async fn loading_a_key_searches_nothing() {
     let mut rig = Rig::new();
     let faulty = rig.use_faulty_module();
     let server = rig.start();
     let client = server.operator().await;
-    let mut keys = vec![];
+    let (mut keys, mut residents) = (vec![], vec![]);
     for number in 0..5 {
-        keys.push(client.create(&format!("load-{number}")).await.name);
+        keys.push(create(&client, &format!("load-{number}"), proto::Protection::HsmWrapped).await);
+        let key_id = format!("resident-{number}");
+        residents.push(create(&client, &key_id, proto::Protection::HsmResident).await);
     }
     let server = server.stop().await.start();
     let client = server.operator().await;
     let mark = faulty.mark();
-    for key in &keys {
+    for key in keys.iter().chain(&residents) {
         client.wrap(key, b"x", &[]).await.unwrap();
     }
     let counts = counts(&faulty.calls_since(mark));
-    for function in ["C_FindObjectsInit", "C_FindObjects", "C_OpenSession", "C_Login"] {
-        assert_eq!(counts.get(function), None, "{function}: {counts:?}");
-    }
+    assert_cheap(&counts);
     assert_eq!(counts["C_UnwrapKey"], keys.len(), "each key is loaded once: {counts:?}");
-    for key in &keys {
+    for key in keys.iter().chain(&residents) {
         client.wrap(key, b"x", &[]).await.unwrap();
     }
     assert_eq!(faulty.count_since(mark, "C_UnwrapKey"), keys.len(), "and stays loaded");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn changes_and_lists_of_keys_neither_search_nor_open_sessions() {
+    let mut rig = Rig::new();
+    let faulty = rig.use_faulty_module();
+    let server = rig.start();
+    let client = server.operator().await;
+    let mark = faulty.mark();
+    let mut versions = 0;
+    for protection in [proto::Protection::HsmWrapped, proto::Protection::HsmResident] {
+        for number in 0..3 {
+            let key_id = format!("change-{}-{number}", i32::from(protection));
+            let key = create(&client, &key_id, protection).await;
+            client.rotate(&key).await;
+            client.keys().describe_key(proto::DescribeKeyRequest { name: key }).await.unwrap();
+            versions += 2;
+        }
+    }
+    let list = proto::ListKeysRequest {
+        parent: format!("tenants/{}", common::TENANT),
+        ..Default::default()
+    };
+    assert_eq!(client.keys().list_keys(list).await.unwrap().into_inner().keys.len(), 6);
+    let counts = counts(&faulty.calls_since(mark));
+    assert_cheap(&counts);
+    assert_eq!(counts["C_GenerateKey"], versions, "{counts:?}");
     server.stop().await;
 }

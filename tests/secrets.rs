@@ -21,6 +21,8 @@ use tonic::Status;
 const CANARY: &[u8] = b"CANARY-plaintext-5f1d0c";
 /// Plain text of a request that is refused.
 const REFUSED_CANARY: &[u8] = b"CANARY-refused-a77e03";
+/// The plaintext of batches.
+const BATCH_CANARY: &[u8] = b"canary-plaintext-that-only-batches-carry";
 
 /// Something secret, and what to call it when it was found.
 struct Secret {
@@ -88,6 +90,48 @@ fn files(directory: &Path) -> Vec<std::path::PathBuf> {
     found
 }
 
+/// Wraps, unwraps and rewraps in batches, each with an item that is refused; and rewraps `wrapped` under the next version.
+async fn batches(client: &Client, key: &str, wrapped: &[u8]) {
+    let (name, context) = (key.to_owned(), pairs(&[("row", "1")]));
+    let wrap = |plaintext: &[u8], context| proto::WrapRequest {
+        key: name.clone(),
+        plaintext: plaintext.to_vec().into(),
+        context,
+    };
+    let refused = wrap(REFUSED_CANARY, pairs(&[("kms:reserved", "x")]));
+    let items = vec![wrap(BATCH_CANARY, context.clone()), refused];
+    let answer = client.crypto().batch_wrap(proto::BatchWrapRequest { items }).await.unwrap();
+    let items = answer.into_inner().items;
+    assert!(items[0].result.is_some() && items[1].result.is_none(), "{items:?}");
+    let of_batch = items[0].result.clone().unwrap().ciphertext;
+    let others = [wrapped.to_vec(), of_batch.to_vec(), REFUSED_CANARY.to_vec()];
+
+    let unwrap = |ciphertext: &Vec<u8>| proto::UnwrapRequest {
+        key: name.clone(),
+        ciphertext: ciphertext.clone().into(),
+        context: context.clone(),
+    };
+    let items = others.iter().map(unwrap).collect();
+    let answer = client.crypto().batch_unwrap(proto::BatchUnwrapRequest { items }).await.unwrap();
+    let opened = answer.into_inner().items.into_iter().map(|item| item.result);
+    let opened: Vec<_> = opened.map(|result| result.map(|it| it.plaintext.to_vec())).collect();
+    assert_eq!(opened, [Some(CANARY.to_vec()), Some(BATCH_CANARY.to_vec()), None]);
+
+    client.rotate(key).await;
+    let rewrap = |ciphertext: &Vec<u8>| proto::RewrapRequest {
+        key: name.clone(),
+        ciphertext: ciphertext.clone().into(),
+        context: context.clone(),
+    };
+    let rewrapped = client.crypto().rewrap(rewrap(&others[0])).await.unwrap().into_inner();
+    assert!(rewrapped.changed, "{rewrapped:?}");
+    let items = others.iter().map(rewrap).collect();
+    let answer = client.crypto().batch_rewrap(proto::BatchRewrapRequest { items }).await.unwrap();
+    let changed = answer.into_inner().items.into_iter().map(|item| item.result);
+    let changed: Vec<_> = changed.map(|result| result.is_some_and(|it| it.changed)).collect();
+    assert_eq!(changed, [true, true, false]);
+}
+
 /// Makes requests of all kinds; returns the secrets that came of them, and the errors that callers saw.
 async fn make_secrets(client: &Client, key: &str) -> (Vec<Secret>, Vec<Status>) {
     let mut secrets = vec![
@@ -104,6 +148,8 @@ async fn make_secrets(client: &Client, key: &str) -> (Vec<Secret>, Vec<Status>) 
         let bytes = item.result.unwrap().plaintext.to_vec();
         secrets.push(Secret { name: "a data key of a batch", bytes });
     }
+    batches(client, key, &wrapped).await;
+    secrets.push(Secret { name: "a plaintext of a batch", bytes: BATCH_CANARY.to_vec() });
     let parent = format!("tenants/{TENANT}");
     let random = proto::GenerateRandomRequest { length_bytes: 32, tenant: parent };
     let random = client.crypto().generate_random(random).await.unwrap().into_inner().random;

@@ -38,8 +38,11 @@ pub const REQUEST_HASH: &[u8] = b"kms/request/v1";
 /// Starts the hash input of a tenant's manifests, in the log and in the database, for the code that accepts the latter.
 pub const ACCEPT_CODE: &[u8] = b"kms/accept-code/v1";
 
+/// Starts the hash input of a table of grants, for the policy revision in audit records.
+pub const POLICY_TABLE: &[u8] = b"kms/static-policy/v1";
+
 /// All of the above, in the order of the golden file.
-pub const ALL: [&[u8]; 12] = [
+pub const ALL: [&[u8]; 13] = [
     WRAP_AAD,
     KEY_CHECK_AAD,
     ROOT_MAC_CHECK,
@@ -52,4 +55,5 @@ pub const ALL: [&[u8]; 12] = [
     AUDIT_CHAIN,
     REQUEST_HASH,
     ACCEPT_CODE,
+    POLICY_TABLE,
 ];

@@ -7,7 +7,8 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{self, Envelope, Header, InvalidEnvelope, MAX_PLAINTEXT_BYTES, Suite};
 use kms_core::id::{KeyUid, KeyVersion};
-use kms_core::key::CheckBlob;
+use kms_core::key::{CheckBlob, RowMac};
+use kms_core::manifest::RowSet;
 use kms_core::name::{KeyName, VersionName};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -34,6 +35,31 @@ fn open(bytes: &[u8], context: &EncryptionContext) -> Option<Vec<u8>> {
     let nonce = Nonce::assume_unique_for_key(envelope.iv);
     let opened = cipher().open_in_place(nonce, Aad::from(aad.with_iv(&envelope.iv)), &mut sealed);
     opened.ok().map(|plaintext| plaintext.to_vec())
+}
+
+/// Makes the check blob of a version, as a token does.
+fn seal_check(key_uid: KeyUid, version: KeyVersion, iv: [u8; 12]) -> CheckBlob {
+    let (mut sealed, mut aad) = (CheckBlob::PATTERN.to_vec(), CheckBlob::aad(key_uid, version));
+    let nonce = Nonce::assume_unique_for_key(iv);
+    cipher().seal_in_place_append_tag(nonce, Aad::from(aad.with_iv(&iv)), &mut sealed).unwrap();
+    CheckBlob { iv, ciphertext_and_tag: sealed }
+}
+
+/// Says whether a stored check blob is that of a version.
+fn checks(bytes: &[u8], key_uid: KeyUid, version: KeyVersion) -> bool {
+    let Some(blob) = CheckBlob::from_bytes(bytes) else { return false };
+    let (mut sealed, mut aad) = (blob.ciphertext_and_tag, CheckBlob::aad(key_uid, version));
+    let nonce = Nonce::assume_unique_for_key(blob.iv);
+    let opened = cipher().open_in_place(nonce, Aad::from(aad.with_iv(&blob.iv)), &mut sealed);
+    opened.is_ok_and(|pattern| pattern == CheckBlob::PATTERN)
+}
+
+fn row_set<'r>(rows: impl IntoIterator<Item = &'r [u8; 32]>) -> RowSet {
+    let mut set = RowSet::empty();
+    for row in rows {
+        set.insert(&RowMac(*row));
+    }
+    set
 }
 
 fn header() -> impl Strategy<Value = Header> {
@@ -68,6 +94,17 @@ proptest! {
         let bytes = seal(header, &context, iv, &plaintext);
         for length in 0..bytes.len() {
             prop_assert_eq!(open(bytes.get(..length).unwrap(), &context), None);
+        }
+    }
+
+    #[test]
+    fn every_truncation_of_the_text_form_is_refused(header in header(), iv: [u8; 12],
+                                                    plaintext in vec(any::<u8>(), 1..40)) {
+        let context = EncryptionContext::default();
+        let text = envelope::to_text(&seal(header, &context, iv, &plaintext));
+        for length in 0..text.len() {
+            let read = envelope::from_text(text.get(..length).unwrap());
+            prop_assert_eq!(read.ok().and_then(|bytes| open(&bytes, &context)), None);
         }
     }
 
@@ -129,6 +166,58 @@ proptest! {
         let blob = CheckBlob { iv, ciphertext_and_tag: sealed };
         let read = CheckBlob::from_bytes(&blob.to_bytes());
         prop_assert_eq!(read, Some(blob));
+    }
+
+    #[test]
+    fn a_check_blob_cut_short_or_changed_or_of_another_version_is_refused(
+        uid: [u8; 16], other: [u8; 16], version in 1..u32::MAX, iv: [u8; 12]
+    ) {
+        let (uid, version) = (KeyUid::from_bytes(uid), KeyVersion::new(version).unwrap());
+        let bytes = seal_check(uid, version, iv).to_bytes();
+        prop_assert!(checks(&bytes, uid, version));
+        for length in 0..bytes.len() {
+            prop_assert!(!checks(bytes.get(..length).unwrap(), uid, version), "{length} bytes");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            *flipped.get_mut(bit / 8).unwrap() ^= 1 << (bit % 8);
+            prop_assert!(!checks(&flipped, uid, version), "bit {}", bit);
+        }
+        let next = KeyVersion::new(version.get() + 1).unwrap();
+        prop_assert!(!checks(&bytes, uid, next));
+        let other = KeyUid::from_bytes(other);
+        prop_assert!(other == uid || !checks(&bytes, other, version));
+    }
+
+    #[test]
+    fn the_order_in_which_rows_come_and_go_does_not_matter(
+        rows in vec(any::<[u8; 32]>(), 1..12), more in any::<[u8; 32]>(), order in any::<u64>()
+    ) {
+        prop_assume!(!rows.contains(&more));
+        let whole = row_set(&rows);
+        let mut shuffled = rows.clone();
+        shuffled.sort_by_key(|row| row.iter().fold(order, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u64::from(*byte)).rotate_left(7)
+        }));
+        prop_assert_eq!(row_set(&shuffled), whole.clone());
+        prop_assert_eq!(RowSet::from_bytes(&whole.to_bytes()), Some(whole.clone()));
+        // Taken out again, before or after others come, it leaves nothing behind.
+        let mut late = row_set(rows.iter().chain([&more]));
+        prop_assert_ne!(late.digest(), whole.digest());
+        late.remove(&RowMac(more));
+        let mut early = row_set([&more]);
+        early.remove(&RowMac(more));
+        for row in &rows {
+            early.insert(&RowMac(*row));
+        }
+        prop_assert_eq!(&late, &whole);
+        prop_assert_eq!(&early, &whole);
+        for row in &shuffled {
+            late.remove(&RowMac(*row));
+        }
+        prop_assert_eq!(late, RowSet::empty());
+        // Twice is not once.
+        prop_assert_ne!(row_set(rows.iter().chain(rows.first())), whole);
     }
 
     #[test]

@@ -160,6 +160,12 @@ async fn a_store_on_a_full_disk_refuses_until_there_is_room() {
 }
 
 #[tokio::test]
+async fn a_store_on_a_read_only_file_system_refuses_until_it_is_writable() {
+    let name = "a_store_on_a_read_only_file_system_refuses_until_it_is_writable";
+    store_case(name, "write,pwrite64:error=EROFS:when=120..125").await;
+}
+
+#[tokio::test]
 async fn a_store_whose_sync_fails_refuses_that_commit_only() {
     let name = "a_store_whose_sync_fails_refuses_that_commit_only";
     store_case(name, "fsync,fdatasync:error=EIO:when=5..6").await;

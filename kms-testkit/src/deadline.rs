@@ -8,11 +8,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Waits on this thread until `happened`, at most `limit`; then fails, naming `what` was awaited.
 pub fn eventually(limit: Duration, what: &str, mut happened: impl FnMut() -> bool) {
-    let start = now();
+    let end = now() + limit;
     // Nobody sends: receiving with a time limit is how a thread of ours waits.
     let (_keep, never) = mpsc::channel::<()>();
     while !happened() {
-        assert!(start.elapsed() < limit, "{what} did not happen within {limit:?}");
+        assert!(now() < end, "{what} did not happen within {limit:?}");
         let _ = never.recv_timeout(LOOK_EVERY);
     }
 }

@@ -158,6 +158,85 @@ async fn contexts_are_bounded() {
     }
 }
 
+/// Makes a message with a context: key is field 1, context field 3, and field 2 what the method wants.
+fn with_context(key: &str, second: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
+    let field = |number: u8, bytes: &[u8]| {
+        let mut field = vec![number << 3 | 2];
+        prost::encoding::encode_varint(bytes.len() as u64, &mut field);
+        [&field[..], bytes].concat()
+    };
+    let entry = [field(1, name), field(2, value)].concat();
+    [&field(1, key.as_bytes()), second, &field(3, &entry)].concat()
+}
+
+/// What Wrap is held to, everything else that takes a context is held to as well, and each item of a batch.
+#[tokio::test]
+async fn every_method_and_item_bounds_its_context() {
+    let server = Server::shared();
+    let client = server.operator().await;
+    let key = client.create("context-everywhere").await.name;
+    let ciphertext = client.wrap(&key, b"x", &[("k", "v")]).await.unwrap().ciphertext;
+    let sealed = [&[0x12, u8::try_from(ciphertext.len()).unwrap()], &ciphertext[..]].concat();
+    let (plain, length): (&[u8], &[u8]) = (&[0x12, 1, b'x'], &[0x10, 32]);
+    for (method, second) in
+        [("Wrap", plain), ("Unwrap", &sealed), ("Rewrap", &sealed), ("GenerateDataKey", length)]
+    {
+        let (single, batch) = (
+            format!("kms.v1.CryptoService/{method}"),
+            format!("kms.v1.CryptoService/Batch{method}"),
+        );
+        let one = async |message: Vec<u8>| raw_call(&client.channel, &single, message).await;
+        let item = async |message: Vec<u8>| {
+            let mut items = vec![0x0a];
+            prost::encoding::encode_varint(message.len() as u64, &mut items);
+            items.extend(message);
+            raw_call(&client.channel, &batch, items).await
+        };
+        let good = with_context(&key, second, b"k", b"v");
+        assert!(one(good.clone()).await.is_ok(), "{method}");
+        assert_eq!(only_item(item(good).await.unwrap().get_ref()), (0, String::new()), "{method}");
+        let long = ["k".repeat(129), "v".repeat(1025)];
+        for (name, value) in [
+            (long[0].as_bytes(), &b"v"[..]),
+            (b"k", long[1].as_bytes()),
+            (b"", b"v"),
+            (b"kms:tenant", b"v"),
+        ] {
+            let message = with_context(&key, second, name, value);
+            refusal(one(message.clone()).await).is_field("context");
+            let invalid = (i32::from(Code::InvalidArgument), "FIELD_VIOLATION".to_owned());
+            assert_eq!(only_item(item(message).await.unwrap().get_ref()), invalid, "{method}");
+        }
+        for (name, value) in [(&b"\xff"[..], &b"v"[..]), (b"k", b"\xc3")] {
+            let message = with_context(&key, second, name, value);
+            let malformed = "MALFORMED_REQUEST";
+            refusal(one(message.clone()).await).is(Code::InvalidArgument, malformed);
+            refusal(item(message).await).is(Code::InvalidArgument, malformed);
+        }
+    }
+}
+
+/// What the answers of all batches have in common.
+#[derive(Clone, PartialEq, prost::Message)]
+struct BatchAnswer {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<BatchItem>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BatchItem {
+    #[prost(message, optional, tag = "1")]
+    status: Option<proto::ItemStatus>,
+}
+
+/// Returns code and reason of the only item.
+fn only_item(answer: &[u8]) -> (i32, String) {
+    let answer: BatchAnswer = prost::Message::decode(answer).unwrap();
+    assert_eq!(answer.items.len(), 1);
+    let status = answer.items[0].status.clone().unwrap();
+    (status.code, status.reason)
+}
+
 #[tokio::test]
 async fn a_key_that_is_given_twice_is_refused() {
     let server = Server::shared();

@@ -57,6 +57,8 @@ pub struct Rig {
     pub max_request_ms: u64,
     /// Worker threads of the HSM; 0 takes the default.
     pub hsm_workers: usize,
+    /// Jobs that may wait for a worker.
+    pub queue_capacity: usize,
     pub environment: Vec<(String, String)>,
     /// More of the server's command line.
     pub arguments: Vec<String>,
@@ -101,6 +103,7 @@ impl Rig {
             overlap_ms: 600_000,
             max_request_ms: 30_000,
             hsm_workers: 0,
+            queue_capacity: 2048,
             environment: vec![],
             arguments: vec![],
             wrapper: vec![],
@@ -169,6 +172,7 @@ impl Rig {
              [tls]\ncertificate = {}\nprivate_key = {}\nclient_ca = {}\ncrls = [{}]\n\
              [admin]\naddress = \"127.0.0.1:0\"\ntls = {}\n\
              [hsm]\nmodule = {}\ntoken_serial = {}\npin = {pin}\ntoken_dir = {}\nworkers = {}\n\
+             queue_capacity = {}\n\
              [store]\npath = {}\n[audit]\ndirectory = {}\n\
              [log]\nformat = {}\nlevel = {}\n\
              [limits]\ndrain_ms = {}\noverlap_ms = {}\nmax_request_ms = {}\n",
@@ -182,6 +186,7 @@ impl Rig {
             toml_text(&self.token_serial),
             quoted(&self.path("tokens")),
             self.hsm_workers,
+            self.queue_capacity,
             quoted(&self.path("store.db")),
             quoted(&self.path("audit")),
             toml_text(self.log_format),

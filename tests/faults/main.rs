@@ -14,5 +14,6 @@ mod disk;
 mod ends;
 mod integrity;
 mod restore;
+mod roots;
 mod token;
 mod verify_store;

@@ -8,6 +8,7 @@
     reason = "test support: a failure here is a failed test"
 )]
 
+pub mod calls;
 pub mod sockets;
 pub mod threads;
 

@@ -6,8 +6,14 @@ use super::call_name;
 
 /// Calls on sockets. A `write` to one is none of an answer.
 pub const CALLS: [&str; 4] = ["recvfrom", "writev", "sendto", "sendmsg"];
-/// TLS tickets, HTTP/2 settings, window updates, pings and trailers are shorter than this; answers are longer.
-const ANSWER_BYTES: u64 = 100;
+/// What a TLS record of one frame has beside what the frame carries.
+const FRAME_BYTES: u64 = 5 + 1 + 16 + 9;
+/// An answer that has begun shows the client at least this: the headers carry the id of the request, a UUID as text that no
+/// table has, in at least 5 bits a character. Two window updates in a record, the acknowledgement of settings beside one,
+/// or a ping, are shorter.
+const ANSWER_BYTES: u64 = FRAME_BYTES + 36 * 5 / 8;
+/// What a server sends by itself at first: its flight of the TLS handshake, and its HTTP/2 settings.
+const GREETINGS: usize = 2;
 /// Requests of the test are longer than this, client hellos too.
 const REQUEST_BYTES: u64 = 150;
 
@@ -15,6 +21,7 @@ const REQUEST_BYTES: u64 = 150;
 #[derive(Clone, Debug, Default)]
 pub struct Connection {
     socket: String,
+    sent: usize,
     received: u64,
     began: usize,
     /// When the first byte of a request had come, and when the first byte of its answer began to leave.
@@ -46,16 +53,19 @@ pub fn connections(trace: &str) -> Vec<Connection> {
                 connection.began = call.done;
             }
             connection.received += call.bytes;
+            continue;
+        }
+        connection.sent += 1;
+        if connection.sent <= GREETINGS {
+            // The first request may be there before the settings leave.
+            connection.received *= u64::from(connection.sent > 1);
         } else if call.bytes >= ANSWER_BYTES && connection.received >= REQUEST_BYTES {
             connection.answers.push((connection.began, call.start));
             connection.received = 0;
         }
     }
-    // The runtime's own pair of sockets is none; what the others answered first is the TLS handshake.
+    // The runtime's own pair of sockets is none.
     connections.retain(|connection| !connection.answers.is_empty());
-    for connection in &mut connections {
-        connection.answers.remove(0);
-    }
     connections
 }
 
@@ -87,4 +97,34 @@ fn calls(trace: &str) -> Vec<SocketCall<'_>> {
 fn name(line: &str) -> Option<&'static str> {
     let name = call_name(line)?;
     CALLS.into_iter().find(|call| *call == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Headers that leave by themselves, before all else of an answer, are its beginning; a window update is none.
+    #[test]
+    fn an_answer_begins_with_its_headers_however_few_they_are() {
+        let (of_two_windows, of_headers) = (22 + 13 + 13, 22 + 9 + 1 + 1 + 25);
+        let trace = |before_sync: u64| {
+            format!(
+                "7 recvfrom(9<s>, \"\", 9, 0, NULL, NULL) = 247\n\
+                 7 sendto(9<s>, \"\", 9, 0, NULL, 0) = 859\n\
+                 7 recvfrom(9<s>, \"\", 9, 0, NULL, NULL) = 716\n\
+                 7 sendto(9<s>, \"\", 9, 0, NULL, 0) = 55\n\
+                 7 sendto(9<s>, \"\", 9, 0, NULL, 0) = 44\n\
+                 7 recvfrom(9<s>, \"\", 9, 0, NULL, NULL) = 381\n\
+                 7 writev(9<s>, [], 2) = {before_sync}\n\
+                 8 fdatasync(5</l>) = 0\n\
+                 7 writev(9<s>, [], 2) = 2163\n\
+                 7 writev(9<s>, [], 2) = 32\n"
+            )
+        };
+        for (before_sync, answered) in [(of_two_windows, 8), (of_headers, 6), (2163, 6)] {
+            let trace = trace(before_sync);
+            let [connection] = &connections(&trace)[..] else { panic!("one connection") };
+            assert_eq!(connection.answers, [(2, answered)], "{before_sync}");
+        }
+    }
 }

@@ -48,10 +48,11 @@ fn requests_never_find_open_or_log_in() {
 #[test]
 fn loading_a_key_never_finds() {
     with_rig("path::loading_a_key_never_finds", |rig, faulty| {
-        let source = rig.key(1).source;
+        let wrapped = rig.key(1).source;
+        let resident = rig.try_key(2, Protection::HsmResident).unwrap().source;
         let mark = faulty.mark();
-        for _ in 0..20 {
-            rig.round_trip(&rig.load(&source).unwrap()).unwrap();
+        for source in [&wrapped, &resident].repeat(20) {
+            rig.round_trip(&rig.load(source).unwrap()).unwrap();
         }
         for function in ["C_FindObjectsInit", "C_FindObjects", "C_OpenSession", "C_Login"] {
             assert_eq!(faulty.count_since(mark, function), 0, "{function}");

@@ -262,3 +262,51 @@ fn give(answer: Answer, outcome: Result<(), AuditError>) {
     // A caller that no longer waits does not want its answer.
     let _ = answer.send(outcome);
 }
+
+#[cfg(test)]
+mod tests {
+    use kms_core::audit::Phase;
+
+    use super::super::sample::record;
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+    const APPENDS: u64 = 100;
+
+    /// Returns the group of each line that is in the log.
+    fn groups(file: &Path) -> Vec<u64> {
+        let text = std::fs::read_to_string(file).unwrap();
+        let group = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["entry"]["group"].as_u64().unwrap()
+        };
+        text.lines().map(group).collect()
+    }
+
+    /// A group is written at once and synced once.
+    #[tokio::test]
+    async fn appends_that_wait_while_a_group_is_written_are_the_next_group() {
+        let directory = tempfile::tempdir().unwrap();
+        let sink = FileSink::open(&directory.path().join("audit")).unwrap();
+        let file = directory.path().join("audit/audit-00000001.jsonl");
+        let mut waiting = vec![];
+        {
+            // The writer takes note of an intent before it ends the group, and waits here.
+            let _noting = sink.past.lock().unwrap();
+            let intent = AuditRecord { phase: Phase::Intent, ..record(0) };
+            waiting.push(sink.append(vec![intent]));
+            kms_testkit::deadline::eventually(LIMIT, "the first group", || {
+                std::fs::read(&file).unwrap().ends_with(b"\n")
+            });
+            waiting.extend((1..=APPENDS).map(|number| sink.append(vec![record(number)])));
+            assert_eq!(groups(&file), [1], "nothing is written while a group is");
+        }
+        for appended in waiting {
+            appended.await.unwrap();
+        }
+        let mut expected = vec![2; 1 + usize::try_from(APPENDS).unwrap()];
+        expected[0] = 1;
+        assert_eq!(groups(&file), expected);
+        sink.close();
+    }
+}

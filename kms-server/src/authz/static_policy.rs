@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use kms_core::canonical::CanonicalWriter;
+use kms_core::domain::POLICY_TABLE;
 use kms_core::name::TenantName;
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +15,6 @@ use crate::authn::x509::{is_host_name, is_spiffe_id};
 
 /// The most grants of a table: more belongs into a policy engine.
 pub const MAX_GRANTS: usize = 10_000;
-/// Starts the hash input of the table. Not a secret matter, so it does not stand in `kms_core::domain`.
-const TABLE_HASH: &[u8] = b"kms/static-policy/v1";
 /// What the server may do by itself: roll over what is due, reconcile, and activate or destroy what was planned when its time
 /// has come.
 const INTERNAL_ACTIONS: [ActionKind; 3] = [
@@ -152,7 +151,7 @@ impl StaticPolicy {
     }
 
     fn from_sorted(sorted: BTreeMap<(&str, TenantName), ActionSet>) -> Self {
-        let mut canonical = CanonicalWriter::new(TABLE_HASH).number(sorted.len() as u64);
+        let mut canonical = CanonicalWriter::new(POLICY_TABLE).number(sorted.len() as u64);
         let mut principals: HashMap<Box<str>, Holdings> = HashMap::new();
         for (number, ((principal, tenant), actions)) in (1_usize..).zip(sorted) {
             canonical = canonical.text(principal).text(tenant.id());

@@ -1,5 +1,6 @@
 //! Tests of reading, layering and checking.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use kms_hsm::pin::PinError;
 use x509_parser::prelude::FromDer as _;
 
 use super::*;
+use crate::authz::ActionKind;
 use crate::dev::pki::{Authority, LeafName};
 use crate::transport::tls::TlsError;
 
@@ -63,16 +65,44 @@ fn the_sample_equals_the_defaults() {
 }
 
 #[test]
-fn the_sample_names_every_key() {
+fn the_sample_names_every_key_in_its_section() {
     let text = std::fs::read_to_string(SAMPLE).unwrap();
-    let all = toml::Value::try_from(Config::default()).unwrap();
-    for (section, values) in all.as_table().unwrap() {
-        assert!(text.contains(&format!("[{section}]")), "{section}");
-        for key in values.as_table().unwrap().keys() {
-            assert!(text.contains(&format!("\n{key} = ")), "{section}.{key}");
-        }
-    }
-    assert!(text.contains("# token_serial = ") && text.contains("# token_dir = "));
+    let sample: toml::Table = text.parse().unwrap();
+    let all = toml::Table::try_from(Config::default()).unwrap();
+    let keys = |table: &toml::Table| -> BTreeSet<String> {
+        let of = |(section, values): (&String, &toml::Value)| {
+            let keys: Vec<_> = values.as_table().unwrap().keys().collect();
+            keys.into_iter().map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
+        };
+        table.iter().flat_map(of).collect()
+    };
+    assert_eq!(keys(&sample), keys(&all));
+    // What has no default stands there as a comment.
+    let hsm = text.split("\n[").find(|section| section.starts_with("hsm]")).unwrap();
+    assert!(hsm.contains("\n# token_serial = ") && hsm.contains("\n# token_dir = "));
+}
+
+/// The comment is all that operators see of the names.
+#[test]
+fn the_sample_lists_every_action() {
+    let text = std::fs::read_to_string(SAMPLE).unwrap();
+    let comment = text.replace("\n#", "");
+    let part = |from: &str, to: &str| {
+        let (_, rest) = comment.split_once(from).unwrap();
+        rest.split_once(to).unwrap().0.to_owned()
+    };
+    let methods = part("the methods in snake_case (", ")");
+    let permissions = part("and the permissions ", ".");
+    let listed: Vec<_> = [methods, permissions]
+        .iter()
+        .flat_map(|part| part.split(','))
+        .map(|name| name.trim().to_owned())
+        .collect();
+    let mut sorted = listed.clone();
+    sorted.sort();
+    let mut all: Vec<_> = ActionKind::ALL.iter().map(|kind| kind.as_str().to_owned()).collect();
+    all.sort();
+    assert_eq!(sorted, all);
 }
 
 #[test]
@@ -348,7 +378,7 @@ fn a_principal_that_no_certificate_can_name_is_a_problem() {
     let grant = |principal: &str| GrantConfig {
         principal: principal.to_owned(),
         tenant: "t".to_owned(),
-        actions: vec![crate::authz::ActionKind::Wrap],
+        actions: vec![ActionKind::Wrap],
     };
     config.authz.grants = vec![grant("spiffe://td/app"), grant("host.example")];
     assert_eq!(keys(&config), [""; 0]);

@@ -95,7 +95,8 @@ impl Kms {
     /// Reconciles every `interval`, and rolls over what is due, until `stop` says true or its sender is gone.
     pub async fn run(&self, interval: Duration, mut stop: watch::Receiver<bool>) {
         // The start has just recovered: a first round at once would do the same again, beside the first requests.
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+        let mut ticks = tokio::time::interval(interval);
+        ticks.reset();
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {

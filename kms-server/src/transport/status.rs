@@ -263,67 +263,116 @@ fn whole_ms(delay: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use ServiceError as E;
+    use kms_core::clock::Timestamp;
+    use kms_core::fault::Fault::{self, Audit, Bug, Caller, Device, Policy, Store};
+    use kms_core::id::KeyVersion;
     use kms_core::state::VersionState;
 
     use super::*;
 
     const ID: &str = "the id of a request";
 
-    /// One of every kind.
-    fn every_error() -> Vec<ServiceError> {
-        let key = || "tenants/t/keys/k".parse().unwrap();
-        let version = || "tenants/t/keys/k/versions/1".parse().unwrap();
-        let consumer = || "tenants/t/keys/k/consumers/c".parse().unwrap();
-        let detail = String::new;
-        let retry_after = Duration::from_millis(250);
-        vec![
-            ServiceError::field("key", "odd"),
-            ServiceError::PageTokenExpired,
-            ServiceError::CiphertextInvalid,
-            ServiceError::EnvelopeUnsupported { detail: detail(), part: "suite", number: 9 },
-            ServiceError::AccessDenied,
-            ServiceError::KeyNotFound { name: key() },
-            ServiceError::VersionNotFound { name: version() },
-            ServiceError::KeyNotActive { state: VersionState::Suspended },
-            ServiceError::IllegalTransition {
-                from: VersionState::Active,
-                to: VersionState::DestroyScheduled,
-            },
-            ServiceError::PrimaryVersion,
-            ServiceError::RecentlyUsed { last: kms_core::clock::Timestamp::from_unix_ms(0) },
-            ServiceError::VersionStaged { version: kms_core::id::KeyVersion::FIRST },
-            ServiceError::KeyExhausted,
-            ServiceError::CryptoperiodExceeded,
-            ServiceError::KeyDisabled,
-            ServiceError::KeyEnabled,
-            ServiceError::VersionsExhausted,
-            ServiceError::RequestIdReused,
-            ServiceError::OperationInProgress,
-            ServiceError::RevisionMismatch,
-            ServiceError::ResourceExists { name: key() },
-            ServiceError::ConsumerExists { name: consumer() },
-            ServiceError::ConsumerNotFound { name: consumer() },
-            ServiceError::ConsumersRegistered { count: 1 },
-            ServiceError::ConsumersFull,
-            ServiceError::HsmSaturated { full: Full::Queue, retry_after },
-            ServiceError::RequestsFull,
-            ServiceError::HsmUnavailable { detail: detail(), retry_after },
-            ServiceError::HsmLatched { detail: detail() },
-            ServiceError::HsmFull { detail: detail() },
-            ServiceError::QueueDeadline,
-            ServiceError::HsmDeadline,
-            ServiceError::MechanismUnsupported { mechanism: "CKM_X" },
-            ServiceError::StoreUnavailable { detail: detail() },
-            ServiceError::AuditUnavailable { detail: detail() },
-            ServiceError::KeyIntegrity { detail: detail() },
-            ServiceError::Bug { reason: "odd" },
-        ]
+    /// What programs see of a kind of error: reason, code, whose fault, and after how many milliseconds to try again.
+    type Row = (&'static str, Code, Fault, Option<u64>);
+
+    /// Makes `table`, which has one error of every kind: it does not compile when a kind is missing or twice in it.
+    macro_rules! table {
+        ($($kind:ident: $sample:expr => $row:expr,)*) => {
+            fn table() -> Vec<(ServiceError, Row)> {
+                let each = |sample: &ServiceError| match sample { $(ServiceError::$kind { .. } => stringify!($kind),)* };
+                let table = vec![$((stringify!($kind), $sample, $row)),*];
+                let check = |(kind, sample, row)| {
+                    assert_eq!(each(&sample), kind);
+                    (sample, row)
+                };
+                table.into_iter().map(check).collect()
+            }
+        };
+    }
+
+    const CONSUMER: &str = "tenants/t/keys/k/consumers/c";
+    const NO_DETAIL: String = String::new();
+    const SOON: Duration = Duration::from_millis(250);
+
+    table! {
+        FieldViolation: E::field("key", "odd") => ("FIELD_VIOLATION", Code::InvalidArgument, Caller, None),
+        PageTokenExpired: E::PageTokenExpired => ("PAGE_TOKEN_EXPIRED", Code::InvalidArgument, Caller, None),
+        CiphertextInvalid: E::CiphertextInvalid => ("CIPHERTEXT_INVALID", Code::InvalidArgument, Caller, None),
+        EnvelopeUnsupported: E::EnvelopeUnsupported { detail: NO_DETAIL, part: "suite", number: 9 }
+            => ("ENVELOPE_UNSUPPORTED", Code::InvalidArgument, Caller, None),
+        AccessDenied: E::AccessDenied => ("ACCESS_DENIED", Code::PermissionDenied, Policy, None),
+        KeyNotFound: E::KeyNotFound { name: "tenants/t/keys/k".parse().unwrap() }
+            => ("KEY_NOT_FOUND", Code::NotFound, Caller, None),
+        VersionNotFound: E::VersionNotFound { name: "tenants/t/keys/k/versions/1".parse().unwrap() }
+            => ("VERSION_NOT_FOUND", Code::NotFound, Caller, None),
+        KeyNotActive: E::KeyNotActive { state: VersionState::Suspended }
+            => ("KEY_NOT_ACTIVE", Code::FailedPrecondition, Caller, None),
+        IllegalTransition: E::IllegalTransition { from: VersionState::Active, to: VersionState::DestroyScheduled }
+            => ("ILLEGAL_TRANSITION", Code::FailedPrecondition, Caller, None),
+        RecentlyUsed: E::RecentlyUsed { last: Timestamp::from_unix_ms(0) }
+            => ("RECENTLY_USED", Code::FailedPrecondition, Caller, None),
+        PrimaryVersion: E::PrimaryVersion => ("PRIMARY_VERSION", Code::FailedPrecondition, Caller, None),
+        VersionStaged: E::VersionStaged { version: KeyVersion::FIRST }
+            => ("VERSION_STAGED", Code::FailedPrecondition, Caller, None),
+        KeyExhausted: E::KeyExhausted => ("KEY_EXHAUSTED", Code::FailedPrecondition, Caller, None),
+        CryptoperiodExceeded: E::CryptoperiodExceeded
+            => ("CRYPTOPERIOD_EXCEEDED", Code::FailedPrecondition, Caller, None),
+        KeyDisabled: E::KeyDisabled => ("KEY_DISABLED", Code::FailedPrecondition, Caller, None),
+        KeyEnabled: E::KeyEnabled => ("KEY_ENABLED", Code::FailedPrecondition, Caller, None),
+        VersionsExhausted: E::VersionsExhausted => ("VERSIONS_EXHAUSTED", Code::FailedPrecondition, Caller, None),
+        RequestIdReused: E::RequestIdReused => ("REQUEST_ID_REUSED", Code::InvalidArgument, Caller, None),
+        OperationInProgress: E::OperationInProgress => ("OPERATION_IN_PROGRESS", Code::Aborted, Caller, Some(500)),
+        RevisionMismatch: E::RevisionMismatch => ("REVISION_MISMATCH", Code::Aborted, Caller, None),
+        ResourceExists: E::ResourceExists { name: "tenants/t/keys/k".parse().unwrap() }
+            => ("RESOURCE_EXISTS", Code::AlreadyExists, Caller, None),
+        ConsumerExists: E::ConsumerExists { name: CONSUMER.parse().unwrap() }
+            => ("CONSUMER_EXISTS", Code::AlreadyExists, Caller, None),
+        ConsumerNotFound: E::ConsumerNotFound { name: CONSUMER.parse().unwrap() }
+            => ("CONSUMER_NOT_FOUND", Code::NotFound, Caller, None),
+        ConsumersRegistered: E::ConsumersRegistered { count: 1 }
+            => ("CONSUMERS_REGISTERED", Code::FailedPrecondition, Caller, None),
+        ConsumersFull: E::ConsumersFull => ("CONSUMERS_FULL", Code::FailedPrecondition, Caller, None),
+        HsmSaturated: E::HsmSaturated { full: Full::Queue, retry_after: SOON }
+            => ("HSM_SATURATED", Code::ResourceExhausted, Device, Some(250)),
+        RequestsFull: E::RequestsFull => ("TENANT_QUOTA", Code::ResourceExhausted, Caller, Some(60_000)),
+        HsmUnavailable: E::HsmUnavailable { detail: NO_DETAIL, retry_after: SOON }
+            => ("HSM_UNAVAILABLE", Code::Unavailable, Device, Some(250)),
+        HsmLatched: E::HsmLatched { detail: NO_DETAIL } => ("HSM_LATCHED", Code::Unavailable, Device, None),
+        HsmFull: E::HsmFull { detail: NO_DETAIL } => ("HSM_FULL", Code::ResourceExhausted, Device, None),
+        QueueDeadline: E::QueueDeadline => ("QUEUE_DEADLINE", Code::DeadlineExceeded, Device, Some(500)),
+        HsmDeadline: E::HsmDeadline => ("HSM_DEADLINE", Code::DeadlineExceeded, Device, Some(500)),
+        MechanismUnsupported: E::MechanismUnsupported { mechanism: "CKM_X" }
+            => ("MECHANISM_UNSUPPORTED", Code::Unimplemented, Device, None),
+        StoreUnavailable: E::StoreUnavailable { detail: NO_DETAIL }
+            => ("STORE_UNAVAILABLE", Code::Unavailable, Store, Some(500)),
+        AuditUnavailable: E::AuditUnavailable { detail: NO_DETAIL }
+            => ("AUDIT_UNAVAILABLE", Code::Unavailable, Audit, Some(500)),
+        OutcomeUnknown: E::OutcomeUnknown { detail: NO_DETAIL }
+            => ("OUTCOME_UNKNOWN", Code::Unavailable, Store, Some(500)),
+        KeyIntegrity: E::KeyIntegrity { detail: NO_DETAIL } => ("KEY_INTEGRITY", Code::DataLoss, Store, None),
+        Bug: E::Bug { reason: "odd" } => ("INTERNAL", Code::Internal, Bug, None),
+    }
+
+    /// Programs hold on to these: a change of one is a change of the API.
+    #[test]
+    fn every_kind_of_error_has_its_reason_code_fault_and_retry() {
+        for (error, row) in table() {
+            let ms = |delay: Duration| u64::try_from(delay.as_millis()).unwrap();
+            let (status, item) = (from_service(&error, ID), item(&error));
+            let details = status.get_error_details();
+            let reason = details.error_info().unwrap().reason.clone();
+            let retry = details.retry_info().map(|info| ms(info.retry_delay.unwrap()));
+            assert_eq!((&*reason, status.code(), error.fault(), retry), row, "{error:?}");
+            assert_eq!((&*item.reason, item.code), (row.0, i32::from(row.1)), "{error:?}");
+            assert_eq!(u64::from(item.retry_delay_ms), row.3.unwrap_or(0), "{error:?}");
+        }
     }
 
     /// The table of the error model: which details come with which code (peers.md 4.12).
     #[test]
     fn the_details_follow_from_the_code() {
-        for error in every_error() {
+        for (error, _) in table() {
             let status = from_service(&error, ID);
             let (code, details) = (status.code(), status.get_error_details());
             assert_eq!(details.error_info().unwrap().reason, error.reason());

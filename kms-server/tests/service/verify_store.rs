@@ -357,6 +357,46 @@ async fn a_commit_without_its_outcome_agrees_as_long_as_its_intent_is_genuine() 
     assert_finds(&found, &[("intent", Some(1), "MAC"), ("manifest", None, "lost its end")]);
 }
 
+/// Whether a change is brought to its end or taken back follows from its intent.
+#[tokio::test]
+async fn every_edited_field_of_an_intent_is_named() {
+    let world = world().await;
+    let before = world.faults.calls();
+    world.create("tenants/t/keys/probe").await;
+    let calls = world.faults.calls() - before;
+    world.faults.arm(calls - 2, false);
+    let _ = world.kms.create_key(&world.request(CALL), create("tenants/t/keys/crashed")).await;
+    assert!(report(&world).agrees);
+    for edit in [
+        "id = zeroblob(16)",
+        "kind = 'x'",
+        "principal = 'mallory'",
+        "tenant = 'u'",
+        "key_id = 'x'",
+        "key_uid = zeroblob(16)",
+        "version = 2",
+        "protection = 'HSM_RESIDENT'",
+        "resident_id = x'000102030405060708090a0b0c0d0e0f'",
+        "time = time + 1",
+        "applied_revision = applied_revision + 1",
+        "applied_digest = printf('%064d', 0)",
+        "applied_revision = NULL, applied_digest = NULL",
+        "mac = zeroblob(32)",
+    ] {
+        let copy = copy(&world, "edited.db");
+        let database = rusqlite::Connection::open(&copy).unwrap();
+        assert_eq!(database.execute(&format!("UPDATE intents SET {edit}"), []).unwrap(), 1);
+        drop(database);
+        let found = report_on(&world, &copy, Ok(seen(&world.records())));
+        let named = |finding: &Finding| {
+            finding.row == "intent"
+                && (finding.detail.contains("MAC")
+                    || (edit.starts_with("kind") && finding.detail.contains("kind has no")))
+        };
+        assert!(found.findings.iter().any(named), "{edit}: {found:#?}");
+    }
+}
+
 /// More rows than have their MACs made at a time.
 #[tokio::test]
 async fn rows_of_every_batch_are_verified() {

@@ -1,0 +1,164 @@
+//! One call of each method, and calls that are refused: who serves them touches no file either.
+
+use kms_proto::v1 as proto;
+use tonic::transport::Channel;
+
+use crate::support_dev::{TENANT, new_key, request_id};
+
+/// The methods, each with a result that the audit log tells of.
+pub const TOLD: [(&str, &str); 35] = [
+    ("CreateKey", "OK"),
+    ("DescribeKey", "OK"),
+    ("DescribeKey", "KEY_NOT_FOUND"),
+    ("ListKeys", "OK"),
+    ("UpdateKey", "OK"),
+    ("RotateKey", "OK"),
+    ("StageKeyVersion", "OK"),
+    ("ActivateKeyVersion", "OK"),
+    ("DiscardKeyVersion", "OK"),
+    ("RegisterConsumer", "OK"),
+    ("ListConsumers", "OK"),
+    ("RemoveConsumer", "OK"),
+    ("DisableKey", "OK"),
+    ("EnableKey", "OK"),
+    ("DescribeKeyVersion", "OK"),
+    ("ListKeyVersions", "OK"),
+    ("SuspendKeyVersion", "OK"),
+    ("ResumeKeyVersion", "OK"),
+    ("DeactivateKeyVersion", "OK"),
+    ("CompromiseKeyVersion", "OK"),
+    ("ScheduleKeyVersionDestruction", "OK"),
+    ("CancelKeyVersionDestruction", "OK"),
+    ("ListKeyHistory", "OK"),
+    ("GetVersionUsage", "OK"),
+    ("Wrap", "OK"),
+    ("Wrap", "KEY_DISABLED"),
+    ("Unwrap", "OK"),
+    ("Rewrap", "OK"),
+    ("GenerateDataKey", "OK"),
+    ("BatchWrap", "OK"),
+    ("BatchUnwrap", "OK"),
+    ("BatchRewrap", "OK"),
+    ("BatchGenerateDataKey", "OK"),
+    ("DescribeCiphertext", "OK"),
+    ("GenerateRandom", "OK"),
+];
+
+/// Makes a request of a change.
+macro_rules! change {
+    ($request:ident, $name:expr $(, $field:ident: $value:expr)*) => {
+        proto::$request {
+            name: $name.clone(),
+            reason: "test".to_owned(),
+            request_id: request_id(),
+            $($field: $value,)*
+        }
+    };
+}
+
+/// Makes the calls that keys in use see seldom or never, on a key of its own.
+pub async fn make_all_others(channel: &Channel) {
+    let mut keys = kms_testkit::client::key_client(channel);
+    let request = new_key("other-calls", proto::Protection::HsmWrapped);
+    let key = keys.create_key(request).await.unwrap().into_inner();
+    let (revision, name) = (key.revision, key.name);
+    crypto(channel, &name).await;
+    let update = proto::UpdateKeyRequest {
+        name: name.clone(),
+        revision,
+        update_mask: Some(prost_types::FieldMask { paths: vec!["usage".to_owned()] }),
+        usage: "another".to_owned(),
+        request_id: request_id(),
+        ..Default::default()
+    };
+    keys.update_key(update).await.unwrap();
+    versions(channel, &name).await;
+    look(channel, &name).await;
+    refused(channel, &name).await;
+}
+
+async fn versions(channel: &Channel, name: &String) {
+    let mut keys = kms_testkit::client::key_client(channel);
+    let version = |number: u32| format!("{name}/versions/{number}");
+    keys.stage_key_version(change!(StageKeyVersionRequest, name, activate_time: None))
+        .await
+        .unwrap();
+    keys.activate_key_version(change!(ActivateKeyVersionRequest, &version(2))).await.unwrap();
+    keys.stage_key_version(change!(StageKeyVersionRequest, name, activate_time: None))
+        .await
+        .unwrap();
+    keys.discard_key_version(change!(DiscardKeyVersionRequest, &version(3))).await.unwrap();
+    let register = proto::RegisterConsumerRequest {
+        parent: name.clone(),
+        consumer_id: "backup".to_owned(),
+        description: "test".to_owned(),
+        request_id: request_id(),
+    };
+    let consumer = keys.register_consumer(register).await.unwrap().into_inner();
+    let list = proto::ListConsumersRequest { parent: name.clone() };
+    keys.list_consumers(list).await.unwrap();
+    keys.remove_consumer(change!(RemoveConsumerRequest, &consumer.name)).await.unwrap();
+    keys.suspend_key_version(change!(SuspendKeyVersionRequest, &version(1))).await.unwrap();
+    keys.resume_key_version(change!(ResumeKeyVersionRequest, &version(1))).await.unwrap();
+    keys.deactivate_key_version(change!(DeactivateKeyVersionRequest, &version(1))).await.unwrap();
+    let schedule = change!(
+        ScheduleKeyVersionDestructionRequest,
+        &version(1),
+        window: None,
+        allow_recent_use: true,
+        allow_consumers: true
+    );
+    keys.schedule_key_version_destruction(schedule).await.unwrap();
+    let cancel = change!(CancelKeyVersionDestructionRequest, &version(1));
+    keys.cancel_key_version_destruction(cancel).await.unwrap();
+    keys.compromise_key_version(change!(CompromiseKeyVersionRequest, &version(2))).await.unwrap();
+}
+
+async fn look(channel: &Channel, name: &str) {
+    let mut keys = kms_testkit::client::key_client(channel);
+    let (key, version) = (name.to_owned(), format!("{name}/versions/1"));
+    keys.describe_key(proto::DescribeKeyRequest { name: key.clone() }).await.unwrap();
+    let list = proto::ListKeysRequest { parent: TENANT.to_owned(), ..Default::default() };
+    keys.list_keys(list).await.unwrap();
+    let request = proto::DescribeKeyVersionRequest { name: version.clone() };
+    keys.describe_key_version(request).await.unwrap();
+    let list = proto::ListKeyVersionsRequest { parent: key.clone(), ..Default::default() };
+    keys.list_key_versions(list).await.unwrap();
+    let list = proto::ListKeyHistoryRequest { parent: key, ..Default::default() };
+    keys.list_key_history(list).await.unwrap();
+    keys.get_version_usage(proto::GetVersionUsageRequest { name: version }).await.unwrap();
+}
+
+async fn crypto(channel: &Channel, key: &str) {
+    let mut crypto = kms_testkit::client::crypto_client(channel);
+    let wrap = proto::WrapRequest { key: key.to_owned(), ..Default::default() };
+    let wrap = proto::WrapRequest { plaintext: vec![7; 32].into(), ..wrap };
+    let ciphertext = crypto.wrap(wrap).await.unwrap().into_inner().ciphertext;
+    let (key, context) = (key.to_owned(), std::collections::HashMap::new());
+    let item = proto::UnwrapRequest {
+        key: key.clone(),
+        ciphertext: ciphertext.clone(),
+        context: context.clone(),
+    };
+    crypto.batch_unwrap(proto::BatchUnwrapRequest { items: vec![item] }).await.unwrap();
+    let item = proto::RewrapRequest { key: key.clone(), ciphertext: ciphertext.clone(), context };
+    crypto.batch_rewrap(proto::BatchRewrapRequest { items: vec![item] }).await.unwrap();
+    let item = proto::GenerateDataKeyRequest { key, length_bytes: 32, ..Default::default() };
+    let batch = proto::BatchGenerateDataKeyRequest { items: vec![item] };
+    crypto.batch_generate_data_key(batch).await.unwrap();
+    let describe = proto::DescribeCiphertextRequest { ciphertext };
+    crypto.describe_ciphertext(describe).await.unwrap();
+    let random = proto::GenerateRandomRequest { length_bytes: 32, tenant: TENANT.to_owned() };
+    crypto.generate_random(random).await.unwrap();
+}
+
+async fn refused(channel: &Channel, name: &String) {
+    let mut keys = kms_testkit::client::key_client(channel);
+    let missing = proto::DescribeKeyRequest { name: format!("{name}-missing") };
+    keys.describe_key(missing).await.unwrap_err();
+    keys.disable_key(change!(DisableKeyRequest, name)).await.unwrap();
+    let wrap = proto::WrapRequest { key: name.clone(), ..Default::default() };
+    let wrap = proto::WrapRequest { plaintext: vec![7; 32].into(), ..wrap };
+    kms_testkit::client::crypto_client(channel).wrap(wrap).await.unwrap_err();
+    keys.enable_key(change!(EnableKeyRequest, name)).await.unwrap();
+}
