@@ -16,21 +16,37 @@ const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const EXIT_USAGE: u8 = 2;
 const EXIT_OK: u8 = 0;
 
+fn help(words: &[String]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kms-server"));
+    let output = command.args(words).arg("--help").env("COLUMNS", "100").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{words:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Returns the commands that a help text lists.
+fn listed(help: &str) -> Vec<String> {
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return vec![] };
+    let lines = list.lines().take_while(|line| !line.is_empty());
+    // What a command is about may go on in lines that stand further in.
+    let names = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    names.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// Writes the help of a command and of all below it.
+fn walk(words: &[String], all: &mut String) {
+    let text = help(words);
+    let title = [words, &["--help".to_owned()]].concat().join(" ");
+    let _ = write!(all, "===== kms-server {title} =====\n{text}\n");
+    for name in listed(&text).into_iter().filter(|name| name != "help") {
+        walk(&[words, &[name]].concat(), all);
+    }
+}
+
 #[test]
 fn the_help_of_every_command_is_pinned() {
     let mut all = String::new();
-    for words in [
-        &["--help"][..],
-        &["check-config", "--help"],
-        &["verify-store", "--help"],
-        &["dev", "--help"],
-    ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kms-server"));
-        let output = command.args(words).env("COLUMNS", "100").output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{words:?}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        let _ = write!(all, "===== kms-server {} =====\n{text}\n", words.join(" "));
-    }
+    walk(&[], &mut all);
+    assert!(all.matches("=====\n").count() > 1, "no command was found");
     insta::assert_snapshot!(all);
 }
 

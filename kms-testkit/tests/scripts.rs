@@ -88,6 +88,50 @@ fn what_is_missing_is_installed_and_the_command_is_shown() {
     }
 }
 
+/// The fakes bring nothing of this, so each ends with a complaint, after the call.
+#[test]
+fn packages_are_asked_for_by_the_names_that_each_manager_gives_them() {
+    for (manager, wanted, arguments) in [
+        ("apt-get", "softhsm", "install -y --no-install-recommends softhsm2"),
+        ("dnf", "softhsm", "install -y softhsm"),
+        ("apk", "softhsm", "add softhsm"),
+        ("brew", "softhsm", "install softhsm"),
+        ("apt-get", "cc", "install -y --no-install-recommends gcc libc6-dev"),
+        ("dnf", "cc", "install -y gcc glibc-devel"),
+        ("apk", "cc", "add gcc musl-dev"),
+        ("brew", "python3", "install python3"),
+    ] {
+        let path = restricted_path(&[manager]);
+        std::fs::write(path.path().join("sudo"), "#!/bin/sh\nexec \"$@\"\n").unwrap();
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(path.path().join("sudo"), executable).unwrap();
+        let output = install(path.path(), wanted);
+        assert_eq!(output.status.code(), Some(70), "{manager}: {}", text(&output.stderr));
+        let called = format!("/{manager} {arguments}");
+        let stdout = text(&output.stdout);
+        let found =
+            stdout.lines().any(|line| line.starts_with("called:") && line.ends_with(&called));
+        assert!(found, "{manager} {wanted}: {stdout}");
+    }
+}
+
+#[test]
+fn homebrew_is_never_run_as_another_user_and_not_asked_for_what_it_lacks() {
+    let path = restricted_path(&["brew"]);
+    // For whoever is not root, and without sudo.
+    std::fs::remove_file(path.path().join("id")).unwrap();
+    std::fs::write(path.path().join("id"), "#!/bin/sh\necho 1000\n").unwrap();
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(path.path().join("id"), executable).unwrap();
+    let output = install(path.path(), "age");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for wanted in ["strace", "cc"] {
+        let output = install(path.path(), wanted);
+        assert_eq!(output.status.code(), Some(69), "{wanted}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{wanted}: {}", text(&output.stdout));
+    }
+}
+
 #[test]
 fn what_is_there_is_left_alone() {
     let path = restricted_path(&["apt-get", "age"]);
