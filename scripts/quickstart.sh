@@ -118,9 +118,20 @@ cmp -s "$work/secret" "$work/secret.out" || fail "the old version did not open i
 kms key versions "$key"
 
 say "9. What the audit log says of it"
-echo "   (one JSON line each in $dir/audit; shown: number, phase, operation, principal, result)"
-grep -h "$key" "$dir"/audit/*.jsonl | tail -n 8 | sed -E \
-  's/.*"seq":([0-9]+),.*"phase":"([a-z]+)".*"operation":"(kms\.v1\.)?([^"]+)","principal":"([^"]+)".*"result":"([^"]+)".*/   \1  \2  \4  \5  \6/'
+echo "   (of this key; one JSON line each in $dir/audit; shown: number, operation, key version, result, principal)"
+cat "$dir"/audit/*.jsonl | awk -v resource="/keys/$key\"" -v most=24 '
+  function text(name) {
+    return match($0, "\"" name "\":\"[^\"]*\"") ? substr($0, RSTART + length(name) + 4, RLENGTH - length(name) - 5) : "-"
+  }
+  function number(name) {
+    return match($0, "\"" name "\":[0-9]+") ? substr($0, RSTART + length(name) + 3, RLENGTH - length(name) - 3) : "-"
+  }
+  index($0, resource) && ++records <= most {
+    operation = text("operation")
+    sub(/^kms\.v1\./, "", operation)
+    printf "   %4s  %-26s  %-2s  %-8s  %s\n", number("seq"), operation, number("key_version"), text("result"), text("principal")
+  }
+  END { if (records > most) printf "   and %d more\n", records - most }'
 
 say "10. Stop"
 stop

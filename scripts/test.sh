@@ -27,12 +27,27 @@ test() {
   HOLDFAST_BIN_DIR="$PWD/target/debug" cargo test --workspace --locked
 }
 
+# The quickstart shows what the audit log has of the whole job, from the making of its key on.
+tells_all() {
+  local operation audit
+  audit=$(sed -n '/== 9\. /,/== 10\. /p' "$1")
+  for operation in KeyService/CreateKey CryptoService/Wrap KeyService/RotateKey CryptoService/Unwrap; do
+    grep -Eq "^ +[0-9]+ +$operation +[0-9]+ +OK +spiffe://" <<<"$audit" || {
+      echo "the quickstart does not show $operation among its audit records" >&2
+      return 1
+    }
+  done
+}
+
 # What a newcomer and the bench do, with the debug binaries: that it works, not how fast it is.
 try() {
   export HOLDFAST_BIN_DIR="$PWD/target/debug" HOLDFAST_QUICKSTART_DIR=$PWD/target/try
   rm -rf "$HOLDFAST_QUICKSTART_DIR"
-  scripts/quickstart.sh
-  scripts/quickstart.sh
+  mkdir -p "$HOLDFAST_QUICKSTART_DIR"
+  for _ in 1 2; do
+    scripts/quickstart.sh | tee "$HOLDFAST_QUICKSTART_DIR/said"
+    tells_all "$HOLDFAST_QUICKSTART_DIR/said"
+  done
   scripts/try-held.sh "$HOLDFAST_QUICKSTART_DIR/server"
   "$HOLDFAST_BIN_DIR/kms-bench" --rounds 1 --round-ms 200 --seal-mib 4 --out "$HOLDFAST_QUICKSTART_DIR/bench"
   python3 scripts/check-summary.py "$HOLDFAST_QUICKSTART_DIR/bench/summary.json"

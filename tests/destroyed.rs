@@ -1,8 +1,8 @@
 //! A version whose key material is gone: nothing opens with it, and what it was is still told.
 //!
-//! A destruction waits for a week at least, so the row is written through the store with good MACs, as the last step of a destruction
-//! leaves it. That takes the token, whose module reads SOFTHSM2_CONF from the environment: the test runs itself once
-//! more with it set (ADR 0006).
+//! A destruction comes seven days after it was asked for, at the soonest, so the row is written through the store with good
+//! MACs, as its last step leaves it. That takes the token, whose module reads SOFTHSM2_CONF from the environment: the test
+//! runs itself once more with it set (ADR 0006).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

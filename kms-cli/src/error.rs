@@ -84,9 +84,9 @@ pub enum CliError {
         /// What to do, when there is something to do.
         advice: Option<String>,
     },
-    /// SIGINT or SIGTERM.
-    #[error("interrupted")]
-    Interrupted,
+    /// SIGINT or SIGTERM; perhaps in the middle of a change.
+    #[error("interrupted{}", if .0.is_some() { "; the change may have been made" } else { "" })]
+    Interrupted(Option<Repeat>),
     /// A defect.
     #[error("{0}")]
     Bug(&'static str),
@@ -131,7 +131,7 @@ impl CliError {
             Self::NotServing(_) => Exit::Unavailable,
             Self::Token(_) => Exit::Unsupported,
             Self::Part { exit, .. } => *exit,
-            Self::Interrupted => Exit::Interrupted,
+            Self::Interrupted(_) => Exit::Interrupted,
             Self::Bug(_) => Exit::Bug,
         }
     }
@@ -174,7 +174,7 @@ impl CliError {
             Self::NotServing(_) => "NOT_SERVING",
             Self::Token(_) => "MECHANISM_UNSUPPORTED",
             Self::Part { reason, .. } => reason,
-            Self::Interrupted => "INTERRUPTED",
+            Self::Interrupted(_) => "INTERRUPTED",
             Self::Bug(_) => "BUG",
         }
     }
@@ -193,6 +193,7 @@ impl CliError {
     fn repeat(&self) -> Option<Repeat> {
         match self {
             Self::Client(ClientError::Unanswered { repeat, .. }) => Some(*repeat),
+            Self::Interrupted(repeat) => *repeat,
             _ => None,
         }
     }

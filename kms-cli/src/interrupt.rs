@@ -2,8 +2,8 @@
 //!
 //! A thread awaits them and ends the process at once: reads, writes and calls that wait need not be woken. An output that
 //! has no name yet goes with the process, and what a pipe was given stays given. What is different is told here: a step
-//! that must not be cut is waited for ([`uninterrupted`]), and a partial file that has a name is removed
-//! ([`create_partial`]). Process-wide, as signals are.
+//! that must not be cut is waited for ([`uninterrupted`]), a partial file that has a name is removed
+//! ([`create_partial`]), and of a change that is asked for it is said how to repeat it ([`Asked`]). Process-wide, as signals are.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -12,10 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::NamedTempFile;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::client::Repeat;
 use crate::error::CliError;
 
 /// Partial files that have a name. Held while a step must not be cut, and by the end of the process.
 static PARTIAL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// The change that is asked for and has no answer yet.
+static ASKED: Mutex<Option<Repeat>> = Mutex::new(None);
 
 /// From now on SIGINT and SIGTERM end the process in an orderly way.
 ///
@@ -49,7 +53,7 @@ fn end(as_json: bool) {
         // It may have got its real name, or be gone: then there is nothing to remove.
         let _ = std::fs::remove_file(path);
     }
-    let error = CliError::Interrupted;
+    let error = CliError::Interrupted(*asked());
     let _ = std::io::stderr().write_all(error.text(as_json).as_bytes());
     // Still holding: no other step begins.
     std::process::exit(error.exit().code().into());
@@ -69,6 +73,29 @@ pub fn create_partial<E>(
     let file = create()?;
     partial.push(file.path().to_path_buf());
     Ok(file)
+}
+
+/// As long as it lives, a change is asked for that a signal leaves open. A command asks for one at a time.
+#[must_use]
+#[derive(Debug)]
+pub struct Asked(());
+
+impl Asked {
+    /// Begins to ask.
+    pub fn new(repeat: Repeat) -> Self {
+        *asked() = Some(repeat);
+        Self(())
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        *asked() = None;
+    }
+}
+
+fn asked() -> MutexGuard<'static, Option<Repeat>> {
+    ASKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn hold() -> MutexGuard<'static, Vec<PathBuf>> {

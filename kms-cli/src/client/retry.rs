@@ -9,6 +9,7 @@ use kms_core::clock::{Clock, SystemClock};
 use tonic::{Request, Response, Status};
 
 use super::{Client, ClientError, Repeat};
+use crate::interrupt::Asked;
 
 /// The most attempts of one call, the first included.
 pub const MAX_ATTEMPTS: u32 = 4;
@@ -65,6 +66,7 @@ impl Client {
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        let _asked = Asked::new(repeat);
         self.attempts(message, send).await.map_err(|Failed { error, open }| {
             let cause = Box::new(error);
             if open { ClientError::Unanswered { repeat, cause } } else { *cause }

@@ -103,3 +103,32 @@ fn an_answer_that_does_not_come_does_not_keep_kms_from_ending() {
         assert_eq!(fs::read(world.path("f.age")).unwrap(), sealed);
     }
 }
+
+#[test]
+fn a_change_that_is_interrupted_is_told_with_how_to_repeat_it() {
+    let world = World::new();
+    world.fake.script().silent = true;
+    let update = &["key", "update", "k", "--owner", "o"][..];
+    for (words, more) in [(&["key", "rotate", "k"][..], ""), (update, " --revision 7")] {
+        for json in [false, true] {
+            world.fake.script().request_ids.clear();
+            let form = if json { "json" } else { "table" };
+            let words = [words, &["--output", form, "--timeout", "60s"]].concat();
+            let child = command(world.home.path(), &words).spawn().unwrap();
+            eventually(LIMIT, "the change", || !world.fake.script().request_ids.is_empty());
+            let (code, stderr) = interrupted(child, Signal::INT);
+            assert_eq!(code, Some(130), "{stderr}");
+            let sent = world.fake.script().request_ids.remove(0);
+            if json {
+                let told: serde_json::Value = serde_json::from_str(&stderr).unwrap();
+                assert_eq!(told["error"]["request_id"], *sent, "{stderr}");
+                continue;
+            }
+            let told = format!(
+                "error: INTERRUPTED: interrupted; the change may have been made\n  repeat the command \
+                 with --request-id {sent}{more}: within 24 hours"
+            );
+            assert!(stderr.starts_with(&told), "{stderr}");
+        }
+    }
+}

@@ -32,14 +32,17 @@ fn terminal() -> (File, File) {
 
 /// Runs `kms` on a terminal; returns its exit code and all that the terminal was given.
 fn on_terminal(world: &World, args: &[&str], stdin: Option<&str>) -> (Option<i32>, String) {
+    let stdin = stdin.map(|name| File::open(world.path(name)).unwrap().into());
+    with_stdin(world, args, stdin)
+}
+
+/// As [`on_terminal`]; the terminal is stdin, too, where none is given.
+fn with_stdin(world: &World, args: &[&str], stdin: Option<Stdio>) -> (Option<i32>, String) {
     let (mut ours, theirs) = terminal();
     let end = || Stdio::from(OwnedFd::from(theirs.try_clone().unwrap()));
     let mut kms: Command = command(world.home.path(), args);
     kms.env("TERM", "xterm").stdout(end()).stderr(end());
-    match stdin {
-        Some(name) => kms.stdin(File::open(world.path(name)).unwrap()),
-        None => kms.stdin(end()),
-    };
+    kms.stdin(stdin.unwrap_or_else(end));
     let mut child = kms.spawn().unwrap();
     // Only the program's ends are left: reading fails once it has ended.
     drop((kms, theirs));
@@ -62,6 +65,33 @@ fn a_seal_on_a_terminal_shows_a_bar_and_a_table() {
     assert!(shown.contains("Key version") && !shown.contains('{'), "{shown:?}");
     let (_, shown) = on_terminal(&world, &[&seal[..], &["--quiet"]].concat(), None);
     assert!(!shown.contains("MiB"), "{shown:?}");
+}
+
+/// Runs `kms` on a terminal, with what `cat` gives of a file piped in.
+fn piped(world: &World, args: &[&str], name: &str) -> (Option<i32>, String) {
+    let mut cat = Command::new("cat");
+    let mut cat = cat.arg(world.path(name)).stdout(Stdio::piped()).spawn().unwrap();
+    let pipe = cat.stdout.take().unwrap();
+    let run = with_stdin(world, args, Some(pipe.into()));
+    // After a refusal nobody reads on: then it ends by SIGPIPE.
+    cat.wait().unwrap();
+    run
+}
+
+#[test]
+fn a_seal_or_open_of_a_pipe_shows_bytes_and_rate_on_a_terminal() {
+    let world = World::new();
+    std::fs::write(world.path("plain"), vec![7; PLAINTEXT_MIB << 20]).unwrap();
+    let seal = &["seal", "--key", "k", "--out", "f.age", "--force"][..];
+    let open = &["open", "--out", "opened", "--force"][..];
+    for (words, input) in [(seal, "plain"), (open, "f.age")] {
+        let (code, shown) = piped(&world, words, input);
+        assert_eq!(code, Some(0), "{shown}");
+        assert!(shown.contains(" MiB ") && shown.contains(" MiB/s"), "no spinner: {shown:?}");
+        assert!(!shown.contains(&format!("/{PLAINTEXT_MIB}.")), "of no length: {shown:?}");
+        let (code, shown) = piped(&world, &[words, &["--quiet"]].concat(), input);
+        assert!(code == Some(0) && !shown.contains("MiB"), "{shown:?}");
+    }
 }
 
 #[test]

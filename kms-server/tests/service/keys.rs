@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kms_core::audit::Phase;
+use kms_core::clock::Clock as _;
 use kms_core::id::{KeyVersion, Revision};
 use kms_core::state::VersionState;
 use kms_server::authz::ActionKind;
@@ -178,6 +179,26 @@ async fn pages_follow_each_other_and_tokens_are_bound_and_expire() {
     let page = world.kms.list_key_versions(&request, versions).await.unwrap();
     assert_eq!(page.items.len(), 1);
     assert_eq!(page.items[0].invocation_count, 1);
+}
+
+#[tokio::test]
+async fn a_page_token_is_issue_time_position_and_mac() {
+    let world = World::new().await;
+    for number in 0..2 {
+        world.create(&format!("tenants/t/keys/k{number}")).await;
+        world.clock.advance(Duration::from_millis(1));
+    }
+    let request = world.request("kms.v1.KeyService/ListKeys");
+    let list =
+        ListKeys { tenant: name(KEY).tenant().clone(), page_size: 1, page_token: String::new() };
+    let page = world.kms.list_keys(&request, list).await.unwrap();
+    let text = page.next_page_token.strip_prefix("hft_").unwrap();
+    let bytes = data_encoding::BASE64URL_NOPAD.decode(text.as_bytes()).unwrap();
+    // As docs/formats.md has it.
+    let times = [world.clock.now(), page.items[0].create_time];
+    let [issued, created] = times.map(|time| time.as_unix_ms().to_be_bytes());
+    let known = [&issued[..], &created, page.items[0].uid.as_bytes()].concat();
+    assert_eq!((bytes.len(), &bytes[..32]), (64, &known[..]));
 }
 
 #[tokio::test]
