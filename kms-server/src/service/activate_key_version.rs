@@ -99,6 +99,12 @@ impl Mutation for Activation {
         if self.request_id.is_none() && !is_due(&staged.row, now) {
             return Err(ServiceError::RevisionMismatch);
         }
+        if number != key.latest {
+            let detail = format!("key {} has a staged version that is not its latest", key.uid);
+            return Err(inner.keyring.integrity(detail).into());
+        }
+        inner.check_never_used(&staged).await?;
+        inner.prove(Some(&staged)).await?;
         let subject = succession_of(IntentKind::ActivateKeyVersion, key, Some(&staged))?;
         Ok((subject, (turn, staged)))
     }
@@ -126,8 +132,6 @@ impl Change<'_> {
         staged: Sealed<VersionRow>,
         reason: &str,
     ) -> Result<Next, ServiceError> {
-        // What lay unused for years must not become the only key that protects, unless it is there and works.
-        self.inner.keyring.prove_material(&staged).await?;
         let Sealed { row, generation, mac: _ } = &staged;
         let counter = self.inner.verified_counter(row.key_uid, row.version).await?;
         let now = self.inner.clock.now();
@@ -145,6 +149,18 @@ impl Change<'_> {
 }
 
 impl Inner {
+    /// Loads the key of a version that is to become the primary, before anything is begun: what lay unused for years must not
+    /// be the only key that protects, unless it is there and works.
+    pub(super) async fn prove(
+        &self,
+        staged: Option<&Sealed<VersionRow>>,
+    ) -> Result<(), ServiceError> {
+        match staged {
+            Some(staged) => Ok(self.keyring.prove_material(staged).await?),
+            None => Ok(()),
+        }
+    }
+
     /// Activates the staged versions whose date has come, one after another, at most [`MAX_ROTATIONS`].
     pub(super) async fn activate_due(
         self: &Arc<Self>,
@@ -157,9 +173,9 @@ impl Inner {
             let Some(stored) = stored else { continue };
             let name = VersionName::new(stored.key.row.name, number);
             let request = self.internal_request(OPERATION)?;
-            let mut trail = Trail::key(name.key());
             let reason = "activation date".to_owned();
             let activation = Activation { name: name.clone(), reason, request_id: None };
+            let mut trail = activation.trail();
             let activated = self.mutate(&request, activation, &mut trail).await;
             match self.record_unless_begun(&request, trail, activated).await {
                 Ok(_) => done.activated += 1,
@@ -171,8 +187,8 @@ impl Inner {
                 ) => {}
                 Err(error) => {
                     done.failed += 1;
-                    // What helps none of them is not tried for each; they stay due.
-                    if error.retry().is_some() {
+                    // What helps none of them is not tried for each; they stay due. Whoever waits in vain waits for one tenant.
+                    if error.retry().is_some() && error != ServiceError::QueueDeadline {
                         return Err(error);
                     }
                     tracing::error!(

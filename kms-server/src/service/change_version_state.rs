@@ -132,6 +132,25 @@ impl Step {
         }
     }
 
+    /// Names the gates that are passed by; for the record.
+    const fn overrides(self) -> &'static str {
+        match self {
+            Self::ScheduleDestruction { allow_recent_use, allow_consumers, window: _ } => {
+                match (allow_recent_use, allow_consumers) {
+                    (false, false) => "",
+                    (true, false) => " [allows recent use]",
+                    (false, true) => " [allows consumers]",
+                    (true, true) => " [allows recent use and consumers]",
+                }
+            }
+            Self::Suspend
+            | Self::Resume
+            | Self::Deactivate
+            | Self::EndOverlap
+            | Self::CancelDestruction => "",
+        }
+    }
+
     /// Returns where it leads from a row that is in force in a state, or why it leads nowhere.
     fn leads(self, row: &VersionRow, state: VersionState) -> Result<VersionState, ServiceError> {
         let transition = match self {
@@ -156,13 +175,16 @@ struct Move {
     step: Step,
     name: VersionName,
     reason: String,
+    /// The reason as the audit record has it, with the overrides that were asked for.
+    told: String,
     request_id: Option<RequestId>,
 }
 
 impl Move {
     fn asked(step: Step, change: ChangeVersionState) -> Self {
         let ChangeVersionState { name, reason, request_id } = change;
-        Self { step, name, reason, request_id: Some(request_id) }
+        let told = format!("{reason}{}", step.overrides());
+        Self { step, name, reason, told, request_id: Some(request_id) }
     }
 }
 
@@ -181,7 +203,7 @@ impl Mutation for Move {
     }
 
     fn reason(&self) -> Option<&str> {
-        Some(&self.reason)
+        Some(&self.told)
     }
 
     fn permit(
@@ -273,7 +295,8 @@ impl Mutation for Move {
             Step::ScheduleDestruction { window, allow_consumers, .. } => Some(Destruction {
                 time: now.after(window),
                 returns_to: state,
-                despite_consumers: allow_consumers,
+                // Who knew of none did not decide about those who come later.
+                despite_consumers: allow_consumers && turn.fresh.key.row.consumers > 0,
             }),
             Step::Suspend
             | Step::Resume
@@ -363,7 +386,8 @@ impl Inner {
         trail: &mut Trail,
     ) -> Result<(), ServiceError> {
         let (step, reason) = (Step::EndOverlap, "overlap over".to_owned());
-        let end = Move { step, name: name.clone(), reason, request_id: None };
+        let told = reason.clone();
+        let end = Move { step, name: name.clone(), reason, told, request_id: None };
         match self.mutate(request, end, trail).await {
             // Done meanwhile, or not due any more.
             Ok(_) | Err(ServiceError::IllegalTransition { .. }) => Ok(()),

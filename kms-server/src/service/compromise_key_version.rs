@@ -100,6 +100,7 @@ impl Mutation for Compromise {
             return Ok((Subject::of_version(kind, &key.row, number), (turn, None)));
         }
         let staged = inner.staged(key).await?;
+        inner.prove(staged.as_ref()).await?;
         let subject = succession_of(kind, &key.row, staged.as_ref())?;
         Ok((subject, (turn, staged)))
     }

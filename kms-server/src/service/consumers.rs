@@ -68,9 +68,13 @@ impl Inner {
         trail: &mut Trail,
     ) -> Result<Vec<ConsumerDescription>, ServiceError> {
         self.permit::<authz::ListConsumers>(request, Target::key(name), trail)?;
-        let key = self.fresh(name, VersionChoice::Primary).await?.key.row;
+        // Under the turn: a consumer that comes between the two reads would look like tampering.
+        let left = request.deadline.saturating_duration_since(self.clock.monotonic());
+        let turn = tokio::time::timeout(left, self.turn(name, VersionChoice::Primary)).await;
+        let turn = turn.unwrap_or(Err(ServiceError::QueueDeadline))?;
+        let key = &turn.fresh.key.row;
         trail.key_uid = Some(key.uid);
-        let consumers = self.consumers(&key).await?;
+        let consumers = self.consumers(key).await?;
         consumers.into_iter().map(|consumer| describe(name, consumer.row)).collect()
     }
 

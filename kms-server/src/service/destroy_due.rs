@@ -161,6 +161,10 @@ impl Mutation for Destroy {
     ) -> Result<(Subject, Turn), ServiceError> {
         let number = self.name.version();
         if self.discards.is_some() {
+            // Before the walk, which takes a while and the tenant's turn: most mistakes show in one row.
+            let choice = VersionChoice::Number(number);
+            let there = inner.fresh(self.name.key(), choice).await?;
+            self.leads(&there.version.row, inner.clock.now())?;
             // Of what is due this was done for all at once.
             inner.walk_verified(self.name.key().tenant()).await?;
         }

@@ -95,6 +95,8 @@ fn judge(subject: &Subject, now: Timestamp) -> (Retirement, Vec<String>) {
     };
     if *is_primary {
         found(Retirement::InUse, "it is the primary: rotate the key first".into());
+    } else if *state == VersionState::PreActivation {
+        found(Retirement::InUse, "it is staged: it is to be the next primary".into());
     } else if *state == VersionState::Active {
         found(
             Retirement::InUse,
@@ -145,6 +147,8 @@ mod tests {
         let uses = Uses { protect: tally(1, old), rewrap: tally(1, old), process: tally(0, old) };
         assert_eq!(judged(VersionState::Active, true, uses), Retirement::InUse);
         assert_eq!(judged(VersionState::Active, false, uses), Retirement::InUse);
+        let unused = Uses::default();
+        assert_eq!(judged(VersionState::PreActivation, false, unused), Retirement::InUse);
         assert_eq!(judged(VersionState::Suspended, true, uses), Retirement::InUse);
         assert_eq!(judged(VersionState::Deactivated, false, uses), Retirement::Safe);
     }

@@ -122,6 +122,7 @@ impl Mutation for Rollover {
             return Err(ServiceError::KeyDisabled);
         }
         let staged = inner.staged(&turn.fresh.key).await?;
+        inner.prove(staged.as_ref()).await?;
         let subject = succession_of(IntentKind::RotateKey, row, staged.as_ref())?;
         Ok((subject, (turn, staged)))
     }
@@ -279,7 +280,7 @@ impl Inner {
                 Err(error) => {
                     done.failed += 1;
                     // What helps none of them is not tried for each; they stay due.
-                    if error.retry().is_some() {
+                    if error.retry().is_some() && error != ServiceError::QueueDeadline {
                         return Err(error);
                     }
                     tracing::error!(alert = "rollover_failed", %error, "tried again later");

@@ -31,11 +31,16 @@ impl Kms {
         request: &RequestContext,
         stage: StageKeyVersion,
     ) -> Result<Staged, ServiceError> {
-        self.mutate(request, Stage(stage)).await
+        let told = match stage.activate_time {
+            Some(time) => format!("{} [activated at {time}]", stage.reason),
+            None => stage.reason.clone(),
+        };
+        self.mutate(request, Stage(stage, told)).await
     }
 }
 
-struct Stage(StageKeyVersion);
+/// What is asked for, and the reason as the audit record has it: with the date.
+struct Stage(StageKeyVersion, String);
 
 impl Mutation for Stage {
     type Output = Staged;
@@ -50,7 +55,7 @@ impl Mutation for Stage {
     }
 
     fn reason(&self) -> Option<&str> {
-        Some(&self.0.reason)
+        Some(&self.1)
     }
 
     fn permit(
@@ -60,7 +65,12 @@ impl Mutation for Stage {
         trail: &mut Trail,
     ) -> Result<(), ServiceError> {
         let target = Target::key(&self.0.name);
-        inner.permit::<authz::StageKeyVersion>(request, target, trail).map(drop)
+        inner.permit::<authz::StageKeyVersion>(request, target, trail)?;
+        if self.0.activate_time.is_some() {
+            // The server activates it at its date, on this word.
+            inner.permit::<authz::ActivateKeyVersion>(request, target, trail)?;
+        }
+        Ok(())
     }
 
     fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
@@ -148,7 +158,29 @@ impl Inner {
             return Ok(None);
         }
         let latest = self.fresh(&key.row.name, VersionChoice::Number(key.row.latest)).await?;
-        Ok(Some(latest.version).filter(|version| version.row.state == VersionState::PreActivation))
+        if latest.version.row.state != VersionState::PreActivation {
+            return Ok(None);
+        }
+        self.check_never_used(&latest.version).await?;
+        Ok(Some(latest.version))
+    }
+
+    /// Refuses a staged row that was put back: what happened to its version since stands in the history of the key, whose
+    /// entries are members of the manifest and cannot be changed.
+    ///
+    /// # Errors
+    /// `KEY_INTEGRITY`, with the alert.
+    pub(super) async fn check_never_used(
+        &self,
+        staged: &Sealed<VersionRow>,
+    ) -> Result<(), ServiceError> {
+        let VersionRow { key_uid, version, revision, .. } = staged.row;
+        let last = self.store.last_revision(key_uid, version).await;
+        if self.keyring.stored(last)? == Some(revision) {
+            return Ok(());
+        }
+        let detail = format!("the staged row of key {key_uid} version {version} was put back");
+        Err(self.keyring.integrity(detail).into())
     }
 }
 

@@ -446,6 +446,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<Sealed<VersionRow>>, StoreError>;
 
+    /// Reads the revision of the last history entry of a version; `None` when it has none.
+    async fn last_revision(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Revision>, StoreError>;
+
     /// Lists the consumers of a key by id, all of them: there are at most [`kms_core::consumer::MAX_CONSUMERS`].
     async fn list_consumers(&self, key_uid: KeyUid)
     -> Result<Vec<Sealed<ConsumerRow>>, StoreError>;

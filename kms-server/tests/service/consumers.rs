@@ -158,6 +158,17 @@ async fn who_is_permitted_destroys_despite_consumers_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn who_knew_of_no_consumer_did_not_decide_about_one_that_comes_later() {
+    let world = world(Protection::HsmWrapped).await;
+    schedule(&world, ADMIN, true).await.unwrap();
+    let told = world.last().reason.unwrap();
+    assert_eq!(told, "test [allows consumers]", "the override is on record");
+    register(&world, "late").await.unwrap();
+    world.clock.advance(DEFAULT_DESTRUCTION_WINDOW);
+    assert_eq!(world.kms.reconcile().await.unwrap().destroyed, 0);
+}
+
+#[tokio::test]
 async fn a_consumer_that_was_edited_or_taken_away_shows() {
     let world = world(Protection::HsmWrapped).await;
     register(&world, "a").await.unwrap();

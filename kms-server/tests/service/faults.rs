@@ -302,6 +302,14 @@ impl Store for FaultyStore {
     ) -> Result<Vec<Sealed<VersionRow>>, StoreError> {
         through!(self.list_versions(key_uid, after, limit))
     }
+    async fn last_revision(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Revision>, StoreError> {
+        through!(self.last_revision(key_uid, version))
+    }
+
     async fn list_consumers(
         &self,
         key_uid: KeyUid,

@@ -6,6 +6,7 @@ use kms_core::clock::{Clock as _, Timestamp};
 use kms_core::key::{Protection, Sensitivity};
 use kms_core::lifecycle::MAX_ACTIVATION_DELAY;
 use kms_core::state::VersionState;
+use kms_server::authz::ActionKind;
 use kms_server::service::{
     ChangeKeyState, ChangeVersionState, CreateKey, KeyDescription, RotateKey, Rotated,
     ServiceError, StageKeyVersion, Staged, VersionDescription,
@@ -297,6 +298,62 @@ async fn a_discard_destroys_nothing_on_the_word_of_one_row() {
     let request = world.request("kms.v1.CryptoService/Unwrap");
     let opened = world.kms.unwrap(&request, unwrap(KEY, &used.ciphertext)).await.unwrap();
     assert_eq!(opened.plaintext.expose(), b"secret", "what was loaded goes on");
+}
+
+#[tokio::test]
+async fn a_staged_row_that_is_put_back_brings_no_used_version_back() {
+    for then in ["compromised", "discarded"] {
+        let world = world(Protection::HsmWrapped).await;
+        let date = world.clock.now().after(DAY);
+        stage(&world, Some(date)).await.unwrap();
+        let database = rusqlite::Connection::open(world.database()).unwrap();
+        let copy = "CREATE TABLE old AS SELECT * FROM versions WHERE version = 2;
+                    DROP TRIGGER versions_guard;";
+        database.execute_batch(copy).unwrap();
+        if then == "compromised" {
+            activate(&world, 2).await.unwrap();
+            let request = world.request("kms.v1.KeyService/CompromiseKeyVersion");
+            world.kms.compromise_key_version(&request, change(2)).await.unwrap();
+        } else {
+            discard(&world, 2).await.unwrap();
+        }
+        let put = "REPLACE INTO versions SELECT * FROM old";
+        database.execute_batch(&format!("PRAGMA foreign_keys = OFF; {put};")).unwrap();
+        let world = world.restart();
+        assert_eq!(activate(&world, 2).await.unwrap_err().reason(), "KEY_INTEGRITY", "{then}");
+        if then == "discarded" {
+            assert_eq!(rotate(&world).await.unwrap_err().reason(), "KEY_INTEGRITY");
+        }
+        world.clock.advance(DAY * 2);
+        assert_eq!(world.kms.reconcile().await.unwrap().activated, 0, "{then}");
+    }
+}
+
+#[tokio::test]
+async fn a_date_takes_the_permission_to_activate() {
+    let plain: Vec<_> = ActionKind::ALL
+        .iter()
+        .copied()
+        .filter(|action| *action != ActionKind::ActivateKeyVersion)
+        .collect();
+    let world = world(Protection::HsmWrapped).await;
+    let world = world.restart_granting(&[grant("plain", "t", &plain)]);
+    let request = world.request_of("plain", "kms.v1.KeyService/StageKeyVersion");
+    let stage = |activate_time| StageKeyVersion {
+        name: name(KEY),
+        activate_time,
+        reason: "r".into(),
+        request_id: fresh_id(),
+    };
+    let dated = stage(Some(world.clock.now().after(DAY)));
+    let refused = world.kms.stage_key_version(&request, dated.clone()).await;
+    assert_eq!(refused, Err(ServiceError::AccessDenied));
+    world.kms.stage_key_version(&request, stage(None)).await.unwrap();
+    discard(&world, 2).await.unwrap();
+    let request = world.request("kms.v1.KeyService/StageKeyVersion");
+    world.kms.stage_key_version(&request, dated).await.unwrap();
+    let told = world.last().reason.unwrap();
+    assert!(told.starts_with("r [activated at "), "{told}");
 }
 
 #[tokio::test]

@@ -88,6 +88,7 @@ forward! {
     key(key: KeyRef, version: VersionChoice) -> Option<StoredKey>;
     list_keys(tenant: TenantName, after: Option<ListPosition>, limit: u32) -> Vec<Sealed<KeyRow>>;
     list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
+    last_revision(key_uid: KeyUid, version: KeyVersion) -> Option<Revision>;
     list_consumers(key_uid: KeyUid) -> Vec<Sealed<ConsumerRow>>;
     list_history(key_uid: KeyUid, after: Option<HistoryPosition>, limit: u32) -> Vec<Sealed<HistoryRow>>;
     counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;

@@ -244,6 +244,14 @@ impl Store for SqliteStore {
         self.read(move |db| read::list_versions(db, key_uid, after, limit)).await
     }
 
+    async fn last_revision(
+        &self,
+        key_uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Revision>, StoreError> {
+        self.read(move |db| read::last_revision(db, key_uid, version)).await
+    }
+
     async fn list_consumers(
         &self,
         key_uid: KeyUid,

@@ -2,7 +2,7 @@
 
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
-use kms_core::id::{KeyUid, KeyVersion, RequestId};
+use kms_core::id::{KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -86,6 +86,19 @@ pub(super) fn list_versions(
         "SELECT * FROM versions WHERE key_uid = ?1 AND version > ?2 ORDER BY version LIMIT ?3",
         (key_uid.as_bytes(), after.map_or(0, KeyVersion::get), limit.min(MAX_LIST_ROWS)),
         rows::version,
+    )
+}
+
+pub(super) fn last_revision(
+    connection: &Connection,
+    key_uid: KeyUid,
+    version: KeyVersion,
+) -> Result<Option<Revision>, StoreError> {
+    one(
+        connection,
+        "SELECT * FROM history WHERE key_uid = ?1 AND version = ?2 ORDER BY revision DESC LIMIT 1",
+        (key_uid.as_bytes(), version.get()),
+        |row| rows::history(row).map(|entry| entry.row.revision),
     )
 }
 

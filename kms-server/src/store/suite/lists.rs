@@ -274,6 +274,10 @@ pub(crate) async fn history_is_paged_by_time_version_and_revision(store: Arc<imp
         assert_eq!(seen, expected, "{size}");
     }
     assert_eq!(store.list_history(uid(2), None, 10).await, Ok(vec![]), "another key");
+    let last = |number| store.last_revision(uid(1), version_number(number));
+    assert_eq!(last(1).await, Ok(Some(Revision::new(3))));
+    assert_eq!(last(2).await, Ok(Some(Revision::new(1))));
+    assert_eq!(last(3).await, Ok(None));
 }
 
 pub(crate) async fn history_is_never_changed_and_has_one_entry_a_revision(store: Arc<impl Store>) {
