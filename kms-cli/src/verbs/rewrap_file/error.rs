@@ -48,6 +48,9 @@ pub(super) enum RunError {
     /// The output is the input.
     #[error("`{}` is read and written", .0.display())]
     SameFile(PathBuf),
+    /// The input stands where this run keeps what it is writing.
+    #[error("`{}` is the input, and this run would write to it", .0.display())]
+    InputIsOurs(PathBuf),
     /// Another run holds the partial file.
     #[error("another run is writing `{}`", .0.display())]
     Busy(PathBuf),
@@ -100,7 +103,7 @@ impl RunError {
             Self::RecordTooLong(_) | Self::Quoting(_) | Self::Column { .. } => Exit::BadInput,
             Self::Item { fault, .. } => fault.exit(),
             Self::ItemsFailed { .. } => Exit::Partial,
-            Self::SameFile(_) => Exit::Usage,
+            Self::SameFile(_) | Self::InputIsOurs(_) => Exit::Usage,
             Self::Busy(_) | Self::InputChanged(_) | Self::CheckpointForeign { .. } => {
                 Exit::Precondition
             }
@@ -120,7 +123,7 @@ impl RunError {
             Self::Item { .. } => "ITEM_FAILED",
             Self::ItemsFailed { .. } => "ITEMS_FAILED",
             Self::NotRegular(_) | Self::File { .. } | Self::Other(_) => "FILE",
-            Self::SameFile(_) => "USAGE",
+            Self::SameFile(_) | Self::InputIsOurs(_) => "USAGE",
             Self::Busy(_) => "BUSY",
             Self::InputChanged(_) => "INPUT_CHANGED",
             Self::NoCheckpoint(_) => "NO_CHECKPOINT",
@@ -138,6 +141,7 @@ impl RunError {
                 "they are listed by line, with reasons; put them right and run again"
             }
             Self::SameFile(_) => "use --in-place",
+            Self::InputIsOurs(_) => "name another output, or give the input another name only",
             Self::Busy(_) => "wait for it, or end it",
             Self::InputChanged(_) => "nothing was published; run again when nobody writes to it",
             Self::NoCheckpoint(_) => "begin without --resume",

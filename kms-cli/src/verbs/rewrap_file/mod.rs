@@ -46,16 +46,23 @@ use crate::output::{Format, OutputError, Overwrite, show};
 /// `kms rewrap-file`.
 pub fn run(session: &Session, args: &RewrapFile) -> Result<(), CliError> {
     let binding = input::encryption_context(&args.bind.pairs)?;
-    let source = Source::find(&args.input, Layout::of(args)?)?;
+    let mut source = Source::find(&args.input, Layout::of(args)?)?;
     if args.dry_run {
         return dry_run(session, &source);
     }
     let context = session.context()?;
     let key = context.key_name(args.key.as_deref().unwrap_or_default())?;
-    let output = args.output.as_deref().unwrap_or(&source.path);
-    let paths = Paths::of(output)?;
+    let output = args.output.as_deref().unwrap_or(&source.path).to_path_buf();
+    let paths = Paths::of(&output)?;
     if args.output.is_some() && paths.target == source.path {
         return Err(RunError::SameFile(paths.target).into());
+    }
+    if paths.are(&source.path) {
+        return Err(RunError::InputIsOurs(source.path).into());
+    }
+    if paths.remove_published_name()? {
+        // In place that was a change of the input: the last one that is ours.
+        source = Source::find(&args.input, Layout::of(args)?)?;
     }
     let arguments = arguments(&source, &key, &binding);
     let shown = output.display().to_string();
@@ -64,7 +71,7 @@ pub fn run(session: &Session, args: &RewrapFile) -> Result<(), CliError> {
     {
         return report(session, state, shown, true);
     }
-    resolve(output, overwrite(args)).map_err(|error| output_error(error, &paths))?;
+    resolve(&output, overwrite(args)).map_err(|error| output_error(error, &paths))?;
     let connect = || Pump::connect(&context, key, binding, args.batch_size);
     let (sink, pump, items) = begin(args, &source, paths, &arguments, connect)?;
     let resumed = sink.resumed();
@@ -117,7 +124,7 @@ fn begin(
         Ok(census.tally.items)
     };
     let like = args.in_place.then_some(&source.metadata);
-    let open = || Sink::open(paths, arguments, begin, &source.path, like);
+    let open = || Sink::open(paths, arguments, begin, source, like);
     if goes_on {
         let sink = open()?;
         let items = check(sink.state().input_offset, sink.state().lines)?;

@@ -95,8 +95,56 @@ impl Paths {
         self.sync_directory()
     }
 
+    /// Says whether a run would write to this file, or remove it, before the output gets its name.
+    pub(super) fn are(&self, path: &Path) -> bool {
+        [&self.partial, &self.checkpoint, &self.next].iter().any(|ours| ours.as_path() == path)
+    }
+
+    /// Takes the partial file's name from an output that has both, and says whether it had.
+    ///
+    /// A run that is killed while it publishes leaves that: what is written to the partial file then is written to the
+    /// output.
+    ///
+    /// # Errors
+    /// [`RunError::Busy`] when a run is publishing it now; I/O errors.
+    pub(super) fn remove_published_name(&self) -> Result<bool, RunError> {
+        let (Ok(partial), Ok(target)) =
+            (self.partial.symlink_metadata(), self.target.symlink_metadata())
+        else {
+            return Ok(false);
+        };
+        if file_of(&partial) != file_of(&target) {
+            return Ok(false);
+        }
+        let _locked = self.lock_partial()?;
+        remove(&self.partial)?;
+        self.sync_directory()?;
+        Ok(true)
+    }
+
     /// Opens the partial file, which is made if need be, and locks it against other runs.
-    pub(super) fn open_partial(&self) -> Result<File, RunError> {
+    ///
+    /// A file that has further names is somebody's: it loses ours and is not written to.
+    ///
+    /// # Errors
+    /// [`RunError::InputIsOurs`] when it is the `source`; [`RunError::Busy`]; I/O errors.
+    pub(super) fn open_partial(&self, source: &Metadata) -> Result<File, RunError> {
+        for _ in 0..2 {
+            let file = self.lock_partial()?;
+            let opened = file.metadata().map_err(RunError::file("open", &self.partial))?;
+            if file_of(&opened) == file_of(source) {
+                return Err(RunError::InputIsOurs(self.partial.clone()));
+            }
+            if opened.nlink() == 1 {
+                return Ok(file);
+            }
+            remove(&self.partial)?;
+        }
+        // The new one has a second name already: somebody else is at work here.
+        Err(RunError::Busy(self.partial.clone()))
+    }
+
+    fn lock_partial(&self) -> Result<File, RunError> {
         let path = &self.partial;
         let failed = |cause| RunError::file("create", path)(cause);
         let file = match open(path, OFlags::RDWR)? {
@@ -111,7 +159,7 @@ impl Paths {
         // Another run may have published the file that we waited for.
         let named = path.symlink_metadata().map_err(|_| RunError::Busy(path.clone()))?;
         let opened = file.metadata().map_err(failed)?;
-        if (named.dev(), named.ino()) != (opened.dev(), opened.ino()) {
+        if file_of(&named) != file_of(&opened) {
             return Err(RunError::Busy(path.clone()));
         }
         Ok(file)
@@ -137,11 +185,16 @@ impl Identity {
     /// Takes it from a file's metadata.
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
-            file: (metadata.dev(), metadata.ino()),
+            file: file_of(metadata),
             bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
         }
     }
+}
+
+/// Says which file it is, whatever its names.
+fn file_of(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// Opens a file of ours; `None` when there is none.

@@ -6,7 +6,6 @@
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context as Digest, SHA256};
@@ -17,6 +16,7 @@ use super::batch::Done;
 use super::checkpoint::{Arguments, Checkpoint, so_far};
 use super::error::RunError;
 use super::paths::Paths;
+use super::source::Source;
 use crate::error::CliError;
 use crate::interrupt::uninterrupted;
 use crate::output::Overwrite;
@@ -63,13 +63,23 @@ impl Sink {
         paths: Paths,
         arguments: &Arguments,
         begin: Begin,
-        input: &Path,
+        source: &Source,
         like: Option<&Metadata>,
     ) -> Result<Self, RunError> {
-        if begin == Begin::Resume && paths.read_checkpoint()?.is_none() {
-            return Err(RunError::NoCheckpoint(paths.checkpoint));
+        let foreign =
+            |difference| RunError::CheckpointForeign { path: paths.checkpoint.clone(), difference };
+        if begin != Begin::Restart {
+            // Before anything of the other run is touched.
+            let found = paths.read_checkpoint()?;
+            if found.is_none() && begin == Begin::Resume {
+                return Err(RunError::NoCheckpoint(paths.checkpoint));
+            }
+            if let Some(difference) = found.and_then(|found| found.arguments.difference(arguments))
+            {
+                return Err(foreign(difference));
+            }
         }
-        let partial = paths.open_partial()?;
+        let partial = paths.open_partial(&source.metadata)?;
         if begin == Begin::Restart {
             paths.remove_checkpoint()?;
         }
@@ -81,13 +91,12 @@ impl Sink {
         let found = paths.read_checkpoint()?;
         let resumed = found.is_some();
         let state = found.unwrap_or_else(|| Checkpoint::new(arguments.clone()));
-        let foreign =
-            |difference| RunError::CheckpointForeign { path: paths.checkpoint.clone(), difference };
         if let Some(difference) = state.arguments.difference(arguments) {
             return Err(foreign(difference));
         }
-        let read = File::open(input).map_err(RunError::file("read", input))?;
-        let input = digest(read, state.input_offset).map_err(RunError::file("read", input))?;
+        let read = File::open(&source.path).map_err(RunError::file("read", &source.path))?;
+        let input = digest(read, state.input_offset);
+        let input = input.map_err(RunError::file("read", &source.path))?;
         if input.as_ref().map(so_far).as_ref() != Some(&state.input_sha256) {
             return Err(foreign("the input is not what was read then"));
         }
