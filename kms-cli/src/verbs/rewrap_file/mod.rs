@@ -159,7 +159,7 @@ fn rewrap(
         }
         return Err(error);
     }
-    sink.publish(args.in_place.then_some(&source.metadata), overwrite(args))
+    sink.publish(source, args.in_place.then_some(&source.metadata), overwrite(args))
 }
 
 const fn overwrite(args: &RewrapFile) -> Overwrite {

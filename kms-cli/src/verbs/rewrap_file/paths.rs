@@ -179,6 +179,8 @@ pub(super) struct Identity {
     file: (u64, u64),
     bytes: u64,
     modified: (i64, i64),
+    /// Also changes when a writer puts the time of modification back, and nobody can set it.
+    changed: (i64, i64),
 }
 
 impl Identity {
@@ -188,6 +190,7 @@ impl Identity {
             file: file_of(metadata),
             bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 }
@@ -230,4 +233,28 @@ fn remove(path: &Path) -> Result<(), RunError> {
 /// Tells a defect of ours.
 pub(super) fn bug(what: &'static str) -> RunError {
     crate::error::CliError::Bug(what).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use kms_testkit::deadline::eventually;
+
+    use super::*;
+
+    #[test]
+    fn a_change_shows_though_length_and_time_of_modification_are_put_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        let write = |text| {
+            std::fs::write(&path, text).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            Identity::of(&file.metadata().unwrap())
+        };
+        let before = write("a");
+        // The clock of the file system has steps of some milliseconds.
+        eventually(Duration::from_secs(30), "another time", || write("b") != before);
+    }
 }

@@ -175,9 +175,11 @@ impl Sink {
     /// Gives the output its name. In place it takes the owner and the permissions of `like`.
     ///
     /// # Errors
-    /// [`CliError::Exists`] when something took the name meanwhile; I/O errors. The next run tries again.
+    /// [`CliError::Exists`] when something took the name meanwhile, [`RunError::InputChanged`] when somebody wrote to the
+    /// `source`; I/O errors. The next run tries again.
     pub(super) fn publish(
         mut self,
+        source: &Source,
         like: Option<&Metadata>,
         overwrite: Overwrite,
     ) -> Result<Checkpoint, RunError> {
@@ -187,7 +189,7 @@ impl Sink {
         self.partial.sync_all().map_err(RunError::file("sync", &self.paths.partial))?;
         self.state.complete = true;
         self.checkpoint()?;
-        uninterrupted(|| name(&self.paths, overwrite))?;
+        uninterrupted(|| name(&self.paths, source, overwrite))?;
         Ok(self.state)
     }
 
@@ -240,7 +242,9 @@ pub(super) fn finished(
 }
 
 /// Gives the partial file the output's name, and removes the checkpoint; each step durable before the next.
-fn name(paths: &Paths, overwrite: Overwrite) -> Result<(), RunError> {
+fn name(paths: &Paths, source: &Source, overwrite: Overwrite) -> Result<(), RunError> {
+    // Here, because syncing a large output takes long: in place, what is written after this is lost.
+    source.check_unchanged()?;
     let named = match overwrite {
         Overwrite::Allow => std::fs::rename(&paths.partial, &paths.target),
         // A rename would replace what somebody put there meanwhile.
@@ -277,5 +281,36 @@ fn digest(file: impl Read, bytes: u64) -> io::Result<Option<Digest>> {
         digest.update(read);
         left = left.saturating_sub(length as u64);
         io::BufRead::consume(&mut reader, length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::Layout;
+    use super::*;
+
+    #[test]
+    fn what_is_written_to_the_input_until_the_output_gets_its_name_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let input = directory.path().join("in");
+        std::fs::write(&input, "").unwrap();
+        let source = Source::find(&input, Layout::Lines).unwrap();
+        let arguments = Arguments {
+            input: input.display().to_string(),
+            key: "k".into(),
+            context_sha256: String::new(),
+            format: "lines".into(),
+            place: String::new(),
+        };
+        let paths = Paths::of(&input).unwrap();
+        let like = Some(&source.metadata);
+        let sink = Sink::open(paths.clone(), &arguments, Begin::Anyhow, &source, like).unwrap();
+        // All is done, and all that is left is to give the name.
+        std::fs::write(&input, "more").unwrap();
+        let error = sink.publish(&source, like, Overwrite::Allow).unwrap_err();
+        assert!(matches!(error, RunError::InputChanged(_)), "{error}");
+        assert_eq!(std::fs::read_to_string(&input).unwrap(), "more");
+        // What was done stays for the next run.
+        assert!(paths.partial.exists() && paths.read_checkpoint().unwrap().is_some());
     }
 }
