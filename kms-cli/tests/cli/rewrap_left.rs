@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use serde_json::json;
+
 use super::online::World;
-use super::rewrap_cut::{ARGS, again, complete, content, cut, reason};
+use super::rewrap_cut::{ARGS, ITEMS, again, complete, content, cut, reason};
 use super::rewrap_file::{names, rewrap, text};
 
 #[test]
@@ -70,4 +72,41 @@ fn an_input_that_stands_where_a_run_keeps_its_own_files_is_refused_and_kept() {
     assert_eq!((run.code, reason(&run)), (2, "USAGE"), "{}", run.stderr);
     assert_eq!(fs::read_to_string(world.path("in")).unwrap(), text("a", 1));
     assert_eq!(names(&world), ["in", "out.kms-rewrap"]);
+}
+
+#[test]
+fn an_end_that_a_crash_left_open_tells_nothing_of_an_input_that_changed_since() {
+    let world = World::new();
+    let longer = |version| content(version) + &text("more", version) + "\n";
+    let other = |version| content(version).replacen(&text("x", version), &text("y", version), 1);
+    for (changed, after) in [(longer(1), longer(2)), (other(1), other(2))] {
+        let _ = fs::remove_file(world.path("out"));
+        complete(&world, &ARGS, "out");
+        // What was published stays, and the leftovers of its run go.
+        let run = rewrap(&world, &changed, &ARGS);
+        assert_eq!(run.code, 10, "{}", run.stderr);
+        assert!(fs::read_to_string(world.path("out")).unwrap() == content(2));
+        assert_eq!(names(&world), ["in", "out"]);
+        let run = again(&world, &[&ARGS[..], &["--force", "--output", "json"]].concat());
+        assert_eq!((run.code, &run.json()["resumed"]), (0, &json!(false)), "{}", run.stderr);
+        let done = fs::read_to_string(world.path("out")).unwrap();
+        assert!(done == after, "{done}");
+        world.fake.script().batches.clear();
+    }
+}
+
+#[test]
+fn an_end_in_place_that_a_crash_left_open_is_looked_at_again() {
+    let world = World::new();
+    for more in [&[][..], &["--resume"]] {
+        let args = ["--format", "lines", "--in-place", "--output", "json"];
+        complete(&world, &args, "in");
+        let run = again(&world, &[&args[..], more].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let told = run.json();
+        assert_eq!((&told["items"], &told["resumed"]), (&json!(ITEMS), &json!(false)));
+        assert!(fs::read_to_string(world.path("in")).unwrap() == content(2));
+        assert_eq!(names(&world), ["in"]);
+        world.fake.script().batches.clear();
+    }
 }

@@ -6,6 +6,7 @@
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context as Digest, SHA256};
@@ -37,6 +38,17 @@ pub(super) enum Begin {
     Resume,
     /// At the beginning.
     Restart,
+}
+
+impl Begin {
+    /// Reads `--resume` and `--restart`, of which there is one at most.
+    pub(super) const fn of(resume: bool, restart: bool) -> Self {
+        match (resume, restart) {
+            (true, _) => Self::Resume,
+            (_, true) => Self::Restart,
+            _ => Self::Anyhow,
+        }
+    }
 }
 
 /// The output of a run.
@@ -214,31 +226,52 @@ fn take_group(partial: &File, like: &Metadata) -> io::Result<()> {
     fchown(partial, None, Some(like.gid()))
 }
 
-/// Ends a run that a crash cut after all was written and before the checkpoint was gone; `None` when there is none.
+/// What an earlier run left.
+pub(super) enum Left {
+    /// Nothing, or what is not finished, or not this run's.
+    Work,
+    /// A run that a crash cut when its output had its name: it is ended now, and this is what it did.
+    Finished(Box<Checkpoint>),
+    /// The same, but the input is not what that run read: it is ended now, and says nothing of this input.
+    Stale,
+}
+
+/// Ends a run that a crash cut after all was written and before the checkpoint was gone.
+///
+/// In place the input is the output by then. What is in it now may be under an old version again, so it is done once more.
 pub(super) fn finished(
     paths: &Paths,
     arguments: &Arguments,
-) -> Result<Option<Checkpoint>, RunError> {
-    let Some(state) = paths.read_checkpoint()? else { return Ok(None) };
+    source: &Source,
+) -> Result<Left, RunError> {
+    let Some(state) = paths.read_checkpoint()? else { return Ok(Left::Work) };
     if !state.complete || state.arguments.difference(arguments).is_some() {
-        return Ok(None);
+        return Ok(Left::Work);
     }
-    let Ok(target) = File::open(&paths.target) else { return Ok(None) };
-    let metadata = target.metadata().map_err(RunError::file("read", &paths.target))?;
-    let same = match paths.partial.symlink_metadata() {
-        Ok(partial) => (partial.dev(), partial.ino()) == (metadata.dev(), metadata.ino()),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    if !same || metadata.len() != state.output_offset {
-        return Ok(None);
+    // With a partial file the output has no name yet, or is not of this run.
+    if paths.partial.symlink_metadata().is_ok()
+        || !is_whole(&paths.target, state.output_offset, &state.output_sha256)?
+    {
+        return Ok(Left::Work);
     }
-    let read =
-        digest(target, state.output_offset).map_err(RunError::file("read", &paths.target))?;
-    if read.as_ref().map(so_far).as_ref() != Some(&state.output_sha256) {
-        return Ok(None);
-    }
+    let in_place = paths.target == source.path;
+    let outdated = in_place || !is_whole(&source.path, state.input_offset, &state.input_sha256)?;
     tidy(paths)?;
-    Ok(Some(state))
+    Ok(if outdated { Left::Stale } else { Left::Finished(Box::new(state)) })
+}
+
+/// Says whether a file has this length and this digest; one that is not there has not.
+fn is_whole(path: &Path, bytes: u64, sha256: &str) -> Result<bool, RunError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(RunError::file("read", path)(error)),
+    };
+    let failed = |cause| RunError::file("read", path)(cause);
+    if file.metadata().map_err(failed)?.len() != bytes {
+        return Ok(false);
+    }
+    Ok(digest(file, bytes).map_err(failed)?.is_some_and(|read| so_far(&read) == sha256))
 }
 
 /// Gives the partial file the output's name, and removes the checkpoint; each step durable before the next.
