@@ -1,12 +1,17 @@
 //! `kms rewrap-file` on files that an earlier run left, or that stand where it keeps its own.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
 
+use rustix::process::geteuid;
 use serde_json::json;
 
 use super::online::World;
 use super::rewrap_cut::{ARGS, ITEMS, again, complete, content, cut, reason};
 use super::rewrap_file::{names, rewrap, text};
+
+/// Somebody who is not root.
+const OTHER: u32 = 4711;
 
 #[test]
 fn an_output_that_still_has_the_partial_files_name_is_never_written_to() {
@@ -109,4 +114,45 @@ fn an_end_in_place_that_a_crash_left_open_is_looked_at_again() {
         assert_eq!(names(&world), ["in"]);
         world.fake.script().batches.clear();
     }
+}
+
+#[test]
+fn root_goes_on_in_place_when_the_partial_file_is_the_owners_already() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let world = World::new();
+    let args = ["--format", "lines", "--in-place", "--batch-size", "10"];
+    fs::write(world.path("in"), "").unwrap();
+    chown(world.path("in"), Some(OTHER), None).unwrap();
+    cut(&world, &args, "in");
+    let partial = world.path("in.kms-rewrap");
+    // Neither the input's owner nor root: whose it is, is told.
+    chown(&partial, Some(OTHER + 1), None).unwrap();
+    let run = again(&world, &args);
+    assert_eq!((run.code, reason(&run)), (10, "FILE"), "{}", run.stderr);
+    assert!(run.stderr.contains("belongs to another user"), "{}", run.stderr);
+    // As a cut after the last write leaves it.
+    chown(&partial, Some(OTHER), None).unwrap();
+    let run = again(&world, &[&args[..], &["--resume"]].concat());
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(fs::read_to_string(world.path("in")).unwrap() == content(2));
+    assert_eq!(world.path("in").metadata().unwrap().uid(), OTHER);
+    assert_eq!(names(&world), ["in"]);
+}
+
+#[test]
+fn a_partial_file_of_another_user_is_refused_for_a_new_output() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let world = World::new();
+    fs::write(world.path("in"), "").unwrap();
+    chown(world.path("in"), Some(OTHER), None).unwrap();
+    fs::write(world.path("out.kms-rewrap"), "theirs").unwrap();
+    chown(world.path("out.kms-rewrap"), Some(OTHER), None).unwrap();
+    let run = rewrap(&world, text("a", 1), &ARGS);
+    assert_eq!((run.code, reason(&run)), (10, "FILE"), "{}", run.stderr);
+    assert!(run.stderr.contains("belongs to another user"), "{}", run.stderr);
+    assert_eq!(fs::read_to_string(world.path("out.kms-rewrap")).unwrap(), "theirs");
 }

@@ -45,6 +45,9 @@ pub(super) enum RunError {
     /// Input or output is no regular file.
     #[error("`{}` is not a regular file", .0.display())]
     NotRegular(PathBuf),
+    /// A partial file or a checkpoint is somebody else's.
+    #[error("`{}` belongs to another user", .0.display())]
+    OtherOwner(PathBuf),
     /// The output is the input.
     #[error("`{}` is read and written", .0.display())]
     SameFile(PathBuf),
@@ -108,6 +111,7 @@ impl RunError {
                 Exit::Precondition
             }
             Self::NotRegular(_)
+            | Self::OtherOwner(_)
             | Self::NoCheckpoint(_)
             | Self::CheckpointBroken { .. }
             | Self::File { .. } => Exit::Local,
@@ -122,7 +126,9 @@ impl RunError {
             Self::Column { .. } => "COLUMN_MISSING",
             Self::Item { .. } => "ITEM_FAILED",
             Self::ItemsFailed { .. } => "ITEMS_FAILED",
-            Self::NotRegular(_) | Self::File { .. } | Self::Other(_) => "FILE",
+            Self::NotRegular(_) | Self::OtherOwner(_) | Self::File { .. } | Self::Other(_) => {
+                "FILE"
+            }
             Self::SameFile(_) | Self::InputIsOurs(_) => "USAGE",
             Self::Busy(_) => "BUSY",
             Self::InputChanged(_) => "INPUT_CHANGED",
@@ -141,6 +147,7 @@ impl RunError {
                 "they are listed by line, with reasons; put them right and run again"
             }
             Self::SameFile(_) => "use --in-place",
+            Self::OtherOwner(_) => "let its owner finish that run, or remove it",
             Self::InputIsOurs(_) => "name another output, or give the input another name only",
             Self::Busy(_) => "wait for it, or end it",
             Self::InputChanged(_) => "nothing was published; run again when nobody writes to it",

@@ -67,7 +67,7 @@ impl Paths {
     /// Reads the checkpoint; `None` when there is none.
     pub(super) fn read_checkpoint(&self) -> Result<Option<Checkpoint>, RunError> {
         let path = &self.checkpoint;
-        let Some(file) = open(path, OFlags::RDONLY)? else { return Ok(None) };
+        let Some(file) = open(path, OFlags::RDONLY, None)? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(MAX_CHECKPOINT_BYTES as u64 + 1)
             .read_to_end(&mut bytes)
@@ -116,7 +116,7 @@ impl Paths {
         if file_of(&partial) != file_of(&target) {
             return Ok(false);
         }
-        let _locked = self.lock_partial()?;
+        let _locked = self.lock_partial(geteuid().is_root().then(|| target.uid()))?;
         remove(&self.partial)?;
         self.sync_directory()?;
         Ok(true)
@@ -124,13 +124,15 @@ impl Paths {
 
     /// Opens the partial file, which is made if need be, and locks it against other runs.
     ///
-    /// A file that has further names is somebody's: it loses ours and is not written to.
+    /// A file that has further names is somebody's: it loses ours and is not written to. In place root may have given it
+    /// to the owner of the input already.
     ///
     /// # Errors
-    /// [`RunError::InputIsOurs`] when it is the `source`; [`RunError::Busy`]; I/O errors.
-    pub(super) fn open_partial(&self, source: &Metadata) -> Result<File, RunError> {
+    /// [`RunError::InputIsOurs`] when it is the `source`; [`RunError::OtherOwner`], [`RunError::Busy`]; I/O errors.
+    pub(super) fn open_partial(&self, source: &Metadata, in_place: bool) -> Result<File, RunError> {
+        let heir = (in_place && geteuid().is_root()).then(|| source.uid());
         for _ in 0..2 {
-            let file = self.lock_partial()?;
+            let file = self.lock_partial(heir)?;
             let opened = file.metadata().map_err(RunError::file("open", &self.partial))?;
             if file_of(&opened) == file_of(source) {
                 return Err(RunError::InputIsOurs(self.partial.clone()));
@@ -144,10 +146,10 @@ impl Paths {
         Err(RunError::Busy(self.partial.clone()))
     }
 
-    fn lock_partial(&self) -> Result<File, RunError> {
+    fn lock_partial(&self, heir: Option<u32>) -> Result<File, RunError> {
         let path = &self.partial;
         let failed = |cause| RunError::file("create", path)(cause);
-        let file = match open(path, OFlags::RDWR)? {
+        let file = match open(path, OFlags::RDWR, heir)? {
             Some(file) => file,
             None => create(path).map_err(failed)?,
         };
@@ -200,8 +202,8 @@ fn file_of(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Opens a file of ours; `None` when there is none.
-fn open(path: &Path, flags: OFlags) -> Result<Option<File>, RunError> {
+/// Opens a file of ours, or of the `heir` to whom we gave it; `None` when there is none.
+fn open(path: &Path, flags: OFlags, heir: Option<u32>) -> Result<Option<File>, RunError> {
     let file = match rustix::fs::open(path, flags | SAFE, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -209,8 +211,11 @@ fn open(path: &Path, flags: OFlags) -> Result<Option<File>, RunError> {
         Err(error) => return Err(RunError::file("open", path)(error.into())),
     };
     let metadata = file.metadata().map_err(RunError::file("open", path))?;
-    if !metadata.is_file() || metadata.uid() != geteuid().as_raw() {
+    if !metadata.is_file() {
         return Err(RunError::NotRegular(path.to_path_buf()));
+    }
+    if metadata.uid() != geteuid().as_raw() && Some(metadata.uid()) != heir {
+        return Err(RunError::OtherOwner(path.to_path_buf()));
     }
     Ok(Some(file))
 }

@@ -91,7 +91,7 @@ impl Sink {
                 return Err(foreign(difference));
             }
         }
-        let partial = paths.open_partial(&source.metadata)?;
+        let partial = paths.open_partial(&source.metadata, like.is_some())?;
         if begin == Begin::Restart {
             paths.remove_checkpoint()?;
         }
