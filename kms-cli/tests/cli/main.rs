@@ -18,5 +18,6 @@ mod offline;
 mod online;
 mod rewrap_cut;
 mod rewrap_file;
+mod rewrap_left;
 mod terminal;
 mod unanswered;

@@ -45,9 +45,15 @@ pub(super) enum RunError {
     /// Input or output is no regular file.
     #[error("`{}` is not a regular file", .0.display())]
     NotRegular(PathBuf),
+    /// A partial file or a checkpoint is somebody else's.
+    #[error("`{}` belongs to another user", .0.display())]
+    OtherOwner(PathBuf),
     /// The output is the input.
     #[error("`{}` is read and written", .0.display())]
     SameFile(PathBuf),
+    /// The input stands where this run keeps what it is writing.
+    #[error("`{}` is the input, and this run would write to it", .0.display())]
+    InputIsOurs(PathBuf),
     /// Another run holds the partial file.
     #[error("another run is writing `{}`", .0.display())]
     Busy(PathBuf),
@@ -100,11 +106,12 @@ impl RunError {
             Self::RecordTooLong(_) | Self::Quoting(_) | Self::Column { .. } => Exit::BadInput,
             Self::Item { fault, .. } => fault.exit(),
             Self::ItemsFailed { .. } => Exit::Partial,
-            Self::SameFile(_) => Exit::Usage,
+            Self::SameFile(_) | Self::InputIsOurs(_) => Exit::Usage,
             Self::Busy(_) | Self::InputChanged(_) | Self::CheckpointForeign { .. } => {
                 Exit::Precondition
             }
             Self::NotRegular(_)
+            | Self::OtherOwner(_)
             | Self::NoCheckpoint(_)
             | Self::CheckpointBroken { .. }
             | Self::File { .. } => Exit::Local,
@@ -119,8 +126,10 @@ impl RunError {
             Self::Column { .. } => "COLUMN_MISSING",
             Self::Item { .. } => "ITEM_FAILED",
             Self::ItemsFailed { .. } => "ITEMS_FAILED",
-            Self::NotRegular(_) | Self::File { .. } | Self::Other(_) => "FILE",
-            Self::SameFile(_) => "USAGE",
+            Self::NotRegular(_) | Self::OtherOwner(_) | Self::File { .. } | Self::Other(_) => {
+                "FILE"
+            }
+            Self::SameFile(_) | Self::InputIsOurs(_) => "USAGE",
             Self::Busy(_) => "BUSY",
             Self::InputChanged(_) => "INPUT_CHANGED",
             Self::NoCheckpoint(_) => "NO_CHECKPOINT",
@@ -138,6 +147,8 @@ impl RunError {
                 "they are listed by line, with reasons; put them right and run again"
             }
             Self::SameFile(_) => "use --in-place",
+            Self::OtherOwner(_) => "let its owner finish that run, or remove it",
+            Self::InputIsOurs(_) => "name another output, or give the input another name only",
             Self::Busy(_) => "wait for it, or end it",
             Self::InputChanged(_) => "nothing was published; run again when nobody writes to it",
             Self::NoCheckpoint(_) => "begin without --resume",

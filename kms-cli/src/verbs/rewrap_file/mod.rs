@@ -34,7 +34,7 @@ use self::paths::Paths;
 use self::progress::Bar;
 use self::pump::Pump;
 use self::report::{CensusView, RunView};
-use self::sink::{Begin, Sink};
+use self::sink::{Begin, Left, Sink};
 use self::source::Source;
 use super::Session;
 use crate::args::rewrap_file::RewrapFile;
@@ -46,27 +46,38 @@ use crate::output::{Format, OutputError, Overwrite, show};
 /// `kms rewrap-file`.
 pub fn run(session: &Session, args: &RewrapFile) -> Result<(), CliError> {
     let binding = input::encryption_context(&args.bind.pairs)?;
-    let source = Source::find(&args.input, Layout::of(args)?)?;
+    let mut source = Source::find(&args.input, Layout::of(args)?)?;
     if args.dry_run {
         return dry_run(session, &source);
     }
     let context = session.context()?;
     let key = context.key_name(args.key.as_deref().unwrap_or_default())?;
-    let output = args.output.as_deref().unwrap_or(&source.path);
-    let paths = Paths::of(output)?;
+    let output = args.output.as_deref().unwrap_or(&source.path).to_path_buf();
+    let paths = Paths::of(&output)?;
     if args.output.is_some() && paths.target == source.path {
         return Err(RunError::SameFile(paths.target).into());
     }
+    if paths.are(&source.path) {
+        return Err(RunError::InputIsOurs(source.path).into());
+    }
+    if paths.remove_published_name()? {
+        // In place that was a change of the input: the last one that is ours.
+        source = Source::find(&args.input, Layout::of(args)?)?;
+    }
     let arguments = arguments(&source, &key, &binding);
     let shown = output.display().to_string();
-    if !args.restart
-        && let Some(state) = sink::finished(&paths, &arguments)?
-    {
-        return report(session, state, shown, true);
+    let mut how = Begin::of(args.resume, args.restart);
+    if how != Begin::Restart {
+        match sink::finished(&paths, &arguments, &source)? {
+            Left::Finished(state) => return report(session, *state, shown, true),
+            // There was a run to go on from. What it left to do is a new one.
+            Left::Stale if args.in_place => how = Begin::Anyhow,
+            Left::Stale | Left::Work => {}
+        }
     }
-    resolve(output, overwrite(args)).map_err(|error| output_error(error, &paths))?;
+    resolve(&output, overwrite(args)).map_err(|error| output_error(error, &paths))?;
     let connect = || Pump::connect(&context, key, binding, args.batch_size);
-    let (sink, pump, items) = begin(args, &source, paths, &arguments, connect)?;
+    let (sink, pump, items) = begin(args, how, &source, paths, &arguments, connect)?;
     let resumed = sink.resumed();
     let state = rewrap(args, &source, sink, &pump, items, session.format)?;
     report(session, state, shown, resumed)
@@ -100,24 +111,20 @@ fn arguments(source: &Source, key: &KeyName, binding: &EncryptionContext) -> Arg
 /// else the place in the file would mean nothing.
 fn begin(
     args: &RewrapFile,
+    how: Begin,
     source: &Source,
     paths: Paths,
     arguments: &Arguments,
     connect: impl FnOnce() -> Result<Pump, RunError>,
 ) -> Result<(Sink, Pump, u64), RunError> {
-    let begin = match (args.resume, args.restart) {
-        (true, _) => Begin::Resume,
-        (_, true) => Begin::Restart,
-        _ => Begin::Anyhow,
-    };
     let goes_on =
-        begin == Begin::Resume || begin == Begin::Anyhow && paths.read_checkpoint()?.is_some();
+        how == Begin::Resume || how == Begin::Anyhow && paths.read_checkpoint()?.is_some();
     let check = |offset, lines| -> Result<u64, RunError> {
         let census = Census::take(source.records(offset, lines)?, args.keep_going)?;
         Ok(census.tally.items)
     };
     let like = args.in_place.then_some(&source.metadata);
-    let open = || Sink::open(paths, arguments, begin, &source.path, like);
+    let open = || Sink::open(paths, arguments, how, source, like);
     if goes_on {
         let sink = open()?;
         let items = check(sink.state().input_offset, sink.state().lines)?;
@@ -152,7 +159,7 @@ fn rewrap(
         }
         return Err(error);
     }
-    sink.publish(args.in_place.then_some(&source.metadata), overwrite(args))
+    sink.publish(source, args.in_place.then_some(&source.metadata), overwrite(args))
 }
 
 const fn overwrite(args: &RewrapFile) -> Overwrite {

@@ -67,7 +67,7 @@ impl Paths {
     /// Reads the checkpoint; `None` when there is none.
     pub(super) fn read_checkpoint(&self) -> Result<Option<Checkpoint>, RunError> {
         let path = &self.checkpoint;
-        let Some(file) = open(path, OFlags::RDONLY)? else { return Ok(None) };
+        let Some(file) = open(path, OFlags::RDONLY, None)? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(MAX_CHECKPOINT_BYTES as u64 + 1)
             .read_to_end(&mut bytes)
@@ -95,11 +95,61 @@ impl Paths {
         self.sync_directory()
     }
 
+    /// Says whether a run would write to this file, or remove it, before the output gets its name.
+    pub(super) fn are(&self, path: &Path) -> bool {
+        [&self.partial, &self.checkpoint, &self.next].iter().any(|ours| ours.as_path() == path)
+    }
+
+    /// Takes the partial file's name from an output that has both, and says whether it had.
+    ///
+    /// A run that is killed while it publishes leaves that: what is written to the partial file then is written to the
+    /// output.
+    ///
+    /// # Errors
+    /// [`RunError::Busy`] when a run is publishing it now; I/O errors.
+    pub(super) fn remove_published_name(&self) -> Result<bool, RunError> {
+        let (Ok(partial), Ok(target)) =
+            (self.partial.symlink_metadata(), self.target.symlink_metadata())
+        else {
+            return Ok(false);
+        };
+        if file_of(&partial) != file_of(&target) {
+            return Ok(false);
+        }
+        let _locked = self.lock_partial(geteuid().is_root().then(|| target.uid()))?;
+        remove(&self.partial)?;
+        self.sync_directory()?;
+        Ok(true)
+    }
+
     /// Opens the partial file, which is made if need be, and locks it against other runs.
-    pub(super) fn open_partial(&self) -> Result<File, RunError> {
+    ///
+    /// A file that has further names is somebody's: it loses ours and is not written to. In place root may have given it
+    /// to the owner of the input already.
+    ///
+    /// # Errors
+    /// [`RunError::InputIsOurs`] when it is the `source`; [`RunError::OtherOwner`], [`RunError::Busy`]; I/O errors.
+    pub(super) fn open_partial(&self, source: &Metadata, in_place: bool) -> Result<File, RunError> {
+        let heir = (in_place && geteuid().is_root()).then(|| source.uid());
+        for _ in 0..2 {
+            let file = self.lock_partial(heir)?;
+            let opened = file.metadata().map_err(RunError::file("open", &self.partial))?;
+            if file_of(&opened) == file_of(source) {
+                return Err(RunError::InputIsOurs(self.partial.clone()));
+            }
+            if opened.nlink() == 1 {
+                return Ok(file);
+            }
+            remove(&self.partial)?;
+        }
+        // The new one has a second name already: somebody else is at work here.
+        Err(RunError::Busy(self.partial.clone()))
+    }
+
+    fn lock_partial(&self, heir: Option<u32>) -> Result<File, RunError> {
         let path = &self.partial;
         let failed = |cause| RunError::file("create", path)(cause);
-        let file = match open(path, OFlags::RDWR)? {
+        let file = match open(path, OFlags::RDWR, heir)? {
             Some(file) => file,
             None => create(path).map_err(failed)?,
         };
@@ -111,7 +161,7 @@ impl Paths {
         // Another run may have published the file that we waited for.
         let named = path.symlink_metadata().map_err(|_| RunError::Busy(path.clone()))?;
         let opened = file.metadata().map_err(failed)?;
-        if (named.dev(), named.ino()) != (opened.dev(), opened.ino()) {
+        if file_of(&named) != file_of(&opened) {
             return Err(RunError::Busy(path.clone()));
         }
         Ok(file)
@@ -131,21 +181,29 @@ pub(super) struct Identity {
     file: (u64, u64),
     bytes: u64,
     modified: (i64, i64),
+    /// Also changes when a writer puts the time of modification back, and nobody can set it.
+    changed: (i64, i64),
 }
 
 impl Identity {
     /// Takes it from a file's metadata.
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
-            file: (metadata.dev(), metadata.ino()),
+            file: file_of(metadata),
             bytes: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 }
 
-/// Opens a file of ours; `None` when there is none.
-fn open(path: &Path, flags: OFlags) -> Result<Option<File>, RunError> {
+/// Says which file it is, whatever its names.
+fn file_of(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Opens a file of ours, or of the `heir` to whom we gave it; `None` when there is none.
+fn open(path: &Path, flags: OFlags, heir: Option<u32>) -> Result<Option<File>, RunError> {
     let file = match rustix::fs::open(path, flags | SAFE, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -153,8 +211,11 @@ fn open(path: &Path, flags: OFlags) -> Result<Option<File>, RunError> {
         Err(error) => return Err(RunError::file("open", path)(error.into())),
     };
     let metadata = file.metadata().map_err(RunError::file("open", path))?;
-    if !metadata.is_file() || metadata.uid() != geteuid().as_raw() {
+    if !metadata.is_file() {
         return Err(RunError::NotRegular(path.to_path_buf()));
+    }
+    if metadata.uid() != geteuid().as_raw() && Some(metadata.uid()) != heir {
+        return Err(RunError::OtherOwner(path.to_path_buf()));
     }
     Ok(Some(file))
 }
@@ -177,4 +238,28 @@ fn remove(path: &Path) -> Result<(), RunError> {
 /// Tells a defect of ours.
 pub(super) fn bug(what: &'static str) -> RunError {
     crate::error::CliError::Bug(what).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use kms_testkit::deadline::eventually;
+
+    use super::*;
+
+    #[test]
+    fn a_change_shows_though_length_and_time_of_modification_are_put_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        let write = |text| {
+            std::fs::write(&path, text).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            Identity::of(&file.metadata().unwrap())
+        };
+        let before = write("a");
+        // The clock of the file system has steps of some milliseconds.
+        eventually(Duration::from_secs(30), "another time", || write("b") != before);
+    }
 }

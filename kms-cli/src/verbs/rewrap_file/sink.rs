@@ -17,6 +17,7 @@ use super::batch::Done;
 use super::checkpoint::{Arguments, Checkpoint, so_far};
 use super::error::RunError;
 use super::paths::Paths;
+use super::source::Source;
 use crate::error::CliError;
 use crate::interrupt::uninterrupted;
 use crate::output::Overwrite;
@@ -37,6 +38,17 @@ pub(super) enum Begin {
     Resume,
     /// At the beginning.
     Restart,
+}
+
+impl Begin {
+    /// Reads `--resume` and `--restart`, of which there is one at most.
+    pub(super) const fn of(resume: bool, restart: bool) -> Self {
+        match (resume, restart) {
+            (true, _) => Self::Resume,
+            (_, true) => Self::Restart,
+            _ => Self::Anyhow,
+        }
+    }
 }
 
 /// The output of a run.
@@ -63,13 +75,23 @@ impl Sink {
         paths: Paths,
         arguments: &Arguments,
         begin: Begin,
-        input: &Path,
+        source: &Source,
         like: Option<&Metadata>,
     ) -> Result<Self, RunError> {
-        if begin == Begin::Resume && paths.read_checkpoint()?.is_none() {
-            return Err(RunError::NoCheckpoint(paths.checkpoint));
+        let foreign =
+            |difference| RunError::CheckpointForeign { path: paths.checkpoint.clone(), difference };
+        if begin != Begin::Restart {
+            // Before anything of the other run is touched.
+            let found = paths.read_checkpoint()?;
+            if found.is_none() && begin == Begin::Resume {
+                return Err(RunError::NoCheckpoint(paths.checkpoint));
+            }
+            if let Some(difference) = found.and_then(|found| found.arguments.difference(arguments))
+            {
+                return Err(foreign(difference));
+            }
         }
-        let partial = paths.open_partial()?;
+        let partial = paths.open_partial(&source.metadata, like.is_some())?;
         if begin == Begin::Restart {
             paths.remove_checkpoint()?;
         }
@@ -81,13 +103,12 @@ impl Sink {
         let found = paths.read_checkpoint()?;
         let resumed = found.is_some();
         let state = found.unwrap_or_else(|| Checkpoint::new(arguments.clone()));
-        let foreign =
-            |difference| RunError::CheckpointForeign { path: paths.checkpoint.clone(), difference };
         if let Some(difference) = state.arguments.difference(arguments) {
             return Err(foreign(difference));
         }
-        let read = File::open(input).map_err(RunError::file("read", input))?;
-        let input = digest(read, state.input_offset).map_err(RunError::file("read", input))?;
+        let read = File::open(&source.path).map_err(RunError::file("read", &source.path))?;
+        let input = digest(read, state.input_offset);
+        let input = input.map_err(RunError::file("read", &source.path))?;
         if input.as_ref().map(so_far).as_ref() != Some(&state.input_sha256) {
             return Err(foreign("the input is not what was read then"));
         }
@@ -166,9 +187,11 @@ impl Sink {
     /// Gives the output its name. In place it takes the owner and the permissions of `like`.
     ///
     /// # Errors
-    /// [`CliError::Exists`] when something took the name meanwhile; I/O errors. The next run tries again.
+    /// [`CliError::Exists`] when something took the name meanwhile, [`RunError::InputChanged`] when somebody wrote to the
+    /// `source`; I/O errors. The next run tries again.
     pub(super) fn publish(
         mut self,
+        source: &Source,
         like: Option<&Metadata>,
         overwrite: Overwrite,
     ) -> Result<Checkpoint, RunError> {
@@ -178,7 +201,7 @@ impl Sink {
         self.partial.sync_all().map_err(RunError::file("sync", &self.paths.partial))?;
         self.state.complete = true;
         self.checkpoint()?;
-        uninterrupted(|| name(&self.paths, overwrite))?;
+        uninterrupted(|| name(&self.paths, source, overwrite))?;
         Ok(self.state)
     }
 
@@ -203,35 +226,58 @@ fn take_group(partial: &File, like: &Metadata) -> io::Result<()> {
     fchown(partial, None, Some(like.gid()))
 }
 
-/// Ends a run that a crash cut after all was written and before the checkpoint was gone; `None` when there is none.
+/// What an earlier run left.
+pub(super) enum Left {
+    /// Nothing, or what is not finished, or not this run's.
+    Work,
+    /// A run that a crash cut when its output had its name: it is ended now, and this is what it did.
+    Finished(Box<Checkpoint>),
+    /// The same, but the input is not what that run read: it is ended now, and says nothing of this input.
+    Stale,
+}
+
+/// Ends a run that a crash cut after all was written and before the checkpoint was gone.
+///
+/// In place the input is the output by then. What is in it now may be under an old version again, so it is done once more.
 pub(super) fn finished(
     paths: &Paths,
     arguments: &Arguments,
-) -> Result<Option<Checkpoint>, RunError> {
-    let Some(state) = paths.read_checkpoint()? else { return Ok(None) };
+    source: &Source,
+) -> Result<Left, RunError> {
+    let Some(state) = paths.read_checkpoint()? else { return Ok(Left::Work) };
     if !state.complete || state.arguments.difference(arguments).is_some() {
-        return Ok(None);
+        return Ok(Left::Work);
     }
-    let Ok(target) = File::open(&paths.target) else { return Ok(None) };
-    let metadata = target.metadata().map_err(RunError::file("read", &paths.target))?;
-    let same = match paths.partial.symlink_metadata() {
-        Ok(partial) => (partial.dev(), partial.ino()) == (metadata.dev(), metadata.ino()),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    if !same || metadata.len() != state.output_offset {
-        return Ok(None);
+    // With a partial file the output has no name yet, or is not of this run.
+    if paths.partial.symlink_metadata().is_ok()
+        || !is_whole(&paths.target, state.output_offset, &state.output_sha256)?
+    {
+        return Ok(Left::Work);
     }
-    let read =
-        digest(target, state.output_offset).map_err(RunError::file("read", &paths.target))?;
-    if read.as_ref().map(so_far).as_ref() != Some(&state.output_sha256) {
-        return Ok(None);
-    }
+    let in_place = paths.target == source.path;
+    let outdated = in_place || !is_whole(&source.path, state.input_offset, &state.input_sha256)?;
     tidy(paths)?;
-    Ok(Some(state))
+    Ok(if outdated { Left::Stale } else { Left::Finished(Box::new(state)) })
+}
+
+/// Says whether a file has this length and this digest; one that is not there has not.
+fn is_whole(path: &Path, bytes: u64, sha256: &str) -> Result<bool, RunError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(RunError::file("read", path)(error)),
+    };
+    let failed = |cause| RunError::file("read", path)(cause);
+    if file.metadata().map_err(failed)?.len() != bytes {
+        return Ok(false);
+    }
+    Ok(digest(file, bytes).map_err(failed)?.is_some_and(|read| so_far(&read) == sha256))
 }
 
 /// Gives the partial file the output's name, and removes the checkpoint; each step durable before the next.
-fn name(paths: &Paths, overwrite: Overwrite) -> Result<(), RunError> {
+fn name(paths: &Paths, source: &Source, overwrite: Overwrite) -> Result<(), RunError> {
+    // Here, because syncing a large output takes long: in place, what is written after this is lost.
+    source.check_unchanged()?;
     let named = match overwrite {
         Overwrite::Allow => std::fs::rename(&paths.partial, &paths.target),
         // A rename would replace what somebody put there meanwhile.
@@ -268,5 +314,36 @@ fn digest(file: impl Read, bytes: u64) -> io::Result<Option<Digest>> {
         digest.update(read);
         left = left.saturating_sub(length as u64);
         io::BufRead::consume(&mut reader, length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::Layout;
+    use super::*;
+
+    #[test]
+    fn what_is_written_to_the_input_until_the_output_gets_its_name_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let input = directory.path().join("in");
+        std::fs::write(&input, "").unwrap();
+        let source = Source::find(&input, Layout::Lines).unwrap();
+        let arguments = Arguments {
+            input: input.display().to_string(),
+            key: "k".into(),
+            context_sha256: String::new(),
+            format: "lines".into(),
+            place: String::new(),
+        };
+        let paths = Paths::of(&input).unwrap();
+        let like = Some(&source.metadata);
+        let sink = Sink::open(paths.clone(), &arguments, Begin::Anyhow, &source, like).unwrap();
+        // All is done, and all that is left is to give the name.
+        std::fs::write(&input, "more").unwrap();
+        let error = sink.publish(&source, like, Overwrite::Allow).unwrap_err();
+        assert!(matches!(error, RunError::InputChanged(_)), "{error}");
+        assert_eq!(std::fs::read_to_string(&input).unwrap(), "more");
+        // What was done stays for the next run.
+        assert!(paths.partial.exists() && paths.read_checkpoint().unwrap().is_some());
     }
 }
