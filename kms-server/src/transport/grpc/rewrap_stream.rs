@@ -101,6 +101,10 @@ async fn work(
 ) -> Result<(), Ended> {
     let _charge = call.charge(STREAM_BYTES).map_err(Ended::Refused)?;
     loop {
+        // A client that never stops sending is never waited for, so no timer would end it.
+        if call.left(context.deadline).is_zero() {
+            return Err(Ended::Refused(Refused::TooLate));
+        }
         let Window { references, items, end, .. } = from.window(call, &context).await;
         if !items.is_empty() {
             let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
