@@ -235,6 +235,46 @@ async fn a_stream_whose_client_never_stops_sending_ends_at_its_deadline() {
     server.stop().await;
 }
 
+/// Streams that have had an item: as many as have room in the memory for requests.
+const STREAMS_AT_WORK: usize = 42;
+
+#[tokio::test]
+async fn only_streams_that_have_had_an_item_take_the_memory_for_requests() {
+    let server = Server::fresh();
+    let client = server.operator().await;
+    let (key, old) = rolled_over(&client).await;
+    let mut idle = Vec::new();
+    for _ in 0..2 * STREAMS_AT_WORK {
+        let (sender, items) = mpsc::channel(1);
+        let opened = client.crypto().rewrap_stream(ReceiverStream::new(items)).await.unwrap();
+        idle.push((sender, opened.into_inner()));
+    }
+    // More than what is free for every request.
+    client.wrap(&key, &vec![7; 64 << 10], &[]).await.unwrap();
+    let (mut at_work, mut refused) = (Vec::new(), 0);
+    for (sender, mut answers) in idle {
+        sender.send(item("a", &key, &old)).await.unwrap();
+        match within(LIMIT, "the answer", answers.next()).await.unwrap() {
+            Ok(answer) => {
+                assert_eq!(told(&answer), ("a", 0, ""));
+                at_work.push((sender, answers));
+            }
+            Err(status) => {
+                Refusal::of(&status).is(Code::ResourceExhausted, "SERVER_SATURATED");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && at_work.len() <= STREAMS_AT_WORK, "{} at work", at_work.len());
+    // What one had is there for others when it has ended.
+    let (sender, answers) = at_work.pop().unwrap();
+    drop(sender);
+    assert!(to_the_end(answers).await.1.is_none());
+    let (answers, end) = all(&client, vec![item("b", &key, &old)]).await;
+    assert!(answers.len() == 1 && end.is_none(), "{end:?}");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_stream_does_not_hold_up_a_server_that_stops() {
     let server = Server::fresh();

@@ -24,7 +24,7 @@ use super::stream_answers::{Answers, HowEnded};
 use super::{answer, decode, encode};
 use crate::service::{RequestContext, Rewrap, ServiceError};
 use crate::transport::health::Ending;
-use crate::transport::limits::{MAX_REFERENCE_BYTES, STREAM_BYTES};
+use crate::transport::limits::{IDLE_STREAM_BYTES, MAX_REFERENCE_BYTES, STREAM_BYTES};
 use crate::transport::status::{self, Refused};
 
 /// The most items that are done together: enough to pay for one append, few enough for quick answers.
@@ -86,7 +86,7 @@ async fn work(
     mut from: Items,
     sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), Ended> {
-    let _charge = call.charge(STREAM_BYTES).map_err(Ended::Refused)?;
+    let mut charge = call.charge(IDLE_STREAM_BYTES).map_err(Ended::Refused)?;
     loop {
         // A client that never stops sending is never waited for, so no timer would end it.
         if call.left(context.deadline).is_zero() {
@@ -94,6 +94,8 @@ async fn work(
         }
         let Window { references, items, end, .. } = from.window(call, &context).await;
         if !items.is_empty() {
+            // Only now: streams that nothing comes on must not take the memory of those who work.
+            charge.grow_to(STREAM_BYTES).map_err(Ended::Refused)?;
             let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
             let results = call.kms().batch_rewrap(&context, items).await.map_err(Ended::Failed)?;
             context.items_before = context.items_before.saturating_add(count);
