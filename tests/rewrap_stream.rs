@@ -12,17 +12,23 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::calls::pairs;
 use common::{Client, LIMIT, Refusal, Server};
 use kms_proto::v1 as proto;
 use kms_testkit::deadline::within;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Status, Streaming};
 
 /// More than some windows of items.
 const ITEMS: usize = 300;
+/// A deadline that a test waits for.
+const SHORT: Duration = Duration::from_secs(1);
+/// What a client may send ahead on a stream that is not read from.
+const WINDOW_BYTES: usize = 4 << 20;
 
 fn item(reference: &str, key: &str, ciphertext: &[u8]) -> proto::RewrapStreamRequest {
     let (key, ciphertext) = (key.to_owned(), ciphertext.to_vec().into());
@@ -139,20 +145,23 @@ async fn answers_come_while_the_client_still_has_items_to_send() {
 
 #[tokio::test]
 async fn a_client_that_takes_no_answers_is_not_read_from_without_end() {
+    const LARGE: usize = 64 << 10;
     let server = Server::fresh();
     let client = server.operator().await;
     let key = client.create("k").await.name;
-    let large = client.wrap(&key, &vec![7; 64 << 10], &[]).await.unwrap().ciphertext;
+    let large = client.wrap(&key, &vec![7; LARGE], &[]).await.unwrap().ciphertext;
     client.rotate(&key).await;
     let (sender, items) = mpsc::channel(1);
     let opened = client.crypto().rewrap_stream(ReceiverStream::new(items)).await.unwrap();
     // Windows of HTTP/2 on both sides, and two windows of items: far less than this.
     let mut sent = 0;
-    let quiet = std::time::Duration::from_secs(2);
+    let quiet = Duration::from_secs(2);
     while let Ok(Ok(())) = tokio::time::timeout(quiet, sender.send(item("x", &key, &large))).await {
         sent += 1;
         assert!(sent < 2_000, "nothing stops the client");
     }
+    // Not by a pause: what it may send ahead is there.
+    assert!(sent * LARGE >= WINDOW_BYTES, "stopped after {sent} items");
     // Once it takes them, all goes on.
     drop(sender);
     let (answers, end) = to_the_end(opened.into_inner()).await;
@@ -190,16 +199,79 @@ async fn standing(
     (sender, answers)
 }
 
+/// Opens a stream that may take no longer than [`SHORT`].
+async fn short(
+    client: &Client,
+    items: impl Stream<Item = proto::RewrapStreamRequest> + Send + 'static,
+) -> Streaming<proto::RewrapStreamResponse> {
+    let mut request = Request::new(items);
+    request.set_timeout(SHORT);
+    client.crypto().rewrap_stream(request).await.unwrap().into_inner()
+}
+
 #[tokio::test]
-async fn a_stream_ends_at_the_deadline_of_a_call() {
-    let mut rig = common::Rig::new();
-    rig.max_request_ms = 1_000;
-    let server = rig.start();
+async fn a_silent_stream_ends_at_its_deadline() {
+    let server = Server::fresh();
     let client = server.operator().await;
-    let (_sender, answers) = standing(&client).await;
+    let answers = short(&client, tokio_stream::pending()).await;
     let (further, end) = to_the_end(answers).await;
     assert!(further.is_empty());
     Refusal::of(&end.unwrap()).is(Code::DeadlineExceeded, "REQUEST_DEADLINE");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_never_stops_sending_ends_at_its_deadline() {
+    let server = Server::fresh();
+    let client = server.operator().await;
+    // Made quicker than they are refused, so the server always has some that it has not looked at. Smaller ones would
+    // have HTTP/2 take the client for one that floods it with frames.
+    let empty = || proto::RewrapStreamRequest { reference: "r".repeat(256), item: None };
+    let endless = tokio_stream::iter(std::iter::repeat_with(empty));
+    let answers = short(&client, endless).await;
+    let (further, end) = within(LIMIT, "the end", to_the_end(answers)).await;
+    assert!(!further.is_empty());
+    Refusal::of(&end.unwrap()).is(Code::DeadlineExceeded, "REQUEST_DEADLINE");
+    server.stop().await;
+}
+
+/// Streams that have had an item: as many as have room in the memory for requests.
+const STREAMS_AT_WORK: usize = 42;
+
+#[tokio::test]
+async fn only_streams_that_have_had_an_item_take_the_memory_for_requests() {
+    let server = Server::fresh();
+    let client = server.operator().await;
+    let (key, old) = rolled_over(&client).await;
+    let mut idle = Vec::new();
+    for _ in 0..2 * STREAMS_AT_WORK {
+        let (sender, items) = mpsc::channel(1);
+        let opened = client.crypto().rewrap_stream(ReceiverStream::new(items)).await.unwrap();
+        idle.push((sender, opened.into_inner()));
+    }
+    // More than what is free for every request.
+    client.wrap(&key, &vec![7; 64 << 10], &[]).await.unwrap();
+    let (mut at_work, mut refused) = (Vec::new(), 0);
+    for (sender, mut answers) in idle {
+        sender.send(item("a", &key, &old)).await.unwrap();
+        match within(LIMIT, "the answer", answers.next()).await.unwrap() {
+            Ok(answer) => {
+                assert_eq!(told(&answer), ("a", 0, ""));
+                at_work.push((sender, answers));
+            }
+            Err(status) => {
+                Refusal::of(&status).is(Code::ResourceExhausted, "SERVER_SATURATED");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && at_work.len() <= STREAMS_AT_WORK, "{} at work", at_work.len());
+    // What one had is there for others when it has ended.
+    let (sender, answers) = at_work.pop().unwrap();
+    drop(sender);
+    assert!(to_the_end(answers).await.1.is_none());
+    let (answers, end) = all(&client, vec![item("b", &key, &old)]).await;
+    assert!(answers.len() == 1 && end.is_none(), "{end:?}");
     server.stop().await;
 }
 

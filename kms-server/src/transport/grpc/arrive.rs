@@ -53,7 +53,8 @@ impl<'b> Charge<'b> {
         Ok(charge)
     }
 
-    fn grow_to(&mut self, bytes: usize) -> Result<(), Refused> {
+    /// Takes what is missing to so many bytes, or fails when that is not left.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), Refused> {
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 && !self.budget.take(more) {
             return Err(Refused::Saturated);

@@ -3,7 +3,8 @@
 //! In the order in which a request meets them: `route` finds the method of a path, `gateway` asks who calls and does what
 //! every call needs, `arrive` reads the message, `bounds` counts it, `decode` and `encode` translate field by field,
 //! `answer` frames what goes back, `failures` keeps the log short. `crypto`, `key` and `health` name the
-//! methods, `rewrap_stream` is the one whose messages are many, which `messages` reads.
+//! methods, `rewrap_stream` is the one whose messages are many, which `messages` reads and `stream_answers`
+//! answers.
 
 mod answer;
 mod arrive;
@@ -20,6 +21,7 @@ mod key;
 mod messages;
 mod rewrap_stream;
 mod route;
+mod stream_answers;
 
 pub use gateway::{EVENT_ID_KEY, Gateway, GatewayParts, RefusalLog};
 pub use route::GrpcService;

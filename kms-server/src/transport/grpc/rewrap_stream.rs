@@ -5,18 +5,14 @@
 //! The stream has the deadline of a call, so all that is asked of a call once (who calls, how long it may take, what a drain
 //! waits for) holds for it too.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response};
-use hyper::body::{Frame, Incoming};
-use kms_core::id::EventId;
+use http::{HeaderValue, Request};
+use hyper::body::Incoming;
 use kms_proto::v1::RewrapStreamResponse;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tonic::Status;
 use tonic::body::Body;
 use tracing::Instrument as _;
 
@@ -24,28 +20,19 @@ use super::bounds::{CONTEXT, NotDecoded, one, stream_item};
 use super::gateway::{Call, EVENT_ID_KEY, Ended};
 use super::messages::{Messages, Next};
 use super::route::Answer;
+use super::stream_answers::{Answers, HowEnded};
 use super::{answer, decode, encode};
 use crate::service::{RequestContext, Rewrap, ServiceError};
 use crate::transport::health::Ending;
-use crate::transport::limits::{MAX_REFERENCE_BYTES, STREAM_BYTES};
+use crate::transport::limits::{IDLE_STREAM_BYTES, MAX_REFERENCE_BYTES, STREAM_BYTES};
 use crate::transport::status::{self, Refused};
 
 /// The most items that are done together: enough to pay for one append, few enough for quick answers.
 const WINDOW_ITEMS: usize = 64;
 /// How many bytes of messages are done together before none is added: the answers are about as large.
 const WINDOW_BYTES: usize = 512 * 1024;
-/// How long the end may wait for the answers before it to be taken, when the deadline is over.
-const END_PATIENCE: Duration = Duration::from_secs(1);
 const TOO_LARGE: ServiceError =
     ServiceError::Bug { reason: "an answer is larger than a message may be" };
-
-/// What goes to the client.
-enum Sent {
-    /// Answers, framed.
-    Answers(Bytes),
-    /// The end.
-    End(Status),
-}
 
 /// Items that are done together.
 #[derive(Default)]
@@ -70,45 +57,51 @@ pub(super) fn answer(call: Call, request: Request<Incoming>) -> Answer {
         // One window of answers waits while the next is done.
         let (sender, answers) = mpsc::channel(1);
         let items = Items { messages: Messages::new(body), ending };
-        tokio::spawn(serve(call, context, items, sender).instrument(span));
-        Ok(opened(event_id, answers))
+        let (answers, how) = Answers::new(answers, event_id);
+        tokio::spawn(serve(call, context, items, (sender, how)).instrument(span));
+        let mut response = answer::streaming(Body::new(answers));
+        if let Ok(value) = HeaderValue::try_from(event_id.to_string()) {
+            response.headers_mut().insert(EVENT_ID_KEY, value);
+        }
+        Ok(response)
     })
 }
 
-fn opened(event_id: EventId, answers: mpsc::Receiver<Sent>) -> Response<Body> {
-    let mut response = answer::streaming(Body::new(Answers { answers, ended: false }));
-    if let Ok(value) = HeaderValue::try_from(event_id.to_string()) {
-        response.headers_mut().insert(EVENT_ID_KEY, value);
-    }
-    response
-}
-
 /// Serves the stream to its end. It ends too when the client leaves, or takes no answers until the deadline.
-async fn serve(call: Call, context: RequestContext, items: Items, sender: mpsc::Sender<Sent>) {
-    let (event_id, deadline) = (context.event_id, context.deadline);
+async fn serve(
+    call: Call,
+    context: RequestContext,
+    items: Items,
+    (sender, how): (mpsc::Sender<Bytes>, HowEnded),
+) {
+    let event_id = context.event_id;
     let outcome = work(&call, context, items, &sender).await;
-    let status = call.ended(event_id, outcome);
-    let left = call.left(deadline).max(END_PATIENCE);
-    // The client may be gone; then there is nobody to tell.
-    let _ = timeout(left, sender.send(Sent::End(status))).await;
+    // Empty until here, and the sender is dropped after it: who finds no further answer finds this.
+    let _ = how.set(call.ended(event_id, outcome));
 }
 
 async fn work(
     call: &Call,
     mut context: RequestContext,
     mut from: Items,
-    sender: &mpsc::Sender<Sent>,
+    sender: &mpsc::Sender<Bytes>,
 ) -> Result<(), Ended> {
-    let _charge = call.charge(STREAM_BYTES).map_err(Ended::Refused)?;
+    let mut charge = call.charge(IDLE_STREAM_BYTES).map_err(Ended::Refused)?;
     loop {
+        // A client that never stops sending is never waited for, so no timer would end it.
+        if call.left(context.deadline).is_zero() {
+            return Err(Ended::Refused(Refused::TooLate));
+        }
         let Window { references, items, end, .. } = from.window(call, &context).await;
         if !items.is_empty() {
+            // Only now: streams that nothing comes on must not take the memory of those who work.
+            charge.grow_to(STREAM_BYTES).map_err(Ended::Refused)?;
             let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
             let results = call.kms().batch_rewrap(&context, items).await.map_err(Ended::Failed)?;
             context.items_before = context.items_before.saturating_add(count);
             let answers = framed(references, results).ok_or(Ended::Failed(TOO_LARGE))?;
             let left = call.left(context.deadline);
-            match timeout(left, sender.send(Sent::Answers(answers))).await {
+            match timeout(left, sender.send(answers)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Ended::Refused(Refused::Cancelled)),
                 Err(_) => return Err(Ended::Refused(Refused::TooLate)),
@@ -201,37 +194,4 @@ fn framed(
         )?;
     }
     Some(bytes.freeze())
-}
-
-/// The answers, and the trailers that say how the stream ended.
-struct Answers {
-    answers: mpsc::Receiver<Sent>,
-    ended: bool,
-}
-
-impl hyper::body::Body for Answers {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let status = match ready!(self.answers.poll_recv(context)) {
-            Some(Sent::Answers(bytes)) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            Some(Sent::End(status)) => status,
-            // The deadline was over, and the answers before the end were not taken.
-            None => status::from_refused(Refused::TooLate),
-        };
-        self.ended = true;
-        let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
 }
