@@ -1,0 +1,122 @@
+//! Intents: what was begun, recorded before its effect and kept until its outcome is in the audit log.
+
+use kms_core::audit::ManifestStamp;
+use kms_core::clock::Timestamp;
+use kms_core::id::{IntentId, KeyUid, KeyVersion};
+use kms_core::key::{CkaId, Protection};
+use kms_core::name::KeyName;
+
+/// A mutation that was begun, and what became of it. It stays until its outcome is in the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Id.
+    pub id: IntentId,
+    /// What kind of mutation.
+    pub kind: IntentKind,
+    /// Who asked.
+    pub principal: String,
+    /// Tenant and name of the key.
+    pub key_name: KeyName,
+    /// The key.
+    pub key_uid: KeyUid,
+    /// The version that is to be made or changed.
+    pub version: KeyVersion,
+    /// Where its material is to live.
+    pub protection: Protection,
+    /// CKA_ID reserved for a token object.
+    pub resident_id: CkaId,
+    /// When it was begun.
+    pub time: Timestamp,
+    /// The tenant's manifest as the mutation left it; `None` as long as the mutation is not committed.
+    pub applied: Option<ManifestStamp>,
+}
+
+/// Kinds of mutations that leave an intent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntentKind {
+    /// CreateKey.
+    CreateKey,
+    /// RotateKey.
+    RotateKey,
+    /// StageKeyVersion.
+    StageKeyVersion,
+    /// ActivateKeyVersion.
+    ActivateKeyVersion,
+    /// DiscardKeyVersion.
+    DiscardKeyVersion,
+    /// UpdateKey.
+    UpdateKey,
+    /// RegisterConsumer.
+    RegisterConsumer,
+    /// RemoveConsumer.
+    RemoveConsumer,
+    /// DisableKey.
+    DisableKey,
+    /// EnableKey.
+    EnableKey,
+    /// SuspendKeyVersion.
+    SuspendKeyVersion,
+    /// ResumeKeyVersion.
+    ResumeKeyVersion,
+    /// DeactivateKeyVersion.
+    DeactivateKeyVersion,
+    /// CompromiseKeyVersion.
+    CompromiseKeyVersion,
+    /// ScheduleKeyVersionDestruction.
+    ScheduleKeyVersionDestruction,
+    /// CancelKeyVersionDestruction.
+    CancelKeyVersionDestruction,
+    /// The destruction itself, when its time has come.
+    DestroyKeyVersion,
+}
+
+impl IntentKind {
+    /// All kinds.
+    pub const ALL: [Self; 17] = [
+        Self::CreateKey,
+        Self::RotateKey,
+        Self::StageKeyVersion,
+        Self::ActivateKeyVersion,
+        Self::DiscardKeyVersion,
+        Self::UpdateKey,
+        Self::RegisterConsumer,
+        Self::RemoveConsumer,
+        Self::DisableKey,
+        Self::EnableKey,
+        Self::SuspendKeyVersion,
+        Self::ResumeKeyVersion,
+        Self::DeactivateKeyVersion,
+        Self::CompromiseKeyVersion,
+        Self::ScheduleKeyVersionDestruction,
+        Self::CancelKeyVersionDestruction,
+        Self::DestroyKeyVersion,
+    ];
+
+    /// Returns the name used in columns and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CreateKey => "CREATE_KEY",
+            Self::RotateKey => "ROTATE_KEY",
+            Self::StageKeyVersion => "STAGE_KEY_VERSION",
+            Self::ActivateKeyVersion => "ACTIVATE_KEY_VERSION",
+            Self::DiscardKeyVersion => "DISCARD_KEY_VERSION",
+            Self::UpdateKey => "UPDATE_KEY",
+            Self::RegisterConsumer => "REGISTER_CONSUMER",
+            Self::RemoveConsumer => "REMOVE_CONSUMER",
+            Self::DisableKey => "DISABLE_KEY",
+            Self::EnableKey => "ENABLE_KEY",
+            Self::SuspendKeyVersion => "SUSPEND_KEY_VERSION",
+            Self::ResumeKeyVersion => "RESUME_KEY_VERSION",
+            Self::DeactivateKeyVersion => "DEACTIVATE_KEY_VERSION",
+            Self::CompromiseKeyVersion => "COMPROMISE_KEY_VERSION",
+            Self::ScheduleKeyVersionDestruction => "SCHEDULE_KEY_VERSION_DESTRUCTION",
+            Self::CancelKeyVersionDestruction => "CANCEL_KEY_VERSION_DESTRUCTION",
+            Self::DestroyKeyVersion => "DESTROY_KEY_VERSION",
+        }
+    }
+
+    /// Reads the name; `None` when it is not a kind.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
