@@ -14,6 +14,7 @@ mod jsonl;
 mod layout;
 mod paths;
 mod progress;
+mod publish;
 mod pump;
 mod record;
 mod report;
@@ -32,9 +33,10 @@ use self::error::RunError;
 use self::layout::Layout;
 use self::paths::Paths;
 use self::progress::Bar;
+use self::publish::Left;
 use self::pump::Pump;
 use self::report::{CensusView, RunView};
-use self::sink::{Begin, Left, Sink};
+use self::sink::{Begin, Sink};
 use self::source::Source;
 use super::Session;
 use crate::args::rewrap_file::RewrapFile;
@@ -68,7 +70,7 @@ pub fn run(session: &Session, args: &RewrapFile) -> Result<(), CliError> {
     let shown = output.display().to_string();
     let mut how = Begin::of(args.resume, args.restart);
     if how != Begin::Restart {
-        match sink::finished(&paths, &arguments, &source)? {
+        match publish::finished(&paths, &arguments, &source)? {
             Left::Finished(state) => return report(session, *state, shown, true),
             // There was a run to go on from. What it left to do is a new one.
             Left::Stale if args.in_place => how = Begin::Anyhow,
