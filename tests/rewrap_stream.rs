@@ -18,6 +18,7 @@ use common::calls::pairs;
 use common::{Client, LIMIT, Refusal, Server};
 use kms_proto::v1 as proto;
 use kms_testkit::deadline::within;
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -232,6 +233,23 @@ async fn a_stream_whose_client_never_stops_sending_ends_at_its_deadline() {
     let (further, end) = within(LIMIT, "the end", to_the_end(answers)).await;
     assert!(!further.is_empty());
     Refusal::of(&end.unwrap()).is(Code::DeadlineExceeded, "REQUEST_DEADLINE");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_revoked_has_no_further_item_done() {
+    let mut rig = common::Rig::new();
+    rig.crls = vec![rig.pki.revoke("clients", &[])];
+    let mut server = rig.start();
+    let client = server.operator().await;
+    let (sender, answers) = standing(&client).await;
+    server.rig.pki.revoke("clients", &[&server.rig.operator]);
+    server.process.signal(Signal::HUP);
+    server.process.await_line("certificates reloaded", LIMIT);
+    sender.send(item("b", "tenants/acme/keys/k", b"")).await.unwrap();
+    let (further, end) = to_the_end(answers).await;
+    assert!(further.is_empty(), "{further:?}");
+    Refusal::of(&end.unwrap()).is(Code::Unauthenticated, "CERT_UNTRUSTED");
     server.stop().await;
 }
 

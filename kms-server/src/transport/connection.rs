@@ -7,15 +7,14 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use kms_core::clock::Clock;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -29,9 +28,9 @@ use super::limits::{
     MAX_SEND_BUFFER_BYTES, WINDOW_BYTES,
 };
 use super::method::REWRAP_STREAM_PATH;
+use super::recheck::{Recheck, Trust};
 use super::shutdown::Shutdown;
 use super::sources::Place;
-use super::stats::ConnectionStats;
 use super::tls::TlsStore;
 use crate::authn::Peer;
 use crate::authn::x509;
@@ -82,7 +81,8 @@ pub(super) async fn run<S: HttpService>(
                 clock: Arc::clone(&options.clock),
                 stats: Arc::clone(&options.stats),
             };
-            let end = drive(stream, service, (peer, Some(recheck)), options, shutdown).await;
+            let recheck = Some(Arc::new(recheck));
+            let end = drive(stream, service, (peer, recheck), options, shutdown).await;
             drop(place);
             end
         }
@@ -135,14 +135,15 @@ fn client_chain(stream: &TlsStream) -> Vec<CertificateDer<'static>> {
 async fn drive<S: HttpService, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     io: I,
     service: S,
-    (peer, recheck): (Arc<Peer>, Option<Recheck>),
+    (peer, recheck): (Arc<Peer>, Option<Arc<Recheck>>),
     options: &ServeOptions,
     mut shutdown: Shutdown,
 ) -> End {
     let limits = &options.limits;
     let (told_to_end, ending) = Shutdown::channel();
     let requests = Requests::default();
-    let service = PeerService { service, peer, recheck, ending, requests: requests.clone() };
+    let trust = Trust { peer, recheck };
+    let service = PeerService { service, trust, ending, requests: requests.clone() };
     let builder = builder(limits, options.http1);
     let connection = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
@@ -242,37 +243,10 @@ fn jittered(age: Duration) -> Duration {
     age.saturating_sub(age.mul_f64(f64::from(byte) / 255.0 / 8.0))
 }
 
-/// Verifies a chain again after a reload.
-#[derive(Debug)]
-struct Recheck {
-    store: Arc<TlsStore>,
-    chain: Vec<CertificateDer<'static>>,
-    verified: AtomicU64,
-    clock: Arc<dyn Clock>,
-    stats: Arc<ConnectionStats>,
-}
-
-impl Recheck {
-    fn run(&self, peer: &Peer) {
-        let epoch = self.store.epoch();
-        if self.verified.load(Ordering::Acquire) == epoch {
-            return;
-        }
-        let unix_ms = u64::try_from(self.clock.now().as_unix_ms()).unwrap_or(0);
-        let now = UnixTime::since_unix_epoch(Duration::from_millis(unix_ms));
-        if !self.store.current().verify_client(&self.chain, now) {
-            self.stats.revoked_connections.add();
-            peer.revoke();
-        }
-        self.verified.store(epoch, Ordering::Release);
-    }
-}
-
 /// Puts the connection's [`Peer`] into every request.
 struct PeerService<S> {
     service: S,
-    peer: Arc<Peer>,
-    recheck: Option<Recheck>,
+    trust: Trust,
     ending: Ending,
     requests: Requests,
 }
@@ -283,13 +257,16 @@ impl<S: HttpService> hyper::service::Service<http::Request<Incoming>> for PeerSe
     type Future = Asked<S::Future>;
 
     fn call(&self, mut request: http::Request<Incoming>) -> Self::Future {
-        if let Some(recheck) = &self.recheck {
-            recheck.run(&self.peer);
-        }
-        if [WATCH_PATH, REWRAP_STREAM_PATH].contains(&request.uri().path()) {
+        self.trust.recheck();
+        let path = request.uri().path();
+        let (watches, streams) = (path == WATCH_PATH, path == REWRAP_STREAM_PATH);
+        if watches || streams {
             request.extensions_mut().insert(self.ending.clone());
         }
-        request.extensions_mut().insert(Arc::clone(&self.peer));
+        if streams {
+            request.extensions_mut().insert(self.trust.clone());
+        }
+        request.extensions_mut().insert(Arc::clone(&self.trust.peer));
         self.requests.begin(self.service.clone().call(request))
     }
 }
@@ -298,7 +275,7 @@ impl<S: HttpService> hyper::service::Service<http::Request<Incoming>> for PeerSe
 mod tests {
     use std::future::ready;
     use std::pin::pin;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Wake, Waker};
 
     use super::*;

@@ -13,6 +13,7 @@ mod in_flight;
 pub mod limits;
 pub mod method;
 pub mod network;
+mod recheck;
 pub mod shutdown;
 mod sources;
 pub mod stats;

@@ -28,6 +28,7 @@ use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::event_id::new_event_id;
 use crate::transport::limits::BODY_BUDGET_BYTES;
 use crate::transport::method::Method;
+use crate::transport::recheck::Trust;
 use crate::transport::status::{self, Refused};
 
 /// Response metadata with the id of the request, as in the audit log.
@@ -193,6 +194,13 @@ impl Call {
         Charge::of(&self.gateway.0.budget, bytes)
     }
 
+    /// Asks again who calls: a stream may last longer than its client is trusted.
+    pub(super) fn still(&self, trust: Option<&Trust>) -> Result<(), Ended> {
+        let now = self.gateway.0.parts.clock.now();
+        let trust = trust.ok_or(Unauthenticated::NoCertificate);
+        trust.and_then(|trust| trust.still(now)).map_err(Ended::Nobody)
+    }
+
     /// Lends the use-cases.
     pub(super) fn kms(&self) -> &Kms {
         &self.gateway.0.parts.kms
@@ -215,6 +223,10 @@ impl Call {
             Err(Ended::Refused(refused)) => {
                 self.note(refused.reason());
                 status::from_refused(refused)
+            }
+            Err(Ended::Nobody(error)) => {
+                self.note(error.reason());
+                status::from_unauthenticated(error)
             }
         }
     }
@@ -317,6 +329,8 @@ impl Call {
 pub(super) enum Ended {
     /// By what came, or did not come.
     Refused(Refused),
+    /// By its client, who is not trusted any more.
+    Nobody(Unauthenticated),
     /// By what the service said of all items.
     Failed(ServiceError),
 }

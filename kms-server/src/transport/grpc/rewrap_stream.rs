@@ -2,8 +2,8 @@
 //!
 //! What has come is done together, as a batch: one HSM worker, one append to the audit log, a record an item. Then the
 //! answers must be on their way before more is read, so a client that takes none stops itself by the windows of HTTP/2.
-//! The stream has the deadline of a call, so all that is asked of a call once (who calls, how long it may take, what a drain
-//! waits for) holds for it too.
+//! The stream has the deadline of a call, so all that is asked of a call once (how long it may take, what a drain waits
+//! for) holds for it too. Who calls is asked again for each batch, as it would be for each call.
 
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use super::{answer, decode, encode};
 use crate::service::{RequestContext, Rewrap, ServiceError};
 use crate::transport::health::Ending;
 use crate::transport::limits::{IDLE_STREAM_BYTES, MAX_REFERENCE_BYTES, STREAM_BYTES};
+use crate::transport::recheck::Trust;
 use crate::transport::status::{self, Refused};
 
 /// The most items that are done together: enough to pay for one append, few enough for quick answers.
@@ -48,6 +49,7 @@ pub(super) fn answer(call: Call, request: Request<Incoming>) -> Answer {
     Box::pin(async move {
         let (mut head, body) = request.into_parts();
         let ending = head.extensions.remove::<Ending>();
+        let trust = head.extensions.remove::<Trust>();
         let context = match call.open(&head.headers) {
             Ok(context) => context,
             Err(refused) => return Ok(call.refuse(refused)),
@@ -56,7 +58,7 @@ pub(super) fn answer(call: Call, request: Request<Incoming>) -> Answer {
         let span = call.span(event_id);
         // One window of answers waits while the next is done.
         let (sender, answers) = mpsc::channel(1);
-        let items = Items { messages: Messages::new(body), ending };
+        let items = Items { messages: Messages::new(body), ending, trust };
         let (answers, how) = Answers::new(answers, event_id);
         tokio::spawn(serve(call, context, items, (sender, how)).instrument(span));
         let mut response = answer::streaming(Body::new(answers));
@@ -94,6 +96,8 @@ async fn work(
         }
         let Window { references, items, end, .. } = from.window(call, &context).await;
         if !items.is_empty() {
+            // They may have been long in coming.
+            call.still(from.trust.as_ref())?;
             // Only now: streams that nothing comes on must not take the memory of those who work.
             charge.grow_to(STREAM_BYTES).map_err(Ended::Refused)?;
             let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
@@ -118,6 +122,8 @@ struct Items {
     messages: Messages<Incoming>,
     /// Told when the connection ends: a stream that stays would hold up every drain.
     ending: Option<Ending>,
+    /// Whose they are.
+    trust: Option<Trust>,
 }
 
 impl Items {
@@ -151,7 +157,7 @@ impl Items {
     }
 
     async fn next(&mut self, wait: Option<Duration>) -> Result<Next, Refused> {
-        let Self { messages, ending } = self;
+        let Self { messages, ending, .. } = self;
         let Some(ending) = ending else { return messages.next(wait).await };
         tokio::select! {
             // What has come is done, whoever ends the connection; further items are for the next one.
