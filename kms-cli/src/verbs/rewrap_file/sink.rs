@@ -186,7 +186,7 @@ impl Sink {
     /// Gives the output its name. In place it takes the owner and the permissions of `like`.
     ///
     /// # Errors
-    /// [`CliError::Exists`] when something took the name meanwhile, [`RunError::InputChanged`] when somebody wrote to the
+    /// `CliError::Exists` when something took the name meanwhile, [`RunError::InputChanged`] when somebody wrote to the
     /// `source`; I/O errors. The next run tries again.
     pub(super) fn publish(
         mut self,
