@@ -124,6 +124,17 @@ impl Clock for ManualClock {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_time_is_read_with_its_offset_and_in_whole_milliseconds() {
+        let read = |text| Timestamp::parse(text).map(Timestamp::as_unix_ms);
+        assert_eq!(read("1970-01-01T00:00:01.5Z"), Some(1_500));
+        assert_eq!(read("1970-01-01T01:00:00.001+01:00"), Some(1));
+        assert_eq!(read("1969-12-31T23:59:59.999Z"), Some(-1));
+        for wrong in ["", "1970-01-01", "1970-01-01T00:00:00", "1970-01-01T00:00:00.0001Z", "1"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
     /// Makes a test of everything that is true of every [`Clock`], for one that `pass` lets a span go by on.
     macro_rules! clock_suite {
         ($module:ident, $clock:expr, $pass:expr) => {

@@ -1,4 +1,5 @@
-//! Consumers: who has said to depend on a key. As long as there is one, nothing of the key is destroyed.
+//! Consumers: who has said to depend on a key. As long as there is one, no version that was ever in use is destroyed, unless
+//! somebody was permitted to decide otherwise.
 
 use crate::clock::Timestamp;
 use crate::id::{KeyUid, Revision, RootGeneration};

@@ -44,7 +44,7 @@ pub enum KeyCommand {
     ScheduleDestruction(ScheduleDestruction),
     /// Give a planned destruction up
     CancelDestruction(ChangeState),
-    /// Consumers: who depends on a key; nothing of it is destroyed as long as there is one
+    /// Consumers: who depends on a key; no version in use is destroyed as long as there is one
     #[command(subcommand)]
     Consumer(ConsumerCommand),
     /// Show how a version was used, and whether it can be retired

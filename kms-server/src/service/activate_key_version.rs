@@ -18,7 +18,7 @@ use super::rotate_key::{Next, Succession, succession_of};
 use super::trail::Trail;
 use super::{ChangeVersionState, RequestContext, Rotated, ServiceError, fields};
 use crate::authz::{self, Target};
-use crate::store::{IntentKind, KeyRef, VersionChoice};
+use crate::store::{IntentKind, VersionChoice};
 
 const OPERATION: &str = "internal/ActivateKeyVersion";
 
@@ -168,10 +168,7 @@ impl Inner {
     ) -> Result<(), ServiceError> {
         let due = self.store.due_activations(self.clock.now(), MAX_ROTATIONS).await?;
         for due in self.readable("activations", due, done) {
-            let (uid, number) = (due.row.key_uid, due.row.version);
-            let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await?;
-            let Some(stored) = stored else { continue };
-            let name = VersionName::new(stored.key.row.name, number);
+            let Some(name) = self.name_of(&due.row).await? else { continue };
             let request = self.internal_request(OPERATION)?;
             let reason = "activation date".to_owned();
             let activation = Activation { name: name.clone(), reason, request_id: None };
@@ -185,16 +182,7 @@ impl Inner {
                     | ServiceError::RevisionMismatch
                     | ServiceError::KeyDisabled,
                 ) => {}
-                Err(error) => {
-                    done.failed += 1;
-                    // What helps none of them is not tried for each; they stay due. Whoever waits in vain waits for one tenant.
-                    if error.retry().is_some() && error != ServiceError::QueueDeadline {
-                        return Err(error);
-                    }
-                    tracing::error!(
-                        alert = "rollover_failed", %error, key_version = %name, "tried again later"
-                    );
-                }
+                Err(error) => done.rollover_failed(name.key(), error)?,
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kms_core::id::{Revision, RootGeneration};
-use kms_core::key::{RowMac, Sealed, VersionRow};
+use kms_core::key::{KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::{HistoryChange, HistoryRow};
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
@@ -92,6 +92,27 @@ impl Inner {
 }
 
 impl Change<'_> {
+    /// Returns a key's row as it becomes, with a revision and a time of its own, and what the history says of it.
+    pub(super) fn key_changed(
+        &self,
+        old: &KeyRow,
+        key: KeyRow,
+        detail: String,
+        reason: String,
+    ) -> (KeyRow, HistoryRow) {
+        let (time, revision) = (self.inner.clock.now(), old.revision.next());
+        let history = HistoryRow {
+            key_uid: old.uid,
+            change: HistoryChange::Fields { detail },
+            old_revision: old.revision,
+            revision,
+            time,
+            actor: (&*self.request.principal.id).into(),
+            reason,
+        };
+        (KeyRow { update_time: time, revision, ..key }, history)
+    }
+
     /// Seals a row under the current root.
     pub(super) async fn seal<R: MacInput>(&self, row: R) -> Result<Sealed<R>, ServiceError> {
         self.seal_under(self.inner.keyring.config().generation, row).await

@@ -1,11 +1,10 @@
 //! RegisterConsumer, ListConsumers and RemoveConsumer: who depends on a key. As long as there is one, no version of the key is
-//! destroyed.
+//! destroyed, unless it was never used or somebody was permitted to decide otherwise.
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::consumer::{ConsumerRow, MAX_CONSUMERS};
 use kms_core::id::RequestId;
 use kms_core::key::{KeyRow, Sealed};
-use kms_core::lifecycle::{HistoryChange, HistoryRow};
 use kms_core::name::{ConsumerName, KeyName};
 
 use super::change::{Change, Failure, RowChanges};
@@ -257,19 +256,11 @@ impl Change<'_> {
         reason: String,
         result: ConsumerDescription,
     ) -> Result<ConsumerDescription, Failure> {
-        let (old, now) = (&fresh.key, self.inner.clock.now());
+        let old = &fresh.key;
         let Edited { count, edit, detail } = edited;
-        let revision = old.row.revision.next();
-        let key = KeyRow { consumers: count, update_time: now, revision, ..old.row.clone() };
-        let history = vec![HistoryRow {
-            key_uid: key.uid,
-            change: HistoryChange::Fields { detail },
-            old_revision: old.row.revision,
-            revision,
-            time: now,
-            actor: (&*self.request.principal.id).into(),
-            reason,
-        }];
+        let key = KeyRow { consumers: count, ..old.row.clone() };
+        let (key, history) = self.key_changed(&old.row, key, detail, reason);
+        let history = vec![history];
         let key = self.seal(key).await?;
         let (mut added, mut removed) = (vec![key.mac], vec![old.mac]);
         match &edit {

@@ -28,7 +28,7 @@ use super::{
     ChangeVersionState, MAX_DUE, RequestContext, ServiceError, VersionDescription, fields,
 };
 use crate::authz::{self, Target};
-use crate::store::{IntentKind, KeyRef, VersionChoice};
+use crate::store::{IntentKind, VersionChoice};
 
 const OPERATION: &str = "internal/DestroyKeyVersion";
 
@@ -56,10 +56,7 @@ impl Inner {
         let due = self.store.due_destructions(self.clock.now(), MAX_DUE).await?;
         let (mut whole, mut broken) = (HashSet::<TenantName>::new(), HashSet::new());
         for due in self.readable("destructions", due, done) {
-            let (uid, number) = (due.row.key_uid, due.row.version);
-            let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await?;
-            let Some(stored) = stored else { continue };
-            let name = VersionName::new(stored.key.row.name, number);
+            let Some(name) = self.name_of(&due.row).await? else { continue };
             let tenant = name.key().tenant();
             if !whole.contains(tenant) && !broken.contains(tenant) {
                 match self.walk_verified(tenant).await {

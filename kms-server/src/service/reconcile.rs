@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kms_core::audit::Phase;
 use kms_core::clock::Timestamp;
-use kms_core::key::{CkaId, Sealed};
-use kms_core::name::VersionName;
+use kms_core::key::{CkaId, Sealed, VersionRow};
+use kms_core::name::{KeyName, VersionName};
 use kms_hsm::TokenKeys;
 use tokio::sync::watch;
 
@@ -111,6 +111,25 @@ impl Kms {
                 }
             }
         }
+    }
+}
+
+impl Reconciled {
+    /// Notes a rollover that was due and failed; it stays due.
+    ///
+    /// # Errors
+    /// The error, when it helps none to try the others. Who waited in vain for a turn waited for one tenant's.
+    pub(super) fn rollover_failed(
+        &mut self,
+        key: &KeyName,
+        error: ServiceError,
+    ) -> Result<(), ServiceError> {
+        self.failed += 1;
+        if error.retry().is_some() && error != ServiceError::QueueDeadline {
+            return Err(error);
+        }
+        tracing::error!(alert = "rollover_failed", %error, %key, "tried again later");
+        Ok(())
     }
 }
 
@@ -288,13 +307,20 @@ impl Inner {
         Ok(count)
     }
 
+    /// Names a version that was listed as due.
+    pub(super) async fn name_of(
+        &self,
+        due: &VersionRow,
+    ) -> Result<Option<VersionName>, ServiceError> {
+        let choice = VersionChoice::Number(due.version);
+        let stored = self.store.key(KeyRef::Uid(due.key_uid), choice).await?;
+        Ok(stored.map(|stored| VersionName::new(stored.key.row.name, due.version)))
+    }
+
     async fn deactivate_due(self: &Arc<Self>, done: &mut Reconciled) -> Result<(), ServiceError> {
         let due = self.store.due_deactivations(self.clock.now(), MAX_DUE).await?;
         for due in self.readable("deactivations", due, done) {
-            let (uid, number) = (due.row.key_uid, due.row.version);
-            let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Number(number)).await?;
-            let Some(stored) = stored else { continue };
-            let name = VersionName::new(stored.key.row.name, number);
+            let Some(name) = self.name_of(&due.row).await? else { continue };
             let request = self.internal_request("internal/DeactivateKeyVersion")?;
             let mut trail = Trail::key(name.key());
             let result = self.deactivate(&request, &name, &mut trail).await;

@@ -271,20 +271,14 @@ impl Inner {
             let request = self.internal_request("internal/RotateKey")?;
             let mut trail = Trail::key(&name);
             let reason = "rotation period over".to_owned();
-            let rollover = Rollover { name, reason, request_id: None, only, by_period: true };
+            let rollover =
+                Rollover { name: name.clone(), reason, request_id: None, only, by_period: true };
             let rotated = self.mutate(&request, rollover, &mut trail).await;
             match self.record_unless_begun(&request, trail, rotated).await {
                 Ok(_) => done.rotated += 1,
                 // Rotated, changed or disabled meanwhile.
                 Err(ServiceError::RevisionMismatch | ServiceError::KeyDisabled) => {}
-                Err(error) => {
-                    done.failed += 1;
-                    // What helps none of them is not tried for each; they stay due.
-                    if error.retry().is_some() && error != ServiceError::QueueDeadline {
-                        return Err(error);
-                    }
-                    tracing::error!(alert = "rollover_failed", %error, "tried again later");
-                }
+                Err(error) => done.rollover_failed(&name, error)?,
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
 use kms_core::key::KeyRow;
-use kms_core::lifecycle::{HistoryChange, HistoryRow, MAX_HISTORY_DETAIL_BYTES, Rotation};
+use kms_core::lifecycle::{MAX_HISTORY_DETAIL_BYTES, Rotation};
 
 use super::change::{Change, Failure, RowChanges};
 use super::describe_key::{Fresh, describe_key};
@@ -111,18 +111,8 @@ impl Change<'_> {
         reason: String,
     ) -> Result<KeyDescription, Failure> {
         let Fresh { key: old, version: primary } = fresh;
-        let now = self.inner.clock.now();
-        let key = KeyRow { update_time: now, revision: old.row.revision.next(), ..key };
-        let description = describe_key(&key, &primary.row, now);
-        let history = HistoryRow {
-            key_uid: key.uid,
-            change: HistoryChange::Fields { detail },
-            old_revision: old.row.revision,
-            revision: key.revision,
-            time: now,
-            actor: (&*self.request.principal.id).into(),
-            reason,
-        };
+        let (key, history) = self.key_changed(&old.row, key, detail, reason);
+        let description = describe_key(&key, &primary.row, key.update_time);
         let key = self.seal(key).await?;
         let history = vec![history];
         let rows = RowChanges { added: &[key.mac], removed: &[old.mac], history };

@@ -169,6 +169,22 @@ async fn who_knew_of_no_consumer_did_not_decide_about_one_that_comes_later() {
 }
 
 #[tokio::test]
+async fn who_may_not_describe_keys_learns_of_no_consumer() {
+    let world = world(Protection::HsmWrapped).await;
+    let world = world.restart_granting(&[grant("blind", "t", &[ActionKind::RemoveConsumer])]);
+    let remove = |id: &str| RemoveConsumer {
+        name: consumer(id),
+        reason: "r".into(),
+        request_id: fresh_id(),
+    };
+    let request = world.request_of("blind", "kms.v1.KeyService/RemoveConsumer");
+    let refused = world.kms.remove_consumer(&request, remove("none")).await;
+    assert_eq!(refused, Err(ServiceError::AccessDenied));
+    register(&world, "one").await.unwrap();
+    world.kms.remove_consumer(&request, remove("one")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_consumer_that_was_edited_or_taken_away_shows() {
     let world = world(Protection::HsmWrapped).await;
     register(&world, "a").await.unwrap();

@@ -45,6 +45,29 @@ fn update(paths: &[&str]) -> proto::UpdateKeyRequest {
 }
 
 #[test]
+fn a_date_is_taken_in_whole_milliseconds_that_can_be_counted() {
+    let at = |seconds, nanos| {
+        stage(proto::StageKeyVersionRequest {
+            name: "tenants/a/keys/k".into(),
+            activate_time: Some(prost_types::Timestamp { seconds, nanos }),
+            reason: "r".into(),
+            request_id: REQUEST_ID.into(),
+        })
+    };
+    let taken = |seconds, nanos| at(seconds, nanos).unwrap().activate_time.unwrap().as_unix_ms();
+    assert_eq!(taken(1, 0), 1_000);
+    assert_eq!(taken(1, 999_000_000), 1_999);
+    assert_eq!(taken(-1, 1_000_000), -999);
+    let last = i64::MAX / 1000;
+    assert_eq!(taken(last, 807_000_000), i64::MAX);
+    let too_far = [(last, 808_000_000), (last + 1, 0), (i64::MIN, 0)];
+    for (seconds, nanos) in [(1, 1), (1, -1_000_000), (1, 1_000_000_000)].into_iter().chain(too_far)
+    {
+        assert_eq!(field_of(at(seconds, nanos)), "activate_time", "{seconds} {nanos}");
+    }
+}
+
+#[test]
 fn a_key_or_a_pinned_version_can_be_wrapped_under() {
     let message = |key: &str| proto::WrapRequest {
         key: key.into(),
