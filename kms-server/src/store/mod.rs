@@ -4,7 +4,10 @@
 //! transaction with its precondition (the revision it expects): either all of it happened, durably, when it answers, or
 //! nothing. The store moves sealed rows and never judges a MAC: the keyring does, on load.
 
+mod change;
+mod error;
 mod intent;
+mod lookup;
 mod seal;
 pub mod sqlite;
 #[cfg(test)]
@@ -15,16 +18,21 @@ use std::fmt;
 use async_trait::async_trait;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
-use kms_core::fault::{Fault, Retry};
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
-use kms_core::name::{KeyName, TenantName};
+use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::usage::UsageRow;
 
+pub use change::{
+    Closing, ConsumerChange, ConsumerEdit, ManifestChange, NewKey, RequestRecord, Rollover,
+    Staging, Successor,
+};
+pub use error::StoreError;
 pub use intent::{Intent, IntentKind};
+pub use lookup::{HistoryPosition, KeyRef, ListPosition, Listed, StoredKey, VersionChoice};
 
 /// How long a `request_id` is remembered (AIP-155).
 pub const REQUEST_MEMORY: std::time::Duration = std::time::Duration::from_hours(24);
@@ -35,271 +43,6 @@ pub const MAX_REMEMBERED_REQUESTS: u64 = 100_000;
 
 /// The most rows of one list, whatever limit was asked for: the longest page of the API, and one to see that more follow.
 pub const MAX_LIST_ROWS: u32 = 1001;
-
-/// What can go wrong in the store.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// The row is not at the revision that was expected; read it again.
-    #[error("the row was changed by another request")]
-    RevisionMismatch,
-    /// A key of this name exists.
-    #[error("the name is taken")]
-    NameTaken,
-    /// The principal used this request id before: read its first result. Nothing was changed.
-    #[error("the request id was used before")]
-    RequestIdTaken,
-    /// The tenant has as many requests remembered as it may have. Nothing was changed.
-    #[error("the tenant has made too many changes to remember")]
-    RequestsFull,
-    /// The row to change is not there.
-    #[error("no such row")]
-    NotFound,
-    /// A stored value is outside its type: the file was edited or is damaged.
-    #[error("a stored row is damaged: {detail}")]
-    Damaged {
-        /// For the operator.
-        detail: String,
-    },
-    /// The database refuses to write: full or read-only disk. Nothing was changed.
-    #[error("the database cannot be written: {detail}")]
-    Unwritable {
-        /// For the operator.
-        detail: String,
-    },
-    /// The database cannot be read or reached.
-    #[error("the database is unavailable: {detail}")]
-    Unavailable {
-        /// For the operator.
-        detail: String,
-    },
-    /// More methods wait than the queue holds.
-    #[error("the store queue is full")]
-    Saturated,
-    /// The database was made by a newer release, or its migrations were edited.
-    #[error("the schema does not fit this release: {detail}")]
-    Schema {
-        /// For the operator.
-        detail: String,
-    },
-}
-
-impl StoreError {
-    /// Returns whose fault it is.
-    pub const fn fault(&self) -> Fault {
-        match self {
-            Self::RevisionMismatch
-            | Self::NameTaken
-            | Self::RequestIdTaken
-            | Self::RequestsFull
-            | Self::NotFound => Fault::Caller,
-            Self::Damaged { .. }
-            | Self::Unwritable { .. }
-            | Self::Unavailable { .. }
-            | Self::Saturated
-            | Self::Schema { .. } => Fault::Store,
-        }
-    }
-
-    /// Returns whether the same call may succeed later by itself.
-    pub const fn retry(&self) -> Retry {
-        match self {
-            Self::RevisionMismatch
-            | Self::RequestsFull
-            | Self::Unwritable { .. }
-            | Self::Unavailable { .. }
-            | Self::Saturated => Retry::Later,
-            Self::NameTaken
-            | Self::RequestIdTaken
-            | Self::NotFound
-            | Self::Damaged { .. }
-            | Self::Schema { .. } => Retry::Never,
-        }
-    }
-}
-
-/// A key and those of its versions that were asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredKey {
-    /// The key.
-    pub key: Sealed<KeyRow>,
-    /// The version asked for: the primary, or a given one. `None` when there is no such version.
-    pub version: Option<Sealed<VersionRow>>,
-}
-
-/// Which version to read with a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VersionChoice {
-    /// The one that the key row names primary.
-    Primary,
-    /// This one.
-    Number(KeyVersion),
-}
-
-/// A key, by name or by uid.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyRef {
-    /// By name.
-    Name(KeyName),
-    /// By uid, as an envelope names it.
-    Uid(KeyUid),
-}
-
-/// A manifest as it was before and as it becomes, in the same transaction as the rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ManifestChange {
-    /// The revision that is expected now; 0 when the tenant has no manifest yet.
-    pub expected: Revision,
-    /// What it becomes.
-    pub manifest: Sealed<Manifest>,
-}
-
-/// The memory of a mutation, for AIP-155.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestRecord {
-    /// Whose rows were changed: the tenant has [`MAX_REMEMBERED_REQUESTS`] at most.
-    pub tenant: TenantName,
-    /// Who called.
-    pub principal: String,
-    /// The id that the caller chose.
-    pub request_id: RequestId,
-    /// Full method name.
-    pub method: String,
-    /// Hash of the canonical request; the same id with another hash is refused.
-    pub request_hash: [u8; 32],
-    /// The first result, encoded by the service that made it. Holds no secret.
-    pub result: Vec<u8>,
-    /// When it was recorded.
-    pub time: Timestamp,
-}
-
-/// Rows that were read in bulk, and how many could not be: one that is damaged must not hide the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed<R> {
-    /// Those that could be read.
-    pub rows: Vec<R>,
-    /// How many have a value outside its type. Any is an alert.
-    pub damaged: usize,
-}
-
-/// A new key with its first version.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewKey {
-    /// The key.
-    pub key: Sealed<KeyRow>,
-    /// Its version 1.
-    pub version: Sealed<VersionRow>,
-    /// The counter of version 1.
-    pub counter: Sealed<CounterRow>,
-}
-
-/// A new version in PRE_ACTIVATION, beside the primary.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Staging {
-    /// The revision of the key row that is expected.
-    pub expected_key: Revision,
-    /// The key row, with one version more and the same primary.
-    pub key: Sealed<KeyRow>,
-    /// The new version.
-    pub version: Sealed<VersionRow>,
-    /// Its counter.
-    pub counter: Sealed<CounterRow>,
-}
-
-/// A consumer that comes or goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConsumerChange {
-    /// The revision of the key row that is expected.
-    pub expected_key: Revision,
-    /// The key row, with one consumer more or less.
-    pub key: Sealed<KeyRow>,
-    /// Which.
-    pub edit: ConsumerEdit,
-}
-
-/// What becomes of a consumer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConsumerEdit {
-    /// It is registered.
-    Add(Sealed<ConsumerRow>),
-    /// It is taken away, as it is.
-    Remove(Sealed<ConsumerRow>),
-}
-
-/// What takes the place of a primary.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Successor {
-    /// A version made for it.
-    New {
-        /// The version.
-        version: Sealed<VersionRow>,
-        /// Its counter.
-        counter: Sealed<CounterRow>,
-    },
-    /// The version that was staged.
-    Staged {
-        /// The revision of its row that is expected.
-        expected: Revision,
-        /// Its row.
-        version: Sealed<VersionRow>,
-    },
-}
-
-/// A rollover: the key points to another version, the old one gets its planned deactivation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rollover {
-    /// The revision of the key row that is expected.
-    pub expected_key: Revision,
-    /// The key row, with its new primary.
-    pub key: Sealed<KeyRow>,
-    /// What becomes the primary.
-    pub successor: Successor,
-    /// The revision of the old primary's row that is expected.
-    pub expected_previous: Revision,
-    /// The old primary.
-    pub previous: Sealed<VersionRow>,
-}
-
-/// What ends with a mutation, in the same transaction as its rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Closing {
-    /// The intent as it becomes: applied, with the stamp of this manifest. [`StoreError::NotFound`] when it is not
-    /// there, or applied already.
-    pub intent: Sealed<Intent>,
-    /// The manifest of the tenant.
-    pub manifest: ManifestChange,
-    /// What the mutation adds to the history of its key.
-    pub history: Vec<Sealed<HistoryRow>>,
-    /// The caller's request id and the result; `None` for the reconciler's own changes. [`StoreError::RequestsFull`] when
-    /// the tenant has [`MAX_REMEMBERED_REQUESTS`].
-    pub request: Option<Sealed<RequestRecord>>,
-}
-
-/// A place in the list of keys: after this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListPosition {
-    /// Create time of the last key seen.
-    pub create_time: Timestamp,
-    /// Uid of the last key seen.
-    pub uid: KeyUid,
-}
-
-/// A place in the history of a key: after this entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HistoryPosition {
-    /// Its time.
-    pub time: Timestamp,
-    /// Its version; 0 for an entry about the key.
-    pub version: u32,
-    /// Its revision.
-    pub revision: Revision,
-}
-
-impl HistoryPosition {
-    /// Returns the place of an entry.
-    pub const fn of(row: &HistoryRow) -> Self {
-        Self { time: row.time, version: row.version_number(), revision: row.revision }
-    }
-}
 
 /// The store. Implementations: SQLite here, PostgreSQL to come; one conformance suite for both (`store/suite.rs`).
 #[async_trait]

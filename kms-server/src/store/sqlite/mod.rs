@@ -12,10 +12,13 @@ pub mod offline;
 mod open;
 mod read;
 mod rows;
+mod sql;
 #[cfg(test)]
 mod tests;
 mod write;
+mod write_closing;
 mod write_consumers;
+mod write_rows;
 mod write_usage;
 mod writer;
 
@@ -351,11 +354,11 @@ impl Store for SqliteStore {
     }
 
     async fn forget_requests(&self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
-        self.write(move |db| write::forget_requests(db, before, limit)).await
+        self.write(move |db| write_closing::forget_requests(db, before, limit)).await
     }
 
     async fn open_intent(&self, intent: Sealed<Intent>) -> Result<(), StoreError> {
-        self.write(move |db| write::open_intent(db, &intent)).await
+        self.write(move |db| write_closing::open_intent(db, &intent)).await
     }
 
     async fn intents(&self) -> Result<Listed<Sealed<Intent>>, StoreError> {
@@ -363,7 +366,7 @@ impl Store for SqliteStore {
     }
 
     async fn close_intent(&self, intent: IntentId) -> Result<(), StoreError> {
-        self.write(move |db| write::close_intent(db, intent)).await
+        self.write(move |db| write_closing::close_intent(db, intent)).await
     }
 
     async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError> {

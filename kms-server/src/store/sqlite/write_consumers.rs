@@ -4,7 +4,9 @@ use kms_core::consumer::ConsumerRow;
 use kms_core::key::Sealed;
 use rusqlite::Connection;
 
-use super::write::{apply, execute, insert, integer, replace_key};
+use super::sql::{execute, insert, integer};
+use super::write_closing::apply;
+use super::write_rows::replace_key;
 use crate::store::{Closing, ConsumerChange, ConsumerEdit, StoreError};
 
 pub(super) fn change_consumers(

@@ -5,7 +5,7 @@ use kms_core::key::Sealed;
 use kms_core::usage::{Tally, UsageRow, Uses};
 use rusqlite::Connection;
 
-use super::write::{execute, integer};
+use super::sql::{execute, integer};
 use crate::store::StoreError;
 
 /// Writes a row at its expected revision; 0 when there is none yet.

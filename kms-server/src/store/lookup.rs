@@ -1,0 +1,70 @@
+//! What the store is asked for, and the shapes it answers in.
+
+use kms_core::clock::Timestamp;
+use kms_core::id::{KeyUid, KeyVersion, Revision};
+use kms_core::key::{KeyRow, Sealed, VersionRow};
+use kms_core::lifecycle::HistoryRow;
+use kms_core::name::KeyName;
+
+/// A key and those of its versions that were asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredKey {
+    /// The key.
+    pub key: Sealed<KeyRow>,
+    /// The version asked for: the primary, or a given one. `None` when there is no such version.
+    pub version: Option<Sealed<VersionRow>>,
+}
+
+/// Which version to read with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionChoice {
+    /// The one that the key row names primary.
+    Primary,
+    /// This one.
+    Number(KeyVersion),
+}
+
+/// A key, by name or by uid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyRef {
+    /// By name.
+    Name(KeyName),
+    /// By uid, as an envelope names it.
+    Uid(KeyUid),
+}
+
+/// Rows that were read in bulk, and how many could not be: one that is damaged must not hide the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed<R> {
+    /// Those that could be read.
+    pub rows: Vec<R>,
+    /// How many have a value outside its type. Any is an alert.
+    pub damaged: usize,
+}
+
+/// A place in the list of keys: after this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListPosition {
+    /// Create time of the last key seen.
+    pub create_time: Timestamp,
+    /// Uid of the last key seen.
+    pub uid: KeyUid,
+}
+
+/// A place in the history of a key: after this entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryPosition {
+    /// Its time.
+    pub time: Timestamp,
+    /// Its version; 0 for an entry about the key.
+    pub version: u32,
+    /// Its revision.
+    pub revision: Revision,
+}
+
+impl HistoryPosition {
+    /// Returns the place of an entry.
+    pub const fn of(row: &HistoryRow) -> Self {
+        Self { time: row.time, version: row.version_number(), revision: row.revision }
+    }
+}
