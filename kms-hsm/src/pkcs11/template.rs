@@ -137,15 +137,15 @@ pub(crate) fn find_residents() -> Vec<Attribute> {
     ]
 }
 
-/// Returns what to read back of an object, and what it must say.
-pub(crate) fn expected(role: Role, token: bool) -> (Vec<AttributeType>, Vec<Attribute>) {
-    let mut expected = sealed(role, token);
+/// Returns what to read back of an object, and what it must say. A token object has an id, by which it is found later.
+pub(crate) fn expected(role: Role, id: Option<CkaId>) -> (Vec<AttributeType>, Vec<Attribute>) {
+    let mut expected = sealed(role, id.is_some());
     expected.push(Attribute::Modifiable(false));
     // Not set by us, as only the security officer may; whoever asks for a trusted key wraps it under this one.
     expected.extend([Attribute::Trusted(false), Attribute::WrapWithTrusted(false)]);
     // Templates of C_UnwrapKey name neither, and SoftHSM shows no length of what it unwrapped; the blob's is checked.
-    if token {
-        expected.extend([Attribute::Copyable(false), length()]);
+    if let Some(id) = id {
+        expected.extend([Attribute::Copyable(false), length(), Attribute::Id(id.0.to_vec())]);
     }
     (expected.iter().map(Attribute::attribute_type).collect(), expected)
 }
@@ -230,7 +230,7 @@ mod tests {
         };
         for role in [Role::Wrap, Role::Mac, Role::Key] {
             assert_eq!(uses(role), 2, "{role:?}");
-            let (_, expected) = expected(role, true);
+            let (_, expected) = expected(role, Some(CkaId([1; 16])));
             assert!(expected.contains(&Attribute::AllowedMechanisms(vec![role.mechanism()])));
         }
     }

@@ -80,6 +80,25 @@ fn an_object_that_reads_back_otherwise_is_not_acknowledged() {
     });
 }
 
+/// Under another id it would be an orphan to whoever looks for it by the one that was recorded.
+#[test]
+fn a_token_object_made_under_another_id_is_not_acknowledged() {
+    let test = "probes::a_token_object_made_under_another_id_is_not_acknowledged";
+    with_rig(test, |rig, faulty| {
+        let rules = ["C_GenerateKey * template 0x102=7l"];
+        let make = || rig.try_key(2, Protection::HsmResident).map(drop);
+        assert_refused((rig, faulty), &rules, "without Id(", make);
+        let second = RootGeneration::new(2).unwrap();
+        for call in ["1", "2"] {
+            let rule = format!("C_GenerateKey {call} template 0x102=7l");
+            let make = || rig.hsm.create_root(second, soon()).wait();
+            assert_refused((rig, faulty), &[&rule], "without Id(", make);
+        }
+        rig.hsm.create_root(second, soon()).wait().unwrap();
+        rig.assert_not_fatal();
+    });
+}
+
 #[test]
 fn a_key_that_permits_more_than_it_shows_is_found_out() {
     let test = "probes::a_key_that_permits_more_than_it_shows_is_found_out";

@@ -95,7 +95,7 @@ impl Keeper {
         object: ObjectHandle,
         token_object: bool,
     ) -> Result<CheckBlob, Failure> {
-        self.read_back(object, Role::Key, token_object)?;
+        self.read_back(object, Role::Key, token_object.then_some(spec.resident_id))?;
         self.probe_key(root, object)?;
         let mut aad = CheckBlob::aad(spec.key_uid, spec.version);
         let session =

@@ -8,6 +8,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
 use cryptoki::session::Session;
 use kms_core::domain;
+use kms_core::key::CkaId;
 
 use super::Keeper;
 use crate::error::HsmError;
@@ -20,14 +21,14 @@ use crate::pkcs11::template::{self, Role};
 const BLOCKS: [u8; 32] = [0x5a; 32];
 
 impl Keeper {
-    /// Reads an object back and compares it with what was asked for.
+    /// Reads an object back and compares it with what was asked for; a token object has an id.
     pub(super) fn read_back(
         &self,
         object: ObjectHandle,
         role: Role,
-        token: bool,
+        id: Option<CkaId>,
     ) -> Result<(), Failure> {
-        let (types, expected) = template::expected(role, token);
+        let (types, expected) = template::expected(role, id);
         let found = self.session()?.get_attributes(object, &types)?;
         for attribute in expected {
             if !found.contains(&attribute) {

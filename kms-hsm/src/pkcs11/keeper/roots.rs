@@ -68,8 +68,8 @@ impl Keeper {
         wrap_id: CkaId,
         mac_id: CkaId,
     ) -> Result<RootPin, Failure> {
-        self.read_back(root.wrap, Role::Wrap, true)?;
-        self.read_back(root.mac, Role::Mac, true)?;
+        self.read_back(root.wrap, Role::Wrap, Some(wrap_id))?;
+        self.read_back(root.mac, Role::Mac, Some(mac_id))?;
         let wrap_check = self.wrap_check(root.wrap)?;
         self.probe_root(root, &wrap_check)?;
         let mac_check = token::mac(self.session()?, root.mac, domain::ROOT_MAC_CHECK)?.0.to_vec();
