@@ -43,6 +43,8 @@ pub struct Trace {
     pub touches: Vec<Touch>,
     /// Names of the threads that have one.
     pub threads: Vec<String>,
+    /// CKA_ID of root `wrap`, as the store has it.
+    pub root_id: Vec<u8>,
 }
 
 impl Traced {
@@ -65,12 +67,13 @@ impl Traced {
 
     /// Ends the server and reads what it did.
     pub fn end(mut self) -> Trace {
+        let root_id = root_id(&self.home.path().join("dev"));
         self.signal("-TERM");
         assert_eq!(self.server.process.await_end(LIMIT).code(), Some(0));
         let text = std::fs::read_to_string(self.home.path().join("trace")).unwrap();
         let (touches, threads) = threads::touches(&text);
         let (calls, connections) = (parse(&for_files(&text)), sockets::connections(&text));
-        Trace { calls, connections, touches, threads }
+        Trace { calls, connections, touches, threads, root_id }
     }
 
     /// strace does not pass signals on: they go to the server itself.
@@ -87,6 +90,20 @@ impl Drop for Traced {
             let _ = Command::new("kill").args(["-KILL", &self.pid]).output();
         }
     }
+}
+
+/// Reads the CKA_ID of root `wrap` in a running server's store.
+fn root_id(directory: &Path) -> Vec<u8> {
+    let store = walk(directory).into_iter().find(|path| path.ends_with("store.db")).unwrap();
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let store = rusqlite::Connection::open_with_flags(store, flags).unwrap();
+    store.query_row("SELECT wrap_id FROM roots", [], |row| row.get(0)).unwrap()
+}
+
+/// Returns the files below a directory.
+fn walk(directory: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 /// Returns the name of the call in a line.
