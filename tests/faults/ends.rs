@@ -15,6 +15,8 @@ use crate::common::{Client, LIMIT, Rig, Server};
 const EXIT_HSM_HUNG: i32 = 75;
 /// So many workers may hang and be replaced, and one more.
 const WORKERS_TOO_MANY_TO_HANG: usize = 5;
+/// Calls in flight when every call of the module hangs: many more than there are workers.
+const CALLS_THAT_HANG: usize = 40;
 /// Clients at work while the module crashes.
 const CLIENTS: usize = 4;
 
@@ -113,6 +115,12 @@ async fn a_module_that_crashes_costs_nothing_that_was_acknowledged() {
     server.stop().await;
 }
 
+/// Returns how many threads the server has; 0 when it is gone.
+fn threads(server: &Server) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.process.id()));
+    tasks.map_or(0, Iterator::count)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_hangs_past_its_budget_ends_the_process_with_75_and_the_next_serves() {
     let mut rig = Rig::new();
@@ -125,13 +133,17 @@ async fn a_module_that_hangs_past_its_budget_ends_the_process_with_75_and_the_ne
     let mut told = Told::default();
     told.life_of_a_key(&client, "before-the-hang").await.unwrap();
     let mark = faulty.mark();
+    let threads_before = threads(&server);
     faulty.script(&["C_Encrypt * hang"]);
     let mut hanging = tokio::task::JoinSet::new();
-    for _ in 0..WORKERS_TOO_MANY_TO_HANG {
+    for _ in 0..CALLS_THAT_HANG {
         let (client, key) = (client.clone(), told.primaries[0].0.clone());
         hanging.spawn(async move { client.wrap(&key, b"x", &[]).await.is_ok() });
     }
     faulty.await_hangs(mark, ("C_Encrypt", WORKERS_TOO_MANY_TO_HANG), LIMIT);
+    // A worker that hangs is replaced within its budget, and no call gets a thread of its own.
+    let more = threads(&server).saturating_sub(threads_before);
+    assert!(more <= WORKERS_TOO_MANY_TO_HANG, "{more} threads more, with every call hanging");
     let (status, stderr, mut rig) = ended(server);
     assert_eq!(status.code(), Some(EXIT_HSM_HUNG), "{stderr}");
     assert!(stderr.contains("only a new process can use the HSM again"), "{stderr}");
