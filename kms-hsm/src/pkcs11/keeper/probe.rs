@@ -27,7 +27,15 @@ impl Keeper {
         role: Role,
         token: bool,
     ) -> Result<(), Failure> {
-        let (types, expected) = template::expected(role, token);
+        self.reads_back_as(object, template::expected(role, token))
+    }
+
+    /// Reads an object back and compares it with what it must be.
+    pub(super) fn reads_back_as(
+        &self,
+        object: ObjectHandle,
+        (types, expected): (Vec<AttributeType>, Vec<Attribute>),
+    ) -> Result<(), Failure> {
         let found = self.session()?.get_attributes(object, &types)?;
         for attribute in expected {
             if !found.contains(&attribute) {
@@ -111,7 +119,7 @@ fn gcm_is_refused(session: &Session, what: &str, key: ObjectHandle) -> Result<()
     decryption_is_refused(session, what, key, (&gcm(&mut iv, b"probe")?, &BLOCKS))
 }
 
-fn decryption_is_refused(
+pub(crate) fn decryption_is_refused(
     session: &Session,
     what: &str,
     key: ObjectHandle,
@@ -150,7 +158,7 @@ fn input_was_not_looked_at(what: &str, result: Result<(), Error>) -> Result<(), 
 }
 
 /// Wants a refusal by the object; passes on what says nothing about permission.
-fn refused<T>(what: &str, result: Result<T, Error>) -> Result<(), Failure> {
+pub(crate) fn refused<T>(what: &str, result: Result<T, Error>) -> Result<(), Failure> {
     match result {
         Ok(_) => Err(permitted(what)),
         Err(error) if refuses(&error) => Ok(()),
