@@ -41,8 +41,11 @@ pub const ACCEPT_CODE: &[u8] = b"kms/accept-code/v1";
 /// Starts the hash input of a table of grants, for the policy revision in audit records.
 pub const POLICY_TABLE: &[u8] = b"kms/static-policy/v1";
 
+/// Starts the AAD of the check value of an import.
+pub const IMPORT_CHECK_AAD: &[u8] = b"kms/import-check/v1";
+
 /// All of the above, in the order of the golden file.
-pub const ALL: [&[u8]; 13] = [
+pub const ALL: [&[u8]; 14] = [
     WRAP_AAD,
     KEY_CHECK_AAD,
     ROOT_MAC_CHECK,
@@ -56,4 +59,5 @@ pub const ALL: [&[u8]; 13] = [
     REQUEST_HASH,
     ACCEPT_CODE,
     POLICY_TABLE,
+    IMPORT_CHECK_AAD,
 ];

@@ -13,6 +13,7 @@ pub mod domain;
 pub mod envelope;
 pub mod fault;
 pub mod id;
+pub mod import;
 pub mod key;
 pub mod lifecycle;
 pub mod manifest;

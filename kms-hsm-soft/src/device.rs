@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aws_lc_rs::rsa::PrivateDecryptingKey;
 use kms_core::key::CkaId;
 use zeroize::Zeroizing;
 
@@ -25,6 +26,7 @@ pub(crate) struct Objects {
     pub(crate) wraps: BTreeMap<CkaId, Secret>,
     pub(crate) macs: BTreeMap<CkaId, Secret>,
     pub(crate) residents: BTreeMap<CkaId, Secret>,
+    pub(crate) import_keys: BTreeMap<CkaId, PrivateDecryptingKey>,
 }
 
 impl SoftDevice {

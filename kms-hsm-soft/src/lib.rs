@@ -5,6 +5,7 @@
 
 mod crypto;
 mod device;
+mod import;
 mod token;
 
 pub use device::SoftDevice;

@@ -17,12 +17,13 @@ use kms_core::secret::{Plaintext, equal_in_constant_time};
 use kms_hsm::error::LatchReason;
 use kms_hsm::hsm::{CryptoOutput, MAX_BATCH, MAX_RANDOM_BYTES};
 use kms_hsm::{
-    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmHealth, HsmKey, HsmStatus, KeySource,
-    KeySpec, Pending, Timing, TokenKeys,
+    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmHealth, HsmKey, HsmStatus, ImportKeySpec,
+    KeyImport, KeySource, KeySpec, Pending, Timing, TokenKeys,
 };
 
 use crate::crypto;
 use crate::device::{Objects, Secret, SoftDevice};
+use crate::import;
 
 /// A provider on a [`SoftDevice`].
 pub struct SoftToken {
@@ -154,7 +155,25 @@ impl SoftToken {
     }
 
     fn generate(&self, spec: &KeySpec) -> Result<GeneratedKey, HsmError> {
-        let secret = crypto::secret()?;
+        self.keep(spec, crypto::secret()?)
+    }
+
+    fn create_import_key(&self, spec: &ImportKeySpec) -> Result<Vec<u8>, HsmError> {
+        let (private, public) = import::key_pair(spec.size)?;
+        self.objects().import_keys.insert(spec.id, private);
+        Ok(public)
+    }
+
+    /// One attempt, whatever comes of it.
+    fn import(&self, import: &KeyImport) -> Result<GeneratedKey, HsmError> {
+        self.with_root(import.spec.generation, |_| Ok(()))?;
+        let private = self.objects().import_keys.remove(&import.job.id);
+        let private = private.ok_or(HsmError::ImportKeyMissing)?;
+        self.keep(&import.spec, import::open(import, private)?)
+    }
+
+    /// Makes a key of a secret.
+    fn keep(&self, spec: &KeySpec, secret: Secret) -> Result<GeneratedKey, HsmError> {
         let cipher = crypto::aead(&secret)?;
         let mut aad = CheckBlob::aad(spec.key_uid, spec.version);
         let (iv, ciphertext_and_tag) = crypto::encrypt(&cipher, &mut aad, CheckBlob::PATTERN)?;
@@ -261,6 +280,18 @@ impl Hsm for SoftToken {
         Pending::ready(self.admit(deadline).and_then(|_| self.generate(&spec)))
     }
 
+    fn create_import_key(&self, spec: ImportKeySpec, deadline: Instant) -> Pending<Vec<u8>> {
+        Pending::ready(self.admit(deadline).and_then(|_| self.create_import_key(&spec)))
+    }
+
+    fn import_key(&self, import: KeyImport, deadline: Instant) -> Pending<GeneratedKey> {
+        Pending::ready(self.admit(deadline).and_then(|_| self.import(&import)))
+    }
+
+    fn destroy_import_key(&self, id: CkaId, deadline: Instant) -> Pending<()> {
+        Pending::ready(self.admit(deadline).map(|_| drop(self.objects().import_keys.remove(&id))))
+    }
+
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
         Pending::ready(self.admit(deadline).and_then(|_| self.load(&source)))
     }
@@ -270,9 +301,13 @@ impl Hsm for SoftToken {
     }
 
     fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
-        let list = |_| TokenKeys {
-            residents: self.objects().residents.keys().copied().collect(),
-            strays: Vec::new(),
+        let list = |_| {
+            let objects = self.objects();
+            TokenKeys {
+                residents: objects.residents.keys().copied().collect(),
+                import_keys: objects.import_keys.keys().copied().collect(),
+                strays: Vec::new(),
+            }
         };
         Pending::ready(self.admit(deadline).map(list))
     }

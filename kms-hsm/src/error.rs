@@ -46,6 +46,18 @@ pub enum HsmError {
     /// The token object of an `HSM_RESIDENT` key is not there.
     #[error("the token object of the key is missing")]
     ResidentMissing,
+    /// The key of an import job is not on the token: one attempt used it up, or it is lost.
+    #[error("the key of the import job is not on the token")]
+    ImportKeyMissing,
+    /// What was to be imported does not open with the key of the import job.
+    #[error("the sealed key does not open with the key of the import job")]
+    ImportMaterialInvalid,
+    /// What was to be imported opens, and is no key of 32 bytes.
+    #[error("the sealed key is not 32 bytes")]
+    ImportKeyLength,
+    /// The check value of an import is not that of the key that was sealed.
+    #[error("the check value does not fit the sealed key")]
+    ImportCheckMismatch,
     /// The token lacks a mechanism that is needed.
     #[error("the token lacks {mechanism}")]
     MechanismMissing {
@@ -126,7 +138,11 @@ impl HsmError {
     /// Returns whose fault it is.
     pub const fn fault(&self) -> Fault {
         match self {
-            Self::CiphertextInvalid => Fault::Caller,
+            Self::CiphertextInvalid
+            | Self::ImportKeyMissing
+            | Self::ImportMaterialInvalid
+            | Self::ImportKeyLength
+            | Self::ImportCheckMismatch => Fault::Caller,
             Self::Saturated { .. }
             | Self::QueueDeadline
             | Self::CallDeadline
@@ -148,6 +164,10 @@ impl HsmError {
             | Self::CallDeadline
             | Self::Unavailable { .. } => Retry::Later,
             Self::CiphertextInvalid
+            | Self::ImportKeyMissing
+            | Self::ImportMaterialInvalid
+            | Self::ImportKeyLength
+            | Self::ImportCheckMismatch
             | Self::Latched { .. }
             | Self::KeyIntegrity { .. }
             | Self::ResidentMissing
@@ -176,6 +196,10 @@ mod tests {
             (HsmError::Unavailable { detail: text(), retry_after }, Fault::Device, Retry::Later),
             (HsmError::Latched { reason }, Fault::Device, Retry::Never),
             (HsmError::CiphertextInvalid, Fault::Caller, Retry::Never),
+            (HsmError::ImportKeyMissing, Fault::Caller, Retry::Never),
+            (HsmError::ImportMaterialInvalid, Fault::Caller, Retry::Never),
+            (HsmError::ImportKeyLength, Fault::Caller, Retry::Never),
+            (HsmError::ImportCheckMismatch, Fault::Caller, Retry::Never),
             (HsmError::KeyIntegrity { detail: text() }, Fault::Device, Retry::Never),
             (HsmError::ResidentMissing, Fault::Device, Retry::Never),
             (HsmError::MechanismMissing { mechanism: "CKM_X" }, Fault::Device, Retry::Never),

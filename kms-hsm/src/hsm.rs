@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kms_core::envelope::{Aad, Iv};
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
+use kms_core::import::{ImportCheck, ImportMethod, OaepHash, RsaSize};
 use kms_core::key::{CheckBlob, CkaId, Protection, RowMac, WrappedKey};
 use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
@@ -77,7 +78,30 @@ pub trait Hsm: Send + Sync + fmt::Debug + 'static {
     /// Destroys the token object of an `HSM_RESIDENT` key. Destroying what is not there succeeds.
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()>;
 
-    /// Lists every secret key of the token that is not a root which is open, for the reconciler. Slow: it looks at all
+    /// Generates the RSA key pair of an import job, tries it, and returns the public key (SubjectPublicKeyInfo, DER).
+    ///
+    /// The private key is a token object under `spec.id`, durable when this answers, good for unwrapping with this one
+    /// mechanism only. It takes seconds, on a lane of its own: what others do does not wait for it.
+    ///
+    /// # Errors
+    /// [`HsmError::MechanismMissing`] when the token has no RSA, or no RSA-OAEP with this hash. Whatever the error, the
+    /// object may be there: the caller has it destroyed by [`Hsm::destroy_import_key`].
+    fn create_import_key(&self, spec: ImportKeySpec, deadline: Instant) -> Pending<Vec<u8>>;
+
+    /// Opens a sealed key with the key of an import job, inside the HSM, and returns it as [`Hsm::generate_key`] does.
+    ///
+    /// It is accepted when it is 32 bytes and the client's check value fits. The key of the job is destroyed in any case in
+    /// which it was used on the input, before this answers: there is one attempt.
+    ///
+    /// # Errors
+    /// [`HsmError::ImportKeyMissing`], [`HsmError::ImportMaterialInvalid`], [`HsmError::ImportKeyLength`],
+    /// [`HsmError::ImportCheckMismatch`]; nothing is left on the token then.
+    fn import_key(&self, import: KeyImport, deadline: Instant) -> Pending<GeneratedKey>;
+
+    /// Destroys the private key of an import job. Destroying what is not there succeeds.
+    fn destroy_import_key(&self, id: CkaId, deadline: Instant) -> Pending<()>;
+
+    /// Lists every secret key of the token that is not a root which is open, and every private key, for the reconciler. Slow: it looks at all
     /// objects.
     fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys>;
 
@@ -116,16 +140,56 @@ pub struct KeySpec {
     pub resident_id: CkaId,
 }
 
-/// The secret keys of a token, open roots left out.
+/// The key pair of an import job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImportKeySpec {
+    /// CKA_ID of the private key. Derived from the intent and recorded before.
+    pub id: CkaId,
+    /// How long its modulus is.
+    pub size: RsaSize,
+    /// The hash of its RSA-OAEP.
+    pub hash: OaepHash,
+}
+
+/// A sealed key, and what is to become of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyImport {
+    /// The version that is to have it.
+    pub spec: KeySpec,
+    /// The key of the import job.
+    pub job: ImportKeySpec,
+    /// How it is sealed; of the job's hash.
+    pub method: ImportMethod,
+    /// The sealed key.
+    pub wrapped: Vec<u8>,
+    /// Its check value.
+    pub check: ImportCheck,
+    /// What the check value authenticates.
+    pub check_aad: Vec<u8>,
+}
+
+impl fmt::Debug for KeyImport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyImport")
+            .field("spec", &self.spec)
+            .field("job", &self.job)
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The keys of a token, open roots left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenKeys {
     /// CKA_IDs of the objects that can be `HSM_RESIDENT` keys, in order.
     pub residents: Vec<CkaId>,
+    /// CKA_IDs of the private keys that can be those of import jobs, in order.
+    pub import_keys: Vec<CkaId>,
     /// All others: torn by a crash, a root that was never pinned, another system's. At most [`MAX_STRAYS`].
     pub strays: Vec<Stray>,
 }
 
-/// A secret key of the token that nobody here can use.
+/// A key of the token that nobody here can use.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stray {
     /// CKA_ID; empty when it has none, or none that can be read.

@@ -17,6 +17,6 @@ pub mod suite;
 
 pub use error::HsmError;
 pub use hsm::{
-    CryptoOp, CryptoOutput, Finished, GeneratedKey, Hsm, HsmHealth, HsmKey, HsmStatus, KeySource,
-    KeySpec, Pending, Sealed, Stray, Timing, TokenKeys,
+    CryptoOp, CryptoOutput, Finished, GeneratedKey, Hsm, HsmHealth, HsmKey, HsmStatus,
+    ImportKeySpec, KeyImport, KeySource, KeySpec, Pending, Sealed, Stray, Timing, TokenKeys,
 };

@@ -75,6 +75,7 @@ fn a_torn_key_file_is_listed() {
         let without_id = Stray { id: vec![] };
         let expected = TokenKeys {
             residents: vec![CkaId([1; 16])],
+            import_keys: vec![],
             strays: vec![without_id.clone(), without_id],
         };
         assert_eq!(list_anew(&bench.pin), expected);
@@ -99,7 +100,10 @@ fn a_key_file_that_was_left_half_made_is_listed() {
             std::fs::write(path, bytes).unwrap();
         }
         let strays = vec![Stray { id: vec![] }];
-        assert_eq!(list_anew(&bench.pin), TokenKeys { residents: vec![], strays });
+        assert_eq!(
+            list_anew(&bench.pin),
+            TokenKeys { residents: vec![], import_keys: vec![], strays }
+        );
     });
 }
 
@@ -113,7 +117,10 @@ fn a_root_pair_that_nobody_pinned_is_listed() {
         let mut strays = [unpinned.wrap_id, unpinned.mac_id].map(|id| Stray { id: id.0.to_vec() });
         strays.sort();
         let listed = bench.hsm.list_token_keys(soon()).wait().unwrap();
-        assert_eq!(listed, TokenKeys { residents: vec![], strays: strays.to_vec() });
+        assert_eq!(
+            listed,
+            TokenKeys { residents: vec![], import_keys: vec![], strays: strays.to_vec() }
+        );
         bench.hsm.open_roots(vec![unpinned], soon()).wait().unwrap();
         assert_eq!(bench.hsm.list_token_keys(soon()).wait(), Ok(TokenKeys::default()));
     });

@@ -84,6 +84,8 @@ pub struct Budgets {
     pub max_written_off: usize,
     /// How long the keeper may sit in one job before it is fatal.
     pub keeper_hang: Duration,
+    /// How long the lane may generate one RSA key pair before it is fatal: the slowest of SoftHSM's take some ten seconds.
+    pub lane_hang: Duration,
     /// How long C_Finalize waits for calls to come back before it is fatal.
     pub drain: Duration,
     /// How long [`crate::Hsm::close`] waits for workers and keeper.
@@ -102,6 +104,7 @@ impl Default for Budgets {
             worker_hang: Duration::from_secs(5),
             max_written_off: 4,
             keeper_hang: Duration::from_secs(30),
+            lane_hang: Duration::from_mins(2),
             drain: Duration::from_secs(10),
             close: Duration::from_secs(10),
             probe_first: Duration::from_millis(100),

@@ -15,6 +15,9 @@ pub enum FatalReason {
     /// More workers hang than may be written off.
     #[error("more HSM workers hang than may be written off")]
     WorkersHung,
+    /// The generation of an RSA key pair hangs: C_Finalize could never run.
+    #[error("the generation of an RSA key pair hangs in the HSM module")]
+    LaneHung,
     /// The keeper, which no one can replace, hangs.
     #[error("the HSM keeper hangs")]
     KeeperHung,

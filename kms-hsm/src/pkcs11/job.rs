@@ -9,7 +9,9 @@ use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
 
 use crate::error::HsmError;
-use crate::hsm::{CryptoOp, Finished, GeneratedKey, HsmKey, KeySource, KeySpec, TokenKeys};
+use crate::hsm::{
+    CryptoOp, Finished, GeneratedKey, HsmKey, KeyImport, KeySource, KeySpec, TokenKeys,
+};
 use crate::pending::{Spent, To};
 
 /// Work for a worker.
@@ -67,6 +69,8 @@ pub(crate) enum KeeperWork {
     OpenRoots(Vec<RootPin>),
     Generate(KeySpec),
     Load(KeySource),
+    Import(Box<KeyImport>),
+    DestroyImportKey(CkaId),
     DestroyResident(CkaId),
     ListTokenKeys,
 }
@@ -108,6 +112,7 @@ pub(crate) enum Answer {
     Generated(Box<GeneratedKey>),
     Key(HsmKey),
     TokenKeys(TokenKeys),
+    PublicKey(Vec<u8>),
     Done,
 }
 
@@ -122,6 +127,7 @@ pub(crate) enum Reply {
     Generated(To<GeneratedKey>),
     Key(To<HsmKey>),
     TokenKeys(To<TokenKeys>),
+    PublicKey(To<Vec<u8>>),
     Done(To<()>),
 }
 
@@ -138,6 +144,7 @@ impl Reply {
             (Self::Generated(to), Ok(Answer::Generated(answer))) => to.give(Ok(*answer), spent),
             (Self::Key(to), Ok(Answer::Key(answer))) => to.give(Ok(answer), spent),
             (Self::TokenKeys(to), Ok(Answer::TokenKeys(answer))) => to.give(Ok(answer), spent),
+            (Self::PublicKey(to), Ok(Answer::PublicKey(answer))) => to.give(Ok(answer), spent),
             (Self::Done(to), Ok(Answer::Done)) => to.give(Ok(()), spent),
             (reply, Ok(_)) => {
                 reply.give_error(HsmError::Bug { reason: "an answer of another kind" }, spent);
@@ -160,6 +167,7 @@ impl Reply {
             Self::Generated(to) => to.give(Err(error), spent),
             Self::Key(to) => to.give(Err(error), spent),
             Self::TokenKeys(to) => to.give(Err(error), spent),
+            Self::PublicKey(to) => to.give(Err(error), spent),
             Self::Done(to) => to.give(Err(error), spent),
         }
     }

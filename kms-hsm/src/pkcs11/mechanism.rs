@@ -6,9 +6,11 @@
 
 use cryptoki::context::Pkcs11;
 use cryptoki::mechanism::aead::GcmParams;
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::slot::Slot;
 use kms_core::envelope::{Iv, TAG_BYTES};
+use kms_core::import::OaepHash;
 
 use crate::error::HsmError;
 use crate::pkcs11::ckr::Failure;
@@ -38,6 +40,23 @@ pub(crate) fn check(context: &Pkcs11, slot: Slot) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Makes the mechanism of an import: no label, MGF1 with the same hash.
+pub(crate) fn oaep(hash: OaepHash) -> Mechanism<'static> {
+    let (hash, mask) = match hash {
+        OaepHash::Sha1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
+        OaepHash::Sha256 => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),
+    };
+    Mechanism::RsaPkcsOaep(PkcsOaepParams::new(hash, mask, PkcsOaepSource::empty()))
+}
+
+/// Names the mechanism of an import, for those whose token lacks it.
+pub(crate) const fn oaep_name(hash: OaepHash) -> &'static str {
+    match hash {
+        OaepHash::Sha1 => "CKM_RSA_PKCS_OAEP with SHA-1",
+        OaepHash::Sha256 => "CKM_RSA_PKCS_OAEP with SHA-256",
+    }
 }
 
 /// Makes the parameters of one AES-GCM invocation: 96-bit IV, 128-bit tag.

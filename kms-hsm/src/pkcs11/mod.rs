@@ -1,7 +1,7 @@
 //! The PKCS#11 provider of [`Hsm`].
 //!
 //! Request path: [`Pkcs11Hsm`] queues -> `worker` (one thread, one session) -> `crypt` -> `token` -> the module. What
-//! needs objects, login or recovery goes to the one `keeper`. `gate` keeps C_Finalize and calls apart, `health` is
+//! needs objects, login or recovery goes to the one `keeper`. `lane` generates RSA key pairs. `gate` keeps C_Finalize and calls apart, `health` is
 //! breaker and latch, `watchdog` answers for threads that hang, `staff` counts the workers, `ckr` decides what a code means.
 
 mod canary;
@@ -18,6 +18,7 @@ mod iv;
 mod job;
 mod keeper;
 mod key;
+mod lane;
 mod mechanism;
 mod seat;
 mod shared;
@@ -50,12 +51,13 @@ pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_at_once, exit_process, log_fata
 
 use crate::error::HsmError;
 use crate::hsm::{
-    CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, KeySource, KeySpec, MAX_BATCH,
-    MAX_RANDOM_BYTES, Pending, TokenKeys,
+    CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, ImportKeySpec, KeyImport, KeySource,
+    KeySpec, MAX_BATCH, MAX_RANDOM_BYTES, Pending, TokenKeys,
 };
 use crate::pending::To;
 use job::{Job, KeeperMessage, KeeperWork, Reply, Ticket, Work};
 use keeper::Keeper;
+use lane::LaneTicket;
 use shared::Shared;
 
 /// The shortest data key.
@@ -95,6 +97,8 @@ impl Pkcs11Hsm {
         let (tried, first) = bounded(1);
         let of_keeper = Keeper::new(Arc::clone(&shared), context, pin);
         shared.keep_thread(spawn("hsm-keeper", move || of_keeper.run(&tried))?);
+        let of_lane = Arc::clone(&shared);
+        shared.keep_thread(spawn("hsm-lane", move || lane::run(&of_lane))?);
         let this = Self { shared, ended, watchdog: Mutex::new(Some(watchdog)) };
         // A keeper that hangs in its first connect is the watchdog's to end. It starts the workers when it is connected,
         // as only then it knows how many the token bears.
@@ -142,6 +146,20 @@ impl Hsm for Pkcs11Hsm {
 
     fn generate_key(&self, spec: KeySpec, deadline: Instant) -> Pending<GeneratedKey> {
         self.keep(KeeperWork::Generate(spec), deadline, Reply::Generated)
+    }
+
+    fn create_import_key(&self, spec: ImportKeySpec, deadline: Instant) -> Pending<Vec<u8>> {
+        let (sender, pending) = Pending::channel();
+        self.shared.submit_lane(spec, Reply::PublicKey(sender), deadline);
+        pending
+    }
+
+    fn import_key(&self, import: KeyImport, deadline: Instant) -> Pending<GeneratedKey> {
+        self.keep(KeeperWork::Import(Box::new(import)), deadline, Reply::Generated)
+    }
+
+    fn destroy_import_key(&self, id: CkaId, deadline: Instant) -> Pending<()> {
+        self.keep(KeeperWork::DestroyImportKey(id), deadline, Reply::Done)
     }
 
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
@@ -217,11 +235,15 @@ impl Hsm for Pkcs11Hsm {
             }
         }
         shared.refuse_waiting();
+        if shared.lane_in.send_timeout(LaneTicket::Stop, budget).is_err() {
+            tracing::error!("closing while the HSM lane does not move");
+        }
         let (done, closed) = bounded(1);
         shared.tell_keeper(KeeperMessage::Close(done));
         if closed.recv_timeout(budget).is_err() {
             tracing::error!("closing while the HSM keeper hangs");
         }
+        shared.refuse_waiting_for_lane();
         drop(self.watchdog.lock().unwrap_or_else(PoisonError::into_inner).take());
         shared.join_threads(shared.now() + JOIN_LIMIT);
     }

@@ -10,13 +10,17 @@ use crossbeam_channel::{Receiver, Sender, bounded, never};
 use kms_core::clock::Clock;
 
 use crate::error::HsmError;
+use crate::hsm::ImportKeySpec;
 use crate::pkcs11::config::Pkcs11Config;
 use crate::pkcs11::gate::Gate;
 use crate::pkcs11::health::Health;
 use crate::pkcs11::inbox::Inbox;
 use crate::pkcs11::job::{Cause, Job, KeeperMessage, KeeperWork, Reply, SATURATED_RETRY, Ticket};
+use crate::pkcs11::lane::{LANE_QUEUE, LaneTicket};
 use crate::pkcs11::seat::Seat;
 
+/// When the lane may have made one of the key pairs that wait.
+const LANE_RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at whether a thread has ended.
 const JOIN_PAUSE: Duration = Duration::from_millis(1);
 
@@ -36,6 +40,9 @@ pub(crate) struct Shared {
     /// Tickets that were taken from the queue to look at their deadlines, and found no place in it again yet.
     pub(crate) held: Mutex<VecDeque<Ticket>>,
     pub(crate) keeper_seat: Seat,
+    pub(crate) lane_in: Sender<LaneTicket>,
+    pub(crate) lane_out: Receiver<LaneTicket>,
+    pub(crate) lane_seat: Seat,
     pub(crate) seats: Mutex<Vec<Arc<Seat>>>,
     pub(crate) loaded: Arc<AtomicUsize>,
     pub(crate) workers: AtomicUsize,
@@ -52,6 +59,7 @@ impl Shared {
     /// Makes it, with no thread yet.
     pub(crate) fn new(config: Pkcs11Config, clock: Arc<dyn Clock>, ended: Sender<()>) -> Self {
         let (queue_in, queue_out) = bounded(config.queue_capacity);
+        let (lane_in, lane_out) = bounded(LANE_QUEUE);
         Self {
             config,
             clock,
@@ -64,6 +72,9 @@ impl Shared {
             keeper_waiting: AtomicUsize::new(0),
             held: Mutex::default(),
             keeper_seat: Seat::default(),
+            lane_in,
+            lane_out,
+            lane_seat: Seat::default(),
             seats: Mutex::default(),
             loaded: Arc::default(),
             workers: AtomicUsize::new(0),
@@ -109,6 +120,28 @@ impl Shared {
             return reply.fail(error);
         }
         self.tell_keeper(KeeperMessage::Job { work, reply, deadline });
+    }
+
+    /// Queues a key pair for the lane, or answers it at once.
+    pub(crate) fn submit_lane(&self, spec: ImportKeySpec, reply: Reply, deadline: Instant) {
+        if let Err(error) = self.health.check(|| self.now()) {
+            return reply.fail(error);
+        }
+        let ticket = LaneTicket::Generate { spec, reply, deadline };
+        if let Err(error) = self.lane_in.try_send(ticket)
+            && let LaneTicket::Generate { reply, .. } = error.into_inner()
+        {
+            reply.fail(HsmError::Saturated { retry_after: LANE_RETRY });
+        }
+    }
+
+    /// Answers all that wait for the lane when it has ended.
+    pub(crate) fn refuse_waiting_for_lane(&self) {
+        for ticket in self.lane_out.try_iter() {
+            if let LaneTicket::Generate { reply, .. } = ticket {
+                reply.fail(self.unavailable("the lane has ended"));
+            }
+        }
     }
 
     /// Hands a worker's job to the keeper, or answers it at once.

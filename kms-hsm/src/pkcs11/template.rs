@@ -6,13 +6,17 @@
 
 use cryptoki::mechanism::MechanismType;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
+use kms_core::domain;
 use kms_core::id::RootGeneration;
+use kms_core::import::RsaSize;
 use kms_core::key::CkaId;
 
 use crate::pkcs11::mechanism::KWP_TYPE;
 
 /// Length of every AES key and of root `mac`.
 pub(crate) const KEY_BYTES: u64 = 32;
+/// 65537: RFC 8017 §3.1 leaves it open, SP 800-56B §6.2 does not go below.
+pub(crate) const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
 /// The longest CKA_LABEL: labels are for people and never parsed.
 pub(crate) const MAX_LABEL_BYTES: usize = 32;
 
@@ -101,6 +105,124 @@ pub(crate) fn nascent() -> Vec<Attribute> {
         length(),
     ]);
     template
+}
+
+/// What an import opens: it exists only inside the job that imports it, extractable, and good for its check value alone.
+pub(crate) fn imported() -> Vec<Attribute> {
+    let mut template = base(Role::Key, false);
+    template.extend([
+        Attribute::Extractable(true),
+        Attribute::Encrypt(false),
+        Attribute::Decrypt(true),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(false),
+        Attribute::Sign(false),
+        Attribute::Verify(false),
+        Attribute::Derive(false),
+        Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]),
+    ]);
+    template
+}
+
+/// The AES key between the two steps of an import: it exists only inside the job that imports, and unwraps.
+pub(crate) fn import_kek() -> Vec<Attribute> {
+    let mut template = base(Role::Wrap, false);
+    template.extend([
+        Attribute::Extractable(false),
+        Attribute::Encrypt(false),
+        Attribute::Decrypt(false),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(true),
+        Attribute::Sign(false),
+        Attribute::Verify(false),
+        Attribute::Derive(false),
+        Attribute::AllowedMechanisms(vec![KWP_TYPE]),
+    ]);
+    last(template)
+}
+
+/// An `HSM_RESIDENT` key that C_UnwrapKey makes: templates of it name no length.
+pub(crate) fn imported_resident(id: CkaId) -> Vec<Attribute> {
+    let mut template = resident(id);
+    template.retain(|attribute| attribute.attribute_type() != AttributeType::ValueLen);
+    template
+}
+
+/// Returns what to read back of an imported `HSM_RESIDENT` key, and what it must say. Its length was shown by its blob.
+pub(crate) fn expected_imported_resident(id: CkaId) -> (Vec<AttributeType>, Vec<Attribute>) {
+    let (_, mut expected) = expected(Role::Key, Some(id));
+    expected.retain(|attribute| attribute.attribute_type() != AttributeType::ValueLen);
+    expected.push(Attribute::Local(false));
+    (expected.iter().map(Attribute::attribute_type).collect(), expected)
+}
+
+/// The public key of an import job: a session object, which goes when it was read and tried.
+pub(crate) fn import_public(size: RsaSize) -> Vec<Attribute> {
+    vec![
+        Attribute::Token(false),
+        Attribute::ModulusBits(u64::from(size.bits()).into()),
+        Attribute::PublicExponent(RSA_EXPONENT.to_vec()),
+        Attribute::Wrap(true),
+        Attribute::Encrypt(false),
+        Attribute::Verify(false),
+    ]
+}
+
+/// The private key of an import job: a token object, good for unwrapping alone.
+pub(crate) fn import_private(id: CkaId) -> Vec<Attribute> {
+    let mut template = import_private_seal();
+    template.extend([
+        Attribute::Id(id.0.to_vec()),
+        label("holdfast-import"),
+        Attribute::Copyable(false),
+        Attribute::AllowedMechanisms(vec![MechanismType::RSA_PKCS_OAEP]),
+    ]);
+    last(template)
+}
+
+/// Finds the private key of an import job.
+pub(crate) fn find_import_private(id: CkaId) -> Vec<Attribute> {
+    vec![
+        Attribute::Token(true),
+        Attribute::Class(ObjectClass::PRIVATE_KEY),
+        Attribute::Id(id.0.to_vec()),
+    ]
+}
+
+/// Returns what to read back of the private key of an import job, and what it must say.
+pub(crate) fn expected_import_private(id: CkaId) -> (Vec<AttributeType>, Vec<Attribute>) {
+    let mut expected = import_private_seal();
+    expected.extend([
+        Attribute::Id(id.0.to_vec()),
+        Attribute::Class(ObjectClass::PRIVATE_KEY),
+        Attribute::KeyType(KeyType::RSA),
+        Attribute::Local(true),
+        Attribute::AlwaysSensitive(true),
+        Attribute::NeverExtractable(true),
+        Attribute::Copyable(false),
+        Attribute::Modifiable(false),
+        Attribute::AllowedMechanisms(vec![MechanismType::RSA_PKCS_OAEP]),
+    ]);
+    (expected.iter().map(Attribute::attribute_type).collect(), expected)
+}
+
+fn import_private_seal() -> Vec<Attribute> {
+    vec![
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Unwrap(true),
+        Attribute::Decrypt(false),
+        Attribute::Sign(false),
+        Attribute::SignRecover(false),
+        Attribute::Derive(false),
+    ]
+}
+
+/// A session object that is wrapped to try the key pair of an import job.
+pub(crate) fn import_trial() -> Vec<Attribute> {
+    public_value(domain::ROOT_WRAP_CHECK_PATTERN)
 }
 
 /// A session object that holds a public value, to be wrapped for a check value.

@@ -29,6 +29,10 @@ pub(crate) fn run(shared: &Arc<Shared>, stop: &Receiver<()>) {
             shared.health.trip("the keeper hangs in the module");
             (shared.config.on_fatal)(FatalReason::KeeperHung);
         }
+        if shared.lane_seat.inspect(now, budgets.lane_hang) == Finding::Hangs {
+            shared.health.trip("the lane hangs in the module");
+            (shared.config.on_fatal)(FatalReason::LaneHung);
+        }
         let mut lost = 0;
         shared.seats.lock().unwrap_or_else(PoisonError::into_inner).retain(|seat| {
             let hangs = seat.inspect(now, budgets.worker_hang) == Finding::Hangs;

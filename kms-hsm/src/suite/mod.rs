@@ -13,6 +13,7 @@
 
 pub mod bounds;
 pub mod crypto;
+pub mod import;
 pub mod keys;
 pub mod roots;
 
@@ -185,6 +186,13 @@ macro_rules! hsm_suite {
             crypto::data_key_without_plaintext_hands_out_none,
             crypto::a_full_batch_answers_item_by_item_in_order,
             crypto::resident_and_wrapped_keys_work_alike,
+            import::an_imported_key_is_the_one_that_was_sealed,
+            import::the_key_of_an_import_job_survives_a_restart,
+            import::an_import_key_is_used_up_by_what_does_not_open,
+            import::a_tampered_second_step_is_refused,
+            import::a_key_of_another_length_is_refused,
+            import::a_check_value_that_does_not_fit_is_refused,
+            import::the_key_of_an_import_job_is_destroyed,
             keys::a_loaded_key_is_the_generated_one,
             keys::a_key_survives_a_restart_of_the_provider,
             keys::a_wrapped_key_has_40_bytes,

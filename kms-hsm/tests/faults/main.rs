@@ -8,6 +8,7 @@ mod creation;
 mod device;
 mod handles;
 mod hang;
+mod import;
 mod lie;
 mod login;
 mod object;

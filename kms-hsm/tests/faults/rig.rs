@@ -24,6 +24,7 @@ pub(crate) const PLAINTEXT: &[u8; 32] = b"a data key of thirty-two octets.";
 /// Budgets that let a test of a hang end soon.
 pub(crate) fn short_budgets() -> Budgets {
     Budgets {
+        lane_hang: Duration::from_secs(30),
         worker_hang: Duration::from_millis(2500),
         max_written_off: 2,
         keeper_hang: Duration::from_secs(4),

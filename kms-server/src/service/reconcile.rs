@@ -353,7 +353,8 @@ fn note<T, E: std::fmt::Display>(
 /// Names the objects that nobody knows: `cka-id:HEX`, `no-cka-id:NUMBER` for one without, and `#NUMBER` after an id that
 /// stands more than once.
 fn orphans(token_keys: &TokenKeys, known: &HashSet<CkaId>) -> HashSet<String> {
-    let residents = token_keys.residents.iter().filter(|id| !known.contains(id));
+    let named = token_keys.residents.iter().chain(&token_keys.import_keys);
+    let residents = named.filter(|id| !known.contains(id));
     let residents = residents.map(|id| &id.0[..]);
     let strays = token_keys.strays.iter().map(|stray| stray.id.as_slice());
     let mut seen: HashMap<&[u8], usize> = HashMap::new();
@@ -383,6 +384,7 @@ mod tests {
         let stray = |id: &[u8]| Stray { id: id.to_vec() };
         let keys = TokenKeys {
             residents: vec![id(1), id(2)],
+            import_keys: vec![id(1), id(3)],
             strays: vec![stray(&[]), stray(&[]), stray(&[7]), stray(&[2; 16]), stray(&[1; 16])],
         };
         let mut named: Vec<_> = orphans(&keys, &HashSet::from([id(1)])).into_iter().collect();
@@ -393,6 +395,7 @@ mod tests {
             format!("cka-id:{}", "01".repeat(16)),
             format!("cka-id:{twos}"),
             format!("cka-id:{twos}#2"),
+            format!("cka-id:{}", "03".repeat(16)),
             "cka-id:07".to_owned(),
             "no-cka-id:1".to_owned(),
             "no-cka-id:2".to_owned(),

@@ -19,8 +19,8 @@ use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
 use kms_core::usage::UsageRow;
 use kms_hsm::{
-    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, KeySource, KeySpec,
-    Pending, TokenKeys,
+    CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, ImportKeySpec, KeyImport,
+    KeySource, KeySpec, Pending, TokenKeys,
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
@@ -195,6 +195,15 @@ impl Hsm for FaultyHsm {
             clock.advance(span);
         }
         generated
+    }
+    fn create_import_key(&self, spec: ImportKeySpec, deadline: Instant) -> Pending<Vec<u8>> {
+        self.through(|hsm| hsm.create_import_key(spec, deadline))
+    }
+    fn import_key(&self, import: KeyImport, deadline: Instant) -> Pending<GeneratedKey> {
+        self.through(|hsm| hsm.import_key(import, deadline))
+    }
+    fn destroy_import_key(&self, id: CkaId, deadline: Instant) -> Pending<()> {
+        self.through(|hsm| hsm.destroy_import_key(id, deadline))
     }
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
         self.through(|hsm| hsm.load_key(source, deadline))

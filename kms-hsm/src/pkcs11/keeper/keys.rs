@@ -79,7 +79,7 @@ impl Keeper {
     }
 
     /// Destroys a resident key that failed its tests, and passes the failure on.
-    fn undo_resident(&mut self, spec: &KeySpec, failure: Failure) -> Failure {
+    pub(super) fn undo_resident(&mut self, spec: &KeySpec, failure: Failure) -> Failure {
         if let Err(error) = self.destroy_resident(spec.resident_id) {
             let detail = error.detail();
             tracing::error!(detail, "a resident key of a failed job could not be destroyed");
@@ -96,6 +96,17 @@ impl Keeper {
         token_object: bool,
     ) -> Result<CheckBlob, Failure> {
         self.read_back(object, Role::Key, token_object.then_some(spec.resident_id))?;
+        self.prove_new_key(spec, root, object, token_object)
+    }
+
+    /// The same of an object that was read back.
+    pub(super) fn prove_new_key(
+        &mut self,
+        spec: &KeySpec,
+        root: Root,
+        object: ObjectHandle,
+        token_object: bool,
+    ) -> Result<CheckBlob, Failure> {
         self.probe_key(root, object)?;
         let mut aad = CheckBlob::aad(spec.key_uid, spec.version);
         let session =
@@ -145,7 +156,7 @@ impl Keeper {
         }
     }
 
-    fn unwrap(&self, root: Root, blob: &WrappedKey) -> Result<ObjectHandle, Failure> {
+    pub(super) fn unwrap(&self, root: Root, blob: &WrappedKey) -> Result<ObjectHandle, Failure> {
         let broken =
             |detail: &str| Failure::Answer(HsmError::KeyIntegrity { detail: detail.into() });
         if blob.0.len() != WRAPPED_KEY_BYTES {
@@ -166,7 +177,7 @@ impl Keeper {
     }
 
     /// The canary of the keeper: a root that still wraps means that the input was at fault.
-    fn root_sings(&self, root: Root, detail: String) -> Result<(), Failure> {
+    pub(super) fn root_sings(&self, root: Root, detail: String) -> Result<(), Failure> {
         match self.wrap_check(root.wrap) {
             Ok(_) => Ok(()),
             Err(Failure::Ambiguous(_)) => Err(Failure::Device(detail)),
@@ -174,7 +185,7 @@ impl Keeper {
         }
     }
 
-    fn loaded(&mut self, source: KeySource, handle: Handle) -> HsmKey {
+    pub(super) fn loaded(&mut self, source: KeySource, handle: Handle) -> HsmKey {
         self.note_session_object(&source, handle);
         let keeper = Arc::clone(&self.shared.keeper);
         let loaded = Arc::clone(&self.shared.loaded);
@@ -188,7 +199,7 @@ impl Keeper {
         }
     }
 
-    fn room_for_key(&self) -> Result<(), Failure> {
+    pub(super) fn room_for_key(&self) -> Result<(), Failure> {
         let most = self.shared.config.max_loaded_keys;
         if self.shared.loaded.load(Ordering::Acquire) < most {
             return Ok(());

@@ -5,8 +5,9 @@
 //! PIN twice that was refused, and never create a root because one was not found.
 
 mod connect;
+mod import;
 mod keys;
-mod probe;
+pub(crate) mod probe;
 mod prober;
 mod rescue;
 mod residents;
@@ -163,6 +164,10 @@ impl Keeper {
                 self.generate(spec).map(|key| Answer::Generated(Box::new(key)))
             }
             KeeperWork::Load(source) => self.load(source).map(Answer::Key),
+            KeeperWork::Import(import) => {
+                self.import(import).map(|key| Answer::Generated(Box::new(key)))
+            }
+            KeeperWork::DestroyImportKey(id) => self.destroy_import_key(*id).map(|()| Answer::Done),
             KeeperWork::DestroyResident(id) => self.destroy_resident(*id).map(|()| Answer::Done),
             KeeperWork::ListTokenKeys => self.list_token_keys().map(Answer::TokenKeys),
         }

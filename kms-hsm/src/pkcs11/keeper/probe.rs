@@ -28,7 +28,15 @@ impl Keeper {
         role: Role,
         id: Option<CkaId>,
     ) -> Result<(), Failure> {
-        let (types, expected) = template::expected(role, id);
+        self.reads_back_as(object, template::expected(role, id))
+    }
+
+    /// Reads an object back and compares it with what it must be.
+    pub(super) fn reads_back_as(
+        &self,
+        object: ObjectHandle,
+        (types, expected): (Vec<AttributeType>, Vec<Attribute>),
+    ) -> Result<(), Failure> {
         let found = self.session()?.get_attributes(object, &types)?;
         for attribute in expected {
             if !found.contains(&attribute) {
@@ -112,7 +120,7 @@ fn gcm_is_refused(session: &Session, what: &str, key: ObjectHandle) -> Result<()
     decryption_is_refused(session, what, key, (&gcm(&mut iv, b"probe")?, &BLOCKS))
 }
 
-fn decryption_is_refused(
+pub(crate) fn decryption_is_refused(
     session: &Session,
     what: &str,
     key: ObjectHandle,
@@ -151,7 +159,7 @@ fn input_was_not_looked_at(what: &str, result: Result<(), Error>) -> Result<(), 
 }
 
 /// Wants a refusal by the object; passes on what says nothing about permission.
-fn refused<T>(what: &str, result: Result<T, Error>) -> Result<(), Failure> {
+pub(crate) fn refused<T>(what: &str, result: Result<T, Error>) -> Result<(), Failure> {
     match result {
         Ok(_) => Err(permitted(what)),
         Err(error) if refuses(&error) => Ok(()),

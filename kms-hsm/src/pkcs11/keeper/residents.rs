@@ -79,15 +79,19 @@ impl Keeper {
 
     /// Returns the id of a resident key that this work would make: what has the id afterwards is its own.
     pub(super) fn own_resident(&self, work: &KeeperWork) -> Option<CkaId> {
-        match work {
-            KeeperWork::Generate(spec)
-                if spec.protection == Protection::HsmResident
-                    && !self.residents.contains_key(&spec.resident_id) =>
-            {
-                Some(spec.resident_id)
-            }
-            _ => None,
-        }
+        let spec = match work {
+            KeeperWork::Generate(spec) => spec,
+            KeeperWork::Import(import) => &import.spec,
+            KeeperWork::CreateRoot(_)
+            | KeeperWork::OpenRoots(_)
+            | KeeperWork::Load(_)
+            | KeeperWork::DestroyImportKey(_)
+            | KeeperWork::DestroyResident(_)
+            | KeeperWork::ListTokenKeys => return None,
+        };
+        let own = spec.protection == Protection::HsmResident
+            && !self.residents.contains_key(&spec.resident_id);
+        own.then_some(spec.resident_id)
     }
 
     /// Destroys every object with this id; none is fine, when the token itself answers.

@@ -14,6 +14,8 @@ impl Keeper {
         match work {
             KeeperWork::CreateRoot(_)
             | KeeperWork::Generate(_)
+            | KeeperWork::Import(_)
+            | KeeperWork::DestroyImportKey(_)
             | KeeperWork::DestroyResident(_) => {
                 self.ask_roots(failure, |detail| self.shared.unavailable(detail))
             }

@@ -14,7 +14,7 @@ use crate::hsm::{MAX_STRAYS, Stray, TokenKeys};
 use crate::pkcs11::ckr::{Class, Failure, classify};
 
 impl Keeper {
-    /// Lists every secret key of the token but the open roots, after a new pass.
+    /// Lists every secret key of the token but the open roots, and every private key, after a new pass.
     pub(super) fn list_token_keys(&mut self) -> Result<TokenKeys, Failure> {
         self.token_is_there()?;
         self.index_residents()?;
@@ -43,8 +43,19 @@ impl Keeper {
             }
             strays.extend(self.stray(object)?);
         }
+        let mut import_keys = Vec::new();
+        let class = Attribute::Class(ObjectClass::PRIVATE_KEY);
+        for object in self.session()?.find_objects(&[class])? {
+            let Some(stray) = self.stray(object)? else { continue };
+            if let Ok(id) = stray.id.as_slice().try_into() {
+                import_keys.push(CkaId(id));
+            } else if strays.len() < MAX_STRAYS {
+                strays.push(stray);
+            }
+        }
+        import_keys.sort_unstable();
         strays.sort_unstable();
-        Ok(TokenKeys { residents, strays })
+        Ok(TokenKeys { residents, import_keys, strays })
     }
 
     /// Reads what there is to tell it by; `None` when it was destroyed since it was found.
