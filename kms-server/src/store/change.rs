@@ -22,7 +22,7 @@ pub struct ManifestChange {
 /// The memory of a mutation, for AIP-155.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestRecord {
-    /// Whose rows were changed: the tenant has [`MAX_REMEMBERED_REQUESTS`] at most.
+    /// Whose rows were changed: the tenant has [`MAX_REMEMBERED_REQUESTS`](super::MAX_REMEMBERED_REQUESTS) at most.
     pub tenant: TenantName,
     /// Who called.
     pub principal: String,
@@ -119,14 +119,14 @@ pub struct Rollover {
 /// What ends with a mutation, in the same transaction as its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Closing {
-    /// The intent as it becomes: applied, with the stamp of this manifest. [`StoreError::NotFound`] when it is not
+    /// The intent as it becomes: applied, with the stamp of this manifest. [`StoreError::NotFound`](super::StoreError::NotFound) when it is not
     /// there, or applied already.
     pub intent: Sealed<Intent>,
     /// The manifest of the tenant.
     pub manifest: ManifestChange,
     /// What the mutation adds to the history of its key.
     pub history: Vec<Sealed<HistoryRow>>,
-    /// The caller's request id and the result; `None` for the reconciler's own changes. [`StoreError::RequestsFull`] when
-    /// the tenant has [`MAX_REMEMBERED_REQUESTS`].
+    /// The caller's request id and the result; `None` for the reconciler's own changes. [`StoreError::RequestsFull`](super::StoreError::RequestsFull) when
+    /// the tenant has [`MAX_REMEMBERED_REQUESTS`](super::MAX_REMEMBERED_REQUESTS).
     pub request: Option<Sealed<RequestRecord>>,
 }
