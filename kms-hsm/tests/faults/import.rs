@@ -1,13 +1,23 @@
 //! Imports that fail halfway: nothing that is extractable outlives them, and what is left can be destroyed.
 
+use std::time::Duration;
+
+use kms_core::clock::{Clock as _, SystemClock};
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::import::{self, ImportCheck, ImportMethod, OaepHash, RsaSize};
 use kms_core::key::{CkaId, Protection};
+use kms_hsm::pkcs11::FatalReason;
 use kms_hsm::{GeneratedKey, Hsm as _, HsmError, HsmHealth, ImportKeySpec, KeyImport, KeySpec};
 
-use crate::rig::{Rig, soon, with_rig};
+use kms_testkit::isolated_faulty;
+
+use crate::rig::{LIMIT, Rig, soon, with_rig};
 
 const JOB: &str = "tenants/t/keys/k/importJobs/j";
+/// Jobs that may wait for the lane, beside the one that it does.
+const LANE_QUEUE: u8 = 8;
+/// A deadline that passes while the lane hangs.
+const PATIENCE: Duration = Duration::from_millis(150);
 const METHOD: ImportMethod = ImportMethod::RsaOaepSha1AesKwp;
 
 fn job() -> ImportKeySpec {
@@ -180,11 +190,52 @@ fn keys_are_made_and_loaded_while_a_key_pair_is_generated() {
         let mark = faulty.mark();
         faulty.script(&["C_GenerateKeyPair 1 hang"]);
         let pending = rig.hsm.create_import_key(job(), soon());
-        faulty.await_hang(mark, "C_GenerateKeyPair", crate::rig::LIMIT);
+        faulty.await_hang(mark, "C_GenerateKeyPair", LIMIT);
         let key = rig.key(1);
         assert_eq!(rig.round_trip(&key.key), Ok(()));
         assert!(rig.load(&key.source).is_ok());
         faulty.heal();
         assert!(pending.wait().is_ok());
+    });
+}
+
+#[test]
+fn a_full_lane_refuses_one_more_at_once() {
+    let test = "import::a_full_lane_refuses_one_more_at_once";
+    with_rig(test, |rig, faulty| {
+        let mark = faulty.mark();
+        faulty.script(&["C_GenerateKeyPair 1 hang"]);
+        let at_work = rig.hsm.create_import_key(job(), soon());
+        faulty.await_hang(mark, "C_GenerateKeyPair", LIMIT);
+        let submit = |number| {
+            let spec = ImportKeySpec { id: CkaId([number; 16]), ..job() };
+            rig.hsm.create_import_key(spec, soon())
+        };
+        let waiting: Vec<_> = (10..10 + LANE_QUEUE).map(submit).collect();
+        let refused = submit(9).wait();
+        assert!(matches!(refused, Err(HsmError::Saturated { .. })), "{refused:?}");
+        faulty.heal();
+        assert!(at_work.wait().is_ok());
+        for waited in waiting {
+            assert!(waited.wait().is_ok(), "each that waited is served");
+        }
+        rig.assert_not_fatal();
+    });
+}
+
+#[test]
+fn a_lane_that_hangs_past_its_budget_is_fatal_and_its_caller_answered() {
+    let test = "import::a_lane_that_hangs_past_its_budget_is_fatal_and_its_caller_answered";
+    isolated_faulty(test, |_, faulty| {
+        let rig = Rig::start_with(|config| config.budgets.lane_hang = PATIENCE * 4);
+        let key = rig.key(1).key;
+        let mark = faulty.mark();
+        faulty.script(&["C_GenerateKeyPair 1 hang"]);
+        let answer = rig.hsm.create_import_key(job(), SystemClock.monotonic() + PATIENCE).wait();
+        assert_eq!(answer.unwrap_err(), HsmError::CallDeadline);
+        faulty.await_hang(mark, "C_GenerateKeyPair", LIMIT);
+        assert_eq!(rig.round_trip(&key), Ok(()), "keys work until then");
+        assert_eq!(rig.await_fatal(), FatalReason::LaneHung);
+        assert_eq!(faulty.count_since(mark, "C_Finalize"), 0);
     });
 }
