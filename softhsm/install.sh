@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests and the quickstart need from the system: softhsm/install.sh [softhsm|age|strace|cc|python3 ...]
+# Installs what the tests and the quickstart need from the system: softhsm/install.sh [softhsm|age|openssl|strace|cc|python3 ...]
 #
 # Does nothing for what is there already. Otherwise it prints the command it runs: apt-get, dnf, apk or brew, through
 # sudo only when it is not root. It never adds repositories and never removes anything. Tried on Debian; the other three
@@ -59,8 +59,8 @@ as_root() {
 missing=""
 for wanted in "${@:-softhsm}"; do
     case $wanted in
-        softhsm | age | strace | cc | python3) present "$wanted" || missing="$missing $wanted" ;;
-        *) echo "usage: softhsm/install.sh [softhsm|age|strace|cc|python3 ...]" >&2; exit 64 ;;
+        softhsm | age | openssl | strace | cc | python3) present "$wanted" || missing="$missing $wanted" ;;
+        *) echo "usage: softhsm/install.sh [softhsm|age|openssl|strace|cc|python3 ...]" >&2; exit 64 ;;
     esac
 done
 [ -n "$missing" ] || exit 0

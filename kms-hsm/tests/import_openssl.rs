@@ -45,6 +45,8 @@ fn start(token: &SoftHsm) -> Pkcs11Hsm {
 #[test]
 fn what_openssl_seals_is_imported() {
     isolated("what_openssl_seals_is_imported", |token| {
+        let openssl = Command::new("openssl").arg("version").output();
+        assert!(openssl.is_ok(), "openssl is missing: `scripts/setup.sh test` installs it");
         let hsm = start(token);
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name);
