@@ -11,6 +11,7 @@ use kms_core::name::VersionName;
 use kms_core::state::VersionState;
 
 use super::change::{Change, Failure};
+use super::due::place;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
 use super::reconcile::{MAX_ROTATIONS, Reconciled};
@@ -166,9 +167,12 @@ impl Inner {
         self: &Arc<Self>,
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
-        let due = self.store.due_activations(self.clock.now(), MAX_ROTATIONS).await?;
+        let cursor = &self.due.activations;
+        let due =
+            self.store.due_activations(self.clock.now(), cursor.after(), MAX_ROTATIONS).await?;
+        cursor.read(&due, MAX_ROTATIONS, |due| place(&due.row, due.row.activate_time));
         for due in self.readable("activations", due, done) {
-            let Some(name) = self.name_of(&due.row).await? else { continue };
+            let Some(name) = self.name_of_due(&due.row, done).await? else { continue };
             let request = self.internal_request(OPERATION)?;
             let reason = "activation date".to_owned();
             let activation = Activation { name: name.clone(), reason, request_id: None };

@@ -20,6 +20,7 @@ use kms_core::state::VersionState;
 
 use super::change::{Change, Failure, RowChanges, moved};
 use super::describe_key::Fresh;
+use super::due::place;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
 use super::reconcile::Reconciled;
@@ -53,10 +54,14 @@ impl Inner {
         self: &Arc<Self>,
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
-        let due = self.store.due_destructions(self.clock.now(), MAX_DUE).await?;
+        let cursor = &self.due.destructions;
+        let due = self.store.due_destructions(self.clock.now(), cursor.after(), MAX_DUE).await?;
+        cursor.read(&due, MAX_DUE, |due| {
+            place(&due.row, due.row.destruction.map(|planned| planned.time))
+        });
         let (mut whole, mut broken) = (HashSet::<TenantName>::new(), HashSet::new());
         for due in self.readable("destructions", due, done) {
-            let Some(name) = self.name_of(&due.row).await? else { continue };
+            let Some(name) = self.name_of_due(&due.row, done).await? else { continue };
             let tenant = name.key().tenant();
             if !whole.contains(tenant) && !broken.contains(tenant) {
                 match self.walk_verified(tenant).await {

@@ -13,6 +13,7 @@ use kms_core::id::{IntentId, Randomness, RequestId};
 use kms_core::name::{KeyName, TenantName};
 use kms_hsm::{Hsm, HsmError, Timing};
 
+use super::due::DueCursors;
 use super::places::Places;
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
@@ -88,6 +89,8 @@ pub(super) struct Inner {
     pub(super) stuck_intents: AtomicUsize,
     /// What the last run of the reconciler could not do.
     pub(super) reconcile_failures: AtomicUsize,
+    /// Where the reconciler's lists of what is due go on.
+    pub(super) due: DueCursors,
     /// Whether a comparison of the database with the log was begun, and none has ended well. Nothing is reconciled then.
     pub(super) is_doubtful: AtomicBool,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
@@ -126,6 +129,7 @@ impl Kms {
             orphans: Mutex::default(),
             stuck_intents: AtomicUsize::new(0),
             reconcile_failures: AtomicUsize::new(0),
+            due: DueCursors::default(),
             is_doubtful: AtomicBool::new(false),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
             mutations: Places::new(),

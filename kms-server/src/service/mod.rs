@@ -16,6 +16,7 @@ mod crypto;
 mod describe_ciphertext;
 mod describe_key;
 mod destroy_due;
+mod due;
 mod error;
 mod fields;
 mod generate_data_key;

@@ -16,6 +16,7 @@ use kms_hsm::TokenKeys;
 use tokio::sync::watch;
 
 use super::ServiceError;
+use super::due::place;
 use super::kms::{Inner, Kms};
 use super::recover::Ended;
 use super::trail::Trail;
@@ -307,20 +308,33 @@ impl Inner {
         Ok(count)
     }
 
-    /// Names a version that was listed as due.
-    pub(super) async fn name_of(
+    /// Names a version that was listed as due; `None` when it has gone, or is of a row that cannot be read, which counts.
+    pub(super) async fn name_of_due(
         &self,
         due: &VersionRow,
+        done: &mut Reconciled,
     ) -> Result<Option<VersionName>, ServiceError> {
         let choice = VersionChoice::Number(due.version);
-        let stored = self.store.key(KeyRef::Uid(due.key_uid), choice).await?;
-        Ok(stored.map(|stored| VersionName::new(stored.key.row.name, due.version)))
+        match self.store.key(KeyRef::Uid(due.key_uid), choice).await {
+            Ok(stored) => {
+                Ok(stored.map(|stored| VersionName::new(stored.key.row.name, due.version)))
+            }
+            Err(StoreError::Damaged { detail }) => {
+                // Only the alert is wanted: what is due of others is done.
+                let _ = self.keyring.integrity(detail);
+                done.failed += 1;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn deactivate_due(self: &Arc<Self>, done: &mut Reconciled) -> Result<(), ServiceError> {
-        let due = self.store.due_deactivations(self.clock.now(), MAX_DUE).await?;
+        let cursor = &self.due.deactivations;
+        let due = self.store.due_deactivations(self.clock.now(), cursor.after(), MAX_DUE).await?;
+        cursor.read(&due, MAX_DUE, |due| place(&due.row, due.row.deactivate_time));
         for due in self.readable("deactivations", due, done) {
-            let Some(name) = self.name_of(&due.row).await? else { continue };
+            let Some(name) = self.name_of_due(&due.row, done).await? else { continue };
             let request = self.internal_request("internal/DeactivateKeyVersion")?;
             let mut trail = Trail::key(name.key());
             let result = self.deactivate(&request, &name, &mut trail).await;

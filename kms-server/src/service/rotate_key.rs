@@ -20,7 +20,7 @@ use super::reconcile::{MAX_ROTATIONS, Reconciled};
 use super::trail::Trail;
 use super::{RequestContext, RotateKey, Rotated, ServiceError, VersionDescription};
 use crate::authz::{self, Target};
-use crate::store::{self, IntentKind, VersionChoice};
+use crate::store::{self, DuePosition, IntentKind, VersionChoice};
 
 impl Kms {
     /// Rolls a key over. It goes on when the caller goes away; a repeat with the same request id gets the result.
@@ -265,7 +265,15 @@ impl Inner {
         self: &Arc<Self>,
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
-        let due = self.store.due_rotations(self.clock.now(), MAX_ROTATIONS).await?;
+        let cursor = &self.due.rotations;
+        let due = self.store.due_rotations(self.clock.now(), cursor.after(), MAX_ROTATIONS).await?;
+        cursor.read(&due, MAX_ROTATIONS, |due| {
+            due.row.rotation.map(|plan| DuePosition {
+                time: plan.due,
+                key_uid: due.row.uid,
+                version: 0,
+            })
+        });
         for key in self.readable("rotations", due, done) {
             let (name, only) = (key.row.name, Some(key.row.primary));
             let request = self.internal_request("internal/RotateKey")?;

@@ -51,6 +51,17 @@ pub struct ListPosition {
     pub uid: KeyUid,
 }
 
+/// A place in a list of what is due: after this row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DuePosition {
+    /// When it was due.
+    pub time: Timestamp,
+    /// Its key.
+    pub key_uid: KeyUid,
+    /// Its version; 0 for a key.
+    pub version: u32,
+}
+
 /// A place in the history of a key: after this entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryPosition {

@@ -32,7 +32,9 @@ pub use change::{
 };
 pub use error::StoreError;
 pub use intent::{Intent, IntentKind};
-pub use lookup::{HistoryPosition, KeyRef, ListPosition, Listed, StoredKey, VersionChoice};
+pub use lookup::{
+    DuePosition, HistoryPosition, KeyRef, ListPosition, Listed, StoredKey, VersionChoice,
+};
 
 /// How long a `request_id` is remembered (AIP-155).
 pub const REQUEST_MEMORY: std::time::Duration = std::time::Duration::from_hours(24);
@@ -197,32 +199,39 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// tell what is not an orphan, never to decide what may be destroyed.
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError>;
 
-    /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`.
+    /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`, those due first
+    /// first, after `after`.
     async fn due_deactivations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError>;
 
-    /// Lists staged versions of enabled keys whose activation is due at `now`, at most `limit`, those due first first.
+    /// Lists staged versions of enabled keys whose activation is due at `now`, at most `limit`, those due first first,
+    /// after `after`.
     async fn due_activations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError>;
 
-    /// Lists keys whose primary is ACTIVE and due to give way at `now`, at most `limit`, those due first first. A suspended
-    /// primary is left: whoever suspended it did not ask for a new one.
+    /// Lists keys whose primary is ACTIVE and due to give way at `now`, at most `limit`, those due first first, after `after`. A
+    /// suspended primary is left: whoever suspended it did not ask for a new one.
     async fn due_rotations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError>;
 
-    /// Lists versions whose planned destruction is due at `now` and not held by a consumer of the key, at most `limit`, those due first first.
+    /// Lists versions whose planned destruction is due at `now` and not held by a consumer of the key, at most `limit`, those
+    /// due first first, after `after`.
     async fn due_destructions(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError>;
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod consumers;
 pub(crate) mod counters;
+pub(crate) mod due;
 pub(crate) mod keys;
 pub(crate) mod lists;
 pub(crate) mod requests;
@@ -28,9 +29,9 @@ use kms_core::state::VersionState;
 use kms_core::usage::{Tally, UsageRow, Uses};
 
 use super::{
-    Closing, ConsumerChange, ConsumerEdit, HistoryPosition, Intent, IntentKind, KeyRef,
-    ListPosition, Listed, MAX_LIST_ROWS, ManifestChange, NewKey, REQUEST_MEMORY, RequestRecord,
-    Rollover, Staging, Store, StoreError, Successor, VersionChoice,
+    Closing, ConsumerChange, ConsumerEdit, DuePosition, HistoryPosition, Intent, IntentKind,
+    KeyRef, ListPosition, Listed, MAX_LIST_ROWS, ManifestChange, NewKey, REQUEST_MEMORY,
+    RequestRecord, Rollover, Staging, Store, StoreError, Successor, VersionChoice,
 };
 
 /// Makes a test of each case for one engine.
@@ -41,6 +42,13 @@ macro_rules! store_suite {
             counters::a_counter_reaches_its_limit_and_not_one_more,
             counters::counters_are_updated_each_by_its_own_revision,
             counters::of_parallel_leases_exactly_one_wins,
+            due::due_activations_are_those_of_staged_versions_of_enabled_keys,
+            due::due_activations_go_on_after_a_place,
+            due::due_deactivations_and_rotations_go_on_after_a_place,
+            due::due_deactivations_are_those_of_active_versions,
+            due::due_destructions_are_those_planned_the_first_first,
+            due::due_destructions_go_on_after_a_place,
+            due::due_rotations_are_those_of_active_primaries_of_enabled_keys,
             keys::a_destroyed_version_stays_destroyed,
             keys::a_key_is_updated_only_at_its_revision,
             keys::a_key_reads_back_by_name_and_by_uid,
@@ -58,10 +66,6 @@ macro_rules! store_suite {
             lists::a_closed_store_refuses,
             lists::a_new_store_is_empty,
             lists::a_root_is_pinned_once,
-            lists::due_activations_are_those_of_staged_versions_of_enabled_keys,
-            lists::due_deactivations_are_those_of_active_versions,
-            lists::due_rotations_are_those_of_active_primaries_of_enabled_keys,
-            lists::due_destructions_are_those_planned_the_first_first,
             lists::history_is_paged_by_time_version_and_revision,
             lists::history_is_never_changed_and_has_one_entry_a_revision,
             lists::keys_are_paged_by_create_time_and_uid,

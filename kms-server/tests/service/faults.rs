@@ -24,8 +24,8 @@ use kms_hsm::{
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
-    Closing, ConsumerChange, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey,
-    RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
+    NewKey, RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -439,31 +439,35 @@ impl Store for FaultyStore {
     async fn due_activations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
-        through!(self.due_activations(now, limit))
+        through!(self.due_activations(now, after, limit))
     }
 
     async fn due_rotations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
-        through!(self.due_rotations(now, limit))
+        through!(self.due_rotations(now, after, limit))
     }
     async fn due_destructions(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
-        through!(self.due_destructions(now, limit))
+        through!(self.due_destructions(now, after, limit))
     }
     async fn due_deactivations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
-        through!(self.due_deactivations(now, limit))
+        through!(self.due_deactivations(now, after, limit))
     }
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
         if self.1.unwritable.load(Ordering::SeqCst) {

@@ -7,7 +7,8 @@ use kms_core::clock::{Clock as _, Timestamp};
 use kms_core::key::{Protection, Sensitivity};
 use kms_core::lifecycle::MAX_ROTATION_JITTER;
 use kms_server::service::{
-    ChangeVersionState, CreateKey, KeyDescription, ServiceError, SetRotation, UpdateKey,
+    ChangeVersionState, CreateKey, KeyDescription, MAX_DUE, RotateKey, ServiceError, SetRotation,
+    UpdateKey,
 };
 
 use crate::mutations::{KEY, check};
@@ -200,4 +201,42 @@ async fn over_its_cryptoperiod_a_high_key_protects_no_more_and_others_are_told_o
         let opened = world.kms.unwrap(&request, unwrap(KEY, &old.ciphertext)).await;
         assert!(opened.is_ok(), "what it protected is processed");
     }
+}
+
+/// What cannot be done stays due and at the head of its list: the run after the one that met only such rows goes on behind them.
+#[tokio::test]
+async fn what_cannot_be_done_keeps_nothing_else_from_being_done() {
+    const BROKEN: u32 = MAX_DUE;
+    let world = World::new().await;
+    let mut names: Vec<_> = (0..BROKEN).map(|number| format!("tenants/t/keys/b{number}")).collect();
+    names.push(KEY.to_owned());
+    for name in &names {
+        world.create(name).await;
+        let request = world.request("kms.v1.KeyService/RotateKey");
+        let rotate = RotateKey {
+            name: name.parse().unwrap(),
+            reason: "yearly".into(),
+            request_id: fresh_id(),
+        };
+        world.kms.rotate_key(&request, rotate).await.unwrap();
+        world.clock.advance(Duration::from_secs(1));
+    }
+    let database = rusqlite::Connection::open(world.database()).unwrap();
+    let broken = database
+        .execute(
+            "UPDATE keys SET usage = 'edited', revision = revision + 1 WHERE key_id LIKE 'b%'",
+            [],
+        )
+        .unwrap();
+    assert_eq!(broken, BROKEN as usize);
+    drop(database);
+    let world = world.restart();
+    world.clock.advance(DAY * 60);
+    let run = async |expected: (usize, usize)| {
+        let done = world.kms.reconcile().await.unwrap();
+        assert_eq!((done.deactivated, done.failed), expected);
+    };
+    run((0, BROKEN as usize)).await;
+    run((1, 0)).await;
+    run((0, BROKEN as usize)).await;
 }

@@ -14,8 +14,8 @@ use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::usage::UsageRow;
 use kms_server::store::{
-    Closing, ConsumerChange, HistoryPosition, Intent, KeyRef, ListPosition, Listed, NewKey,
-    RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
+    NewKey, RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -110,9 +110,9 @@ forward! {
     roll_over(rollover: Rollover, closing: Closing) -> ();
     update_version(expected: Revision, version: Sealed<VersionRow>, closing: Closing) -> ();
     resident_ids() -> Listed<CkaId>;
-    due_deactivations(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
-    due_activations(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
-    due_rotations(now: Timestamp, limit: u32) -> Listed<Sealed<KeyRow>>;
-    due_destructions(now: Timestamp, limit: u32) -> Listed<Sealed<VersionRow>>;
+    due_deactivations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
+    due_activations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
+    due_rotations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<KeyRow>>;
+    due_destructions(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
     probe(now: Timestamp) -> ();
 }

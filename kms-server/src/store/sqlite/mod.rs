@@ -43,7 +43,7 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, ConsumerChange, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
+    Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
     MAX_REMEMBERED_REQUESTS, NewKey, RequestRecord, Rollover, Staging, Store, StoreError,
     StoredKey, VersionChoice,
 };
@@ -420,33 +420,37 @@ impl Store for SqliteStore {
     async fn due_deactivations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
-        self.read(move |db| read::due_deactivations(db, now, limit)).await
+        self.read(move |db| read::due_deactivations(db, now, after, limit)).await
     }
 
     async fn due_activations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
-        self.read(move |db| read::due_activations(db, now, limit)).await
+        self.read(move |db| read::due_activations(db, now, after, limit)).await
     }
 
     async fn due_rotations(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
-        self.read(move |db| read::due_rotations(db, now, limit)).await
+        self.read(move |db| read::due_rotations(db, now, after, limit)).await
     }
 
     async fn due_destructions(
         &self,
         now: Timestamp,
+        after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
-        self.read(move |db| read::due_destructions(db, now, limit)).await
+        self.read(move |db| read::due_destructions(db, now, after, limit)).await
     }
 
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {

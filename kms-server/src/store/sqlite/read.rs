@@ -13,8 +13,8 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows;
 use crate::store::{
-    HistoryPosition, Intent, KeyRef, ListPosition, Listed, MAX_LIST_ROWS, RequestRecord,
-    StoreError, StoredKey, VersionChoice,
+    DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
+    RequestRecord, StoreError, StoredKey, VersionChoice,
 };
 
 pub(super) fn root_pins(connection: &Connection) -> Result<Vec<(RootPin, RowMac)>, StoreError> {
@@ -232,14 +232,17 @@ pub(super) fn resident_ids(connection: &Connection) -> Result<Listed<CkaId>, Sto
 pub(super) fn due_deactivations(
     connection: &Connection,
     now: Timestamp,
+    after: Option<DuePosition>,
     limit: u32,
 ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+    let (time, key_uid, version) = position(after);
     listed(
         connection,
         "SELECT * FROM versions
          WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL AND deactivate_time <= ?1
-         ORDER BY deactivate_time LIMIT ?2",
-        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+         AND (deactivate_time, key_uid, version) > (?3, ?4, ?5)
+         ORDER BY deactivate_time, key_uid, version LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS), time, key_uid, version),
         rows::version,
     )
 }
@@ -247,15 +250,18 @@ pub(super) fn due_deactivations(
 pub(super) fn due_activations(
     connection: &Connection,
     now: Timestamp,
+    after: Option<DuePosition>,
     limit: u32,
 ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+    let (time, key_uid, version) = position(after);
     listed(
         connection,
         "SELECT versions.* FROM versions JOIN keys ON keys.uid = versions.key_uid
          WHERE versions.state = 'PRE_ACTIVATION' AND activate_time IS NOT NULL
            AND activate_time <= ?1 AND keys.state = 'ENABLED'
-         ORDER BY activate_time LIMIT ?2",
-        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+         AND (activate_time, key_uid, version) > (?3, ?4, ?5)
+         ORDER BY activate_time, key_uid, version LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS), time, key_uid, version),
         rows::version,
     )
 }
@@ -263,16 +269,19 @@ pub(super) fn due_activations(
 pub(super) fn due_rotations(
     connection: &Connection,
     now: Timestamp,
+    after: Option<DuePosition>,
     limit: u32,
 ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
+    let (time, key_uid, _) = position(after);
     listed(
         connection,
         "SELECT keys.* FROM keys
          JOIN versions ON versions.key_uid = keys.uid AND versions.version = keys.primary_version
          WHERE rotate_time IS NOT NULL AND rotate_time <= ?1 AND versions.state = 'ACTIVE'
            AND keys.state = 'ENABLED'
-         ORDER BY rotate_time LIMIT ?2",
-        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+         AND (rotate_time, uid) > (?3, ?4)
+         ORDER BY rotate_time, uid LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS), time, key_uid),
         rows::key,
     )
 }
@@ -280,17 +289,30 @@ pub(super) fn due_rotations(
 pub(super) fn due_destructions(
     connection: &Connection,
     now: Timestamp,
+    after: Option<DuePosition>,
     limit: u32,
 ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
+    let (time, key_uid, version) = position(after);
     listed(
         connection,
         "SELECT versions.* FROM versions JOIN keys ON keys.uid = versions.key_uid
          WHERE destroy_time IS NOT NULL AND destroy_time <= ?1
            AND (destroy_despite_consumers OR consumer_count = 0)
-         ORDER BY destroy_time LIMIT ?2",
-        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS)),
+         AND (destroy_time, key_uid, version) > (?3, ?4, ?5)
+         ORDER BY destroy_time, key_uid, version LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS), time, key_uid, version),
         rows::version,
     )
+}
+
+/// Returns the columns of a place; before all rows when there is none.
+fn position(after: Option<DuePosition>) -> (i64, Vec<u8>, u32) {
+    match after {
+        None => (i64::MIN, Vec::new(), 0),
+        Some(DuePosition { time, key_uid, version }) => {
+            (time.as_unix_ms(), key_uid.as_bytes().to_vec(), version)
+        }
+    }
 }
 
 fn one<T>(

@@ -68,7 +68,7 @@ pub(crate) async fn a_destruction_waits_for_the_last_consumer(store: Arc<impl St
         store.open_intent(sealed(intent(number))).await.unwrap();
         store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
     }
-    let due = store.due_destructions(time(300), 10).await.unwrap().rows;
+    let due = store.due_destructions(time(300), None, 10).await.unwrap().rows;
     let due: Vec<_> = due.into_iter().map(|version| version.row.key_uid).collect();
     assert_eq!(due, [uid(2), uid(3)]);
 }

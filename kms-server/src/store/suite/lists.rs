@@ -15,9 +15,9 @@ pub(crate) async fn a_new_store_is_empty(store: Arc<impl Store>) {
     assert_eq!(store.counter(uid(1), KeyVersion::FIRST).await, Ok(None));
     assert_eq!(store.request("p".into(), RequestId::from_bytes([1; 16])).await, Ok(None));
     assert_eq!(store.key(KeyRef::Uid(uid(1)), VersionChoice::Primary).await, Ok(None));
-    assert_eq!(store.due_deactivations(time(i64::MAX), 10).await, Ok(listed(vec![])));
-    assert_eq!(store.due_destructions(time(i64::MAX), 10).await, Ok(listed(vec![])));
-    assert_eq!(store.due_rotations(time(i64::MAX), 10).await, Ok(listed(vec![])));
+    assert_eq!(store.due_deactivations(time(i64::MAX), None, 10).await, Ok(listed(vec![])));
+    assert_eq!(store.due_destructions(time(i64::MAX), None, 10).await, Ok(listed(vec![])));
+    assert_eq!(store.due_rotations(time(i64::MAX), None, 10).await, Ok(listed(vec![])));
     assert_eq!(store.list_history(uid(1), None, 10).await, Ok(vec![]));
 }
 
@@ -131,107 +131,6 @@ pub(crate) async fn versions_are_listed_by_number(store: Arc<impl Store>) {
     let page = store.list_versions(uid(1), Some(KeyVersion::FIRST), 1).await;
     assert_eq!(page, Ok(vec![version]));
     assert_eq!(store.list_versions(uid(1), Some(version_number(2)), 1).await, Ok(vec![]));
-}
-
-pub(crate) async fn due_deactivations_are_those_of_active_versions(store: Arc<impl Store>) {
-    for (number, state, due) in [
-        (1, VersionState::Active, Some(300)),
-        (2, VersionState::Active, Some(100)),
-        (3, VersionState::Active, None),
-        (4, VersionState::Suspended, Some(100)),
-        (5, VersionState::Active, Some(301)),
-    ] {
-        let mut new = new_key(number);
-        new.version.row.state = state;
-        new.version.row.deactivate_time = due.map(time);
-        store.open_intent(sealed(intent(number))).await.unwrap();
-        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
-    }
-    let due = |found: Vec<Sealed<VersionRow>>| -> Vec<KeyUid> {
-        found.into_iter().map(|version| version.row.key_uid).collect()
-    };
-    let all = store.due_deactivations(time(300), 10).await.unwrap().rows;
-    assert_eq!(due(all), [uid(2), uid(1)]);
-    let one = store.due_deactivations(time(300), 1).await.unwrap().rows;
-    assert_eq!(due(one), [uid(2)]);
-    assert_eq!(store.due_deactivations(time(99), 10).await, Ok(listed(vec![])));
-}
-
-pub(crate) async fn due_rotations_are_those_of_active_primaries_of_enabled_keys(
-    store: Arc<impl Store>,
-) {
-    let (enabled, disabled) = (KeyState::Enabled, KeyState::Disabled);
-    for (number, key_state, state, due) in [
-        (1, enabled, VersionState::Active, Some(300)),
-        (2, enabled, VersionState::Active, Some(100)),
-        (3, enabled, VersionState::Active, None),
-        (4, enabled, VersionState::Suspended, Some(100)),
-        (5, enabled, VersionState::Active, Some(301)),
-        (6, disabled, VersionState::Active, Some(100)),
-    ] {
-        let mut new = new_key(number);
-        new.key.row.state = key_state;
-        new.version.row.state = state;
-        let period = Duration::from_hours(1);
-        new.key.row.rotation = due.map(|due| Rotation { period, due: time(due) });
-        store.open_intent(sealed(intent(number))).await.unwrap();
-        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
-    }
-    let due = |found: Listed<Sealed<KeyRow>>| -> Vec<KeyUid> {
-        found.rows.into_iter().map(|key| key.row.uid).collect()
-    };
-    assert_eq!(due(store.due_rotations(time(300), 10).await.unwrap()), [uid(2), uid(1)]);
-    assert_eq!(due(store.due_rotations(time(300), 1).await.unwrap()), [uid(2)]);
-    assert_eq!(store.due_rotations(time(99), 10).await, Ok(listed(vec![])));
-}
-
-pub(crate) async fn due_activations_are_those_of_staged_versions_of_enabled_keys(
-    store: Arc<impl Store>,
-) {
-    let (enabled, disabled) = (KeyState::Enabled, KeyState::Disabled);
-    for (number, key_state, state, due) in [
-        (1, enabled, VersionState::PreActivation, Some(300)),
-        (2, enabled, VersionState::PreActivation, Some(100)),
-        (3, enabled, VersionState::PreActivation, None),
-        (4, enabled, VersionState::Active, Some(100)),
-        (5, enabled, VersionState::PreActivation, Some(301)),
-        (6, disabled, VersionState::PreActivation, Some(100)),
-    ] {
-        let mut new = new_key(number);
-        new.key.row.state = key_state;
-        new.version.row.state = state;
-        new.version.row.activate_time = due.map(time);
-        store.open_intent(sealed(intent(number))).await.unwrap();
-        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
-    }
-    let due = |found: Listed<Sealed<VersionRow>>| -> Vec<KeyUid> {
-        found.rows.into_iter().map(|version| version.row.key_uid).collect()
-    };
-    assert_eq!(due(store.due_activations(time(300), 10).await.unwrap()), [uid(2), uid(1)]);
-    assert_eq!(due(store.due_activations(time(300), 1).await.unwrap()), [uid(2)]);
-    assert_eq!(store.due_activations(time(99), 10).await, Ok(listed(vec![])));
-}
-
-pub(crate) async fn due_destructions_are_those_planned_the_first_first(store: Arc<impl Store>) {
-    for (number, due) in [(1, Some(300)), (2, Some(100)), (3, None), (4, Some(301))] {
-        let mut new = new_key(number);
-        if let Some(due) = due {
-            new.version.row.state = VersionState::DestroyScheduled;
-            new.version.row.destruction = Some(Destruction {
-                time: time(due),
-                returns_to: VersionState::Compromised,
-                despite_consumers: false,
-            });
-        }
-        store.open_intent(sealed(intent(number))).await.unwrap();
-        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
-    }
-    let due = |found: Listed<Sealed<VersionRow>>| -> Vec<KeyUid> {
-        found.rows.into_iter().map(|version| version.row.key_uid).collect()
-    };
-    assert_eq!(due(store.due_destructions(time(300), 10).await.unwrap()), [uid(2), uid(1)]);
-    assert_eq!(due(store.due_destructions(time(300), 1).await.unwrap()), [uid(2)]);
-    assert_eq!(store.due_destructions(time(99), 10).await, Ok(listed(vec![])));
 }
 
 fn entry(version: u32, revision: u64, ms: i64) -> Sealed<HistoryRow> {

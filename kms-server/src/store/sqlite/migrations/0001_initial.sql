@@ -43,7 +43,7 @@ CREATE TABLE keys (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX keys_by_age ON keys (tenant, create_time, uid);
-CREATE INDEX keys_to_rotate ON keys (rotate_time) WHERE rotate_time IS NOT NULL;
+CREATE INDEX keys_to_rotate ON keys (rotate_time, uid) WHERE rotate_time IS NOT NULL;
 
 CREATE TABLE versions (
     key_uid         BLOB    NOT NULL REFERENCES keys (uid),
@@ -79,11 +79,12 @@ CREATE UNIQUE INDEX versions_resident ON versions (material)
     WHERE material_kind = 'resident' AND state <> 'DESTROYED';
 -- One staged version a key at most: it is what the next rollover puts in the primary's place.
 CREATE UNIQUE INDEX versions_staged ON versions (key_uid) WHERE state = 'PRE_ACTIVATION';
-CREATE INDEX versions_to_activate ON versions (activate_time)
+CREATE INDEX versions_to_activate ON versions (activate_time, key_uid, version)
     WHERE state = 'PRE_ACTIVATION' AND activate_time IS NOT NULL;
-CREATE INDEX versions_due ON versions (deactivate_time)
+CREATE INDEX versions_due ON versions (deactivate_time, key_uid, version)
     WHERE state = 'ACTIVE' AND deactivate_time IS NOT NULL;
-CREATE INDEX versions_to_destroy ON versions (destroy_time) WHERE destroy_time IS NOT NULL;
+CREATE INDEX versions_to_destroy ON versions (destroy_time, key_uid, version)
+    WHERE destroy_time IS NOT NULL;
 
 -- Who has said to depend on a key. Rows are made and taken away, never changed.
 CREATE TABLE consumers (
