@@ -1,6 +1,7 @@
 //! The root set of a generation: what is recorded of it, so that another token or another key is noticed.
 
 use crate::canonical::CanonicalWriter;
+use crate::clock::Timestamp;
 use crate::domain;
 use crate::id::RootGeneration;
 use crate::key::CkaId;
@@ -34,6 +35,34 @@ impl RootPin {
             .bytes(wrap_check)
             .bytes(&mac_id.0)
             .bytes(mac_check)
+            .finish()
+    }
+}
+
+/// A root set that nothing depends on any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetiredRoot {
+    /// The generation that is not opened any more. Its own root is to be destroyed, so a later one seals this row.
+    pub retired: RootGeneration,
+    /// When.
+    pub time: Timestamp,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl RetiredRoot {
+    /// Returns the bytes whose MAC is stored beside the row.
+    pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        let Self { retired, time, actor, reason } = self;
+        CanonicalWriter::new(domain::ROW_MAC)
+            .text("retired_roots")
+            .number(retired.get().into())
+            .number(generation.get().into())
+            .signed(time.as_unix_ms())
+            .text(actor)
+            .text(reason)
             .finish()
     }
 }

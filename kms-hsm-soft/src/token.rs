@@ -15,7 +15,7 @@ use kms_core::key::{CheckBlob, CkaId, Material, Protection, RowMac, WrappedKey};
 use kms_core::root::RootPin;
 use kms_core::secret::{Plaintext, equal_in_constant_time};
 use kms_hsm::error::LatchReason;
-use kms_hsm::hsm::{CryptoOutput, MAX_BATCH, MAX_RANDOM_BYTES};
+use kms_hsm::hsm::{CryptoOutput, MAX_BATCH, MAX_RANDOM_BYTES, MAX_REWRAPS};
 use kms_hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmHealth, HsmKey, HsmStatus, ImportKeySpec,
     KeyImport, KeySource, KeySpec, Pending, Timing, TokenKeys,
@@ -215,6 +215,35 @@ impl SoftToken {
         }
     }
 
+    fn rewrap(
+        &self,
+        sources: &[KeySource],
+        to: RootGeneration,
+    ) -> Result<Vec<Result<WrappedKey, HsmError>>, HsmError> {
+        if sources.len() > MAX_REWRAPS {
+            return Err(HsmError::Bug { reason: "re-wraps over their bound" });
+        }
+        self.with_root(to, |_| Ok(()))?;
+        let mut done = Vec::with_capacity(sources.len());
+        for source in sources {
+            let Material::Wrapped(blob) = &source.material else {
+                return Err(HsmError::Bug { reason: "a re-wrap of what is not wrapped" });
+            };
+            // Verifies the check value.
+            let opened = self.load(source).and_then(|_| {
+                self.with_root(source.generation, |root| crypto::unwrap(&root.wrap, &blob.0))
+            });
+            done.push(match opened {
+                Ok(secret) => self
+                    .with_root(to, |root| crypto::wrap(&root.wrap, &secret).map(WrappedKey))
+                    .map(Ok)?,
+                Err(error @ HsmError::KeyIntegrity { .. }) => Err(error),
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(done)
+    }
+
     fn loaded(&self, aead: LessSafeKey) -> HsmKey {
         self.loaded.fetch_add(1, Ordering::AcqRel);
         HsmKey::new(Arc::new(Key { aead, loaded: Arc::clone(&self.loaded) }))
@@ -294,6 +323,15 @@ impl Hsm for SoftToken {
 
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
         Pending::ready(self.admit(deadline).and_then(|_| self.load(&source)))
+    }
+
+    fn rewrap_keys(
+        &self,
+        sources: Vec<KeySource>,
+        to: RootGeneration,
+        deadline: Instant,
+    ) -> Pending<Vec<Result<WrappedKey, HsmError>>> {
+        Pending::ready(self.admit(deadline).and_then(|_| self.rewrap(&sources, to)))
     }
 
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()> {

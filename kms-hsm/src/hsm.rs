@@ -25,6 +25,8 @@ pub const MAX_RANDOM_BYTES: usize = 1024;
 pub const MAX_STRAYS: usize = 1000;
 /// The most operations of one batch.
 pub const MAX_BATCH: usize = 1000;
+/// The most keys of one call that wraps them under another root: some milliseconds, which the loading of keys waits for.
+pub const MAX_REWRAPS: usize = 16;
 
 /// An HSM: holds keys, uses them, and never gives them away.
 ///
@@ -74,6 +76,21 @@ pub trait Hsm: Send + Sync + fmt::Debug + 'static {
     /// [`HsmError::KeyIntegrity`] when blob or check value do not fit, [`HsmError::ResidentMissing`] when the token
     /// object is not there although the roots are.
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey>;
+
+    /// Wraps the keys of versions under root `to`; one result each, in order. At most [`MAX_REWRAPS`].
+    ///
+    /// Each blob is opened with the root that wraps it, verified by its check value, wrapped, and what that gave is opened
+    /// and verified again before it is answered: whoever puts it in the place of the old one loses no key. Between the two
+    /// it is an extractable object that exists only inside this job. The check value stays as it is.
+    ///
+    /// # Errors
+    /// Of a key: [`HsmError::KeyIntegrity`] when blob or check value do not fit. Of all: [`HsmError::Bug`] when one is no blob.
+    fn rewrap_keys(
+        &self,
+        sources: Vec<KeySource>,
+        to: RootGeneration,
+        deadline: Instant,
+    ) -> Pending<Vec<Result<WrappedKey, HsmError>>>;
 
     /// Destroys the token object of an `HSM_RESIDENT` key. Destroying what is not there succeeds.
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()>;

@@ -1,5 +1,6 @@
 //! The command line of the server.
 
+mod root_command;
 mod verify_command;
 
 use std::io::Write as _;
@@ -33,7 +34,7 @@ const BANNER_TIMEOUT: Duration = Duration::from_secs(1);
 const EXIT_STATUSES: &str = "Exit status:\n  \
     0   stopped by SIGTERM or SIGINT, after a drain if it served; or all is well\n  \
     2   wrong command line\n  \
-    65  the database is not the one that the audit log has last seen, or verify-store found more\n  \
+    65  the database is not the one that the audit log has last seen, verify-store found more, or rows are still under an older root\n  \
     69  the HSM module cannot be used; or verify-store or a first dev start has no usable token\n  \
     70  a defect of the server\n  \
     71  a socket or a thread was refused by the system\n  \
@@ -66,6 +67,9 @@ enum Command {
     ///
     /// Refuses while a server has it open. Writes to neither database nor log.
     VerifyStore(verify_command::VerifyStore),
+    /// Make the next root set of a DEV server, or retire an old one; while it does not run
+    #[command(subcommand)]
+    Root(root_command::Root),
     /// Run a DEV server with everything in one directory; never for production
     #[command(after_help = EXIT_STATUSES)]
     Dev(Dev),
@@ -131,6 +135,13 @@ fn command() -> u8 {
             Ok((status, text)) => {
                 say(&text);
                 status
+            }
+            Err((status, error)) => fail(status, &error),
+        },
+        Some(Command::Root(root)) => match root.run() {
+            Ok(text) => {
+                say(&text);
+                EXIT_OK
             }
             Err((status, error)) => fail(status, &error),
         },

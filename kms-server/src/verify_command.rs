@@ -14,7 +14,7 @@ use kms_server::verify_store::table;
 use crate::no_log;
 
 /// Exit status and text.
-type Told = (u8, String);
+pub(crate) type Told = (u8, String);
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyStore {
@@ -81,7 +81,7 @@ impl VerifyStore {
 }
 
 /// Holds the directory of a dev server that ran before, and returns what it runs on. Makes nothing that is not there.
-fn dev(dir: &Path, module: Option<PathBuf>) -> Result<(Config, File), Told> {
+pub(crate) fn dev(dir: &Path, module: Option<PathBuf>) -> Result<(Config, File), Told> {
     if !dir.join("store.db").is_file() {
         return Err((EXIT_CONFIG, format!("{} has no database of a dev server", dir.display())));
     }

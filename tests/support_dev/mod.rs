@@ -9,6 +9,8 @@
     reason = "test support: a failure here is a failed test, and no test file uses all of it"
 )]
 
+pub mod random;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cryptoki::object::ObjectHandle;
 use kms_core::id::RootGeneration;
-use kms_core::key::{CkaId, RowMac};
+use kms_core::key::{CkaId, RowMac, WrappedKey};
 use kms_core::root::RootPin;
 use kms_core::secret::Plaintext;
 
@@ -69,6 +69,7 @@ pub(crate) enum KeeperWork {
     OpenRoots(Vec<RootPin>),
     Generate(KeySpec),
     Load(KeySource),
+    Rewrap { sources: Vec<KeySource>, to: RootGeneration },
     Import(Box<KeyImport>),
     DestroyImportKey(CkaId),
     DestroyResident(CkaId),
@@ -111,6 +112,7 @@ pub(crate) enum Answer {
     Pin(RootPin),
     Generated(Box<GeneratedKey>),
     Key(HsmKey),
+    Rewrapped(Vec<Result<WrappedKey, HsmError>>),
     TokenKeys(TokenKeys),
     PublicKey(Vec<u8>),
     Done,
@@ -126,6 +128,7 @@ pub(crate) enum Reply {
     Pin(To<RootPin>),
     Generated(To<GeneratedKey>),
     Key(To<HsmKey>),
+    Rewrapped(To<Vec<Result<WrappedKey, HsmError>>>),
     TokenKeys(To<TokenKeys>),
     PublicKey(To<Vec<u8>>),
     Done(To<()>),
@@ -143,6 +146,7 @@ impl Reply {
             (Self::Pin(to), Ok(Answer::Pin(answer))) => to.give(Ok(answer), spent),
             (Self::Generated(to), Ok(Answer::Generated(answer))) => to.give(Ok(*answer), spent),
             (Self::Key(to), Ok(Answer::Key(answer))) => to.give(Ok(answer), spent),
+            (Self::Rewrapped(to), Ok(Answer::Rewrapped(answer))) => to.give(Ok(answer), spent),
             (Self::TokenKeys(to), Ok(Answer::TokenKeys(answer))) => to.give(Ok(answer), spent),
             (Self::PublicKey(to), Ok(Answer::PublicKey(answer))) => to.give(Ok(answer), spent),
             (Self::Done(to), Ok(Answer::Done)) => to.give(Ok(()), spent),
@@ -166,6 +170,7 @@ impl Reply {
             Self::Pin(to) => to.give(Err(error), spent),
             Self::Generated(to) => to.give(Err(error), spent),
             Self::Key(to) => to.give(Err(error), spent),
+            Self::Rewrapped(to) => to.give(Err(error), spent),
             Self::TokenKeys(to) => to.give(Err(error), spent),
             Self::PublicKey(to) => to.give(Err(error), spent),
             Self::Done(to) => to.give(Err(error), spent),

@@ -39,7 +39,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use cryptoki::context::Pkcs11;
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
-use kms_core::key::{CkaId, RowMac};
+use kms_core::key::{CkaId, Material, RowMac, WrappedKey};
 use kms_core::root::RootPin;
 use kms_core::secret::{Pin, Plaintext};
 
@@ -52,7 +52,7 @@ pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_at_once, exit_process, log_fata
 use crate::error::HsmError;
 use crate::hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, ImportKeySpec, KeyImport, KeySource,
-    KeySpec, MAX_BATCH, MAX_RANDOM_BYTES, Pending, TokenKeys,
+    KeySpec, MAX_BATCH, MAX_RANDOM_BYTES, MAX_REWRAPS, Pending, TokenKeys,
 };
 use crate::pending::To;
 use job::{Job, KeeperMessage, KeeperWork, Reply, Ticket, Work};
@@ -166,6 +166,18 @@ impl Hsm for Pkcs11Hsm {
         self.keep(KeeperWork::Load(source), deadline, Reply::Key)
     }
 
+    fn rewrap_keys(
+        &self,
+        sources: Vec<KeySource>,
+        to: RootGeneration,
+        deadline: Instant,
+    ) -> Pending<Vec<Result<WrappedKey, HsmError>>> {
+        match check_rewraps(&sources) {
+            Ok(()) => self.keep(KeeperWork::Rewrap { sources, to }, deadline, Reply::Rewrapped),
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()> {
         self.keep(KeeperWork::DestroyResident(id), deadline, Reply::Done)
     }
@@ -271,6 +283,17 @@ fn check_bounds(operation: &CryptoOp) -> Result<(), HsmError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses what the layers above must not ask for.
+fn check_rewraps(sources: &[KeySource]) -> Result<(), HsmError> {
+    if sources.len() > MAX_REWRAPS {
+        return Err(HsmError::Bug { reason: "re-wraps over their bound" });
+    }
+    if sources.iter().any(|source| matches!(source.material, Material::Resident(_))) {
+        return Err(HsmError::Bug { reason: "a re-wrap of what is not wrapped" });
+    }
+    Ok(())
 }
 
 fn no_start(detail: String) -> HsmError {

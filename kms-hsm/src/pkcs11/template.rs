@@ -107,8 +107,9 @@ pub(crate) fn nascent() -> Vec<Attribute> {
     template
 }
 
-/// What an import opens: it exists only inside the job that imports it, extractable, and good for its check value alone.
-pub(crate) fn imported() -> Vec<Attribute> {
+/// What is opened to be wrapped under a root: it exists only inside the job that imports or re-wraps it, extractable, and good
+/// for its check value alone.
+pub(crate) fn opened() -> Vec<Attribute> {
     let mut template = base(Role::Key, false);
     template.extend([
         Attribute::Extractable(true),

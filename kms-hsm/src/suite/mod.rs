@@ -15,6 +15,7 @@ pub mod bounds;
 pub mod crypto;
 pub mod import;
 pub mod keys;
+pub mod rewrap;
 pub mod roots;
 
 use std::sync::Arc;
@@ -208,6 +209,10 @@ macro_rules! hsm_suite {
             keys::a_destroyed_resident_key_is_missing_not_latched,
             keys::a_key_of_a_root_that_is_not_open_is_refused,
             keys::a_key_of_another_provider_is_refused,
+            rewrap::a_re_wrapped_key_is_the_same_key,
+            rewrap::a_re_wrap_of_a_wrong_blob_is_refused_and_stops_no_other,
+            rewrap::a_re_wrap_between_roots_that_are_not_open_is_refused,
+            rewrap::re_wraps_at_their_limit_and_one_past_it,
             roots::mac_is_deterministic_and_separates_inputs,
             roots::mac_survives_a_restart_of_the_provider,
             roots::mac_of_a_root_that_is_not_open_is_refused,

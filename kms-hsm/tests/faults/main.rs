@@ -15,6 +15,7 @@ mod object;
 mod panics;
 mod path;
 mod probes;
+mod rewrap;
 mod rig;
 mod session;
 mod waiting;

@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::readiness::Readiness;
-use crate::service::Kms;
+use crate::service::{Kms, RolloverState, RootRollover};
 use crate::telemetry::log;
 use crate::transport::stats::ConnectionStats;
 use crate::transport::{TlsStore, Validity};
@@ -127,12 +127,37 @@ fn encode_keyring(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result
         "Abandoned mutations that recovery could neither finish nor undo",
         count(kms.stuck_intents()),
     )?;
+    encode_root_rollover(encoder, kms)?;
     gauge(
         encoder,
         "holdfast_reconcile_failures",
         "What the last run of the reconciler could not do",
         count(kms.reconcile_failures()),
     )
+}
+
+fn encode_root_rollover(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result {
+    let RootRollover { generation, oldest, state, keys, rows, rewrapped, failed, left, .. } =
+        kms.root_rollover();
+    let gauges = [
+        ("generation", "Root generation that seals what is written", generation.get().into()),
+        ("oldest_generation", "Oldest root generation that is open", oldest.get().into()),
+        (
+            "rollover_running",
+            "1 while rows are sealed under the newest root",
+            u64::from(matches!(state, RolloverState::Running | RolloverState::Waiting)),
+        ),
+        ("rollover_keys", "Keys that this pass of a root rollover has looked at", keys),
+        ("rollover_failed_rows", "Rows that this pass could not seal: edited or damaged", failed),
+        ("rollover_rows_left", "Rows under an older root when the last pass ended", left.total()),
+    ];
+    for (name, help, value) in gauges {
+        gauge(encoder, &format!("holdfast_root_{name}"), help, value)?;
+    }
+    let help = "Rows sealed under the newest root since the start";
+    counter(encoder, "holdfast_root_rollover_rows", help, rows)?;
+    let help = "Key versions wrapped under the newest root since the start";
+    counter(encoder, "holdfast_root_rollover_rewrapped_versions", help, rewrapped)
 }
 
 fn encode_connections(

@@ -8,7 +8,7 @@ use super::missing::MissingRoots;
 use crate::audit::AuditStartError;
 use crate::config::Problem;
 use crate::keyring::KeyringError;
-use crate::service::CompareError;
+use crate::service::{CompareError, RootChangeError};
 use crate::store::StoreError;
 use crate::transport::tls::TlsError;
 
@@ -63,6 +63,9 @@ pub enum StartError {
     /// The database is not the one that the audit log has last seen, or that cannot be found out.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// A root set was neither made nor retired.
+    #[error("nothing was changed: {0}")]
+    RootChange(#[from] RootChangeError),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {cause}")]
     Listen {
@@ -89,14 +92,22 @@ impl StartError {
     pub const fn exit_status(&self) -> u8 {
         match self {
             Self::NoRoots(missing) if missing.is_of_hsm() => EXIT_HSM,
-            Self::Config(_) | Self::Tls(_) | Self::Pin(_) | Self::NoRoots(_) => EXIT_CONFIG,
-            Self::Compare(CompareError::Diverged { .. }) => EXIT_DIVERGED,
+            Self::Config(_)
+            | Self::Tls(_)
+            | Self::Pin(_)
+            | Self::NoRoots(_)
+            | Self::RootChange(
+                RootChangeError::NotOpen(_) | RootChangeError::Newest(_) | RootChangeError::Last(_),
+            ) => EXIT_CONFIG,
+            Self::Compare(CompareError::Diverged { .. })
+            | Self::RootChange(RootChangeError::Unfinished { .. }) => EXIT_DIVERGED,
             Self::Hsm(_)
             | Self::Unverifiable(_)
             | Self::Compare(CompareError::Unverified(KeyringError::Hsm(_))) => EXIT_HSM,
             Self::Audit(_)
             | Self::Store(_)
             | Self::RootPinIntegrity(_)
+            | Self::RootChange(RootChangeError::Service(_))
             | Self::Compare(CompareError::Unverified(_) | CompareError::Unrecorded(_)) => {
                 EXIT_STATE
             }

@@ -12,6 +12,7 @@ mod open;
 mod parts;
 mod ready;
 mod refusals;
+mod root_change;
 mod roots;
 mod run;
 mod signals;
@@ -28,6 +29,7 @@ pub use error::{
 };
 pub use missing::MissingRoots;
 pub use ready::ReadyFile;
+pub use root_change::{RootChange, change_root};
 pub use run::{Ended, Mode, run};
 pub use threads::serving_threads;
 pub use verify::verify_store;

@@ -6,6 +6,7 @@ use kms_core::clock::{Clock, SystemClock};
 
 use super::error::StartError;
 use super::parts::{self, StartedHsm};
+use super::roots;
 use super::steps::on_a_thread;
 use crate::audit::FileSink;
 use crate::config::Config;
@@ -36,7 +37,7 @@ impl Core {
         };
         let store = store.await.map_err(panicked)??;
         // The PIN goes to no other token than the pinned one, so the pins come first.
-        let pins = store.root_pins().await?;
+        let pins = roots::in_use(store.root_pins().await?, &store.retired_roots().await?);
         let serials = pins.into_iter().map(|(pin, _)| pin.token_serial).collect();
         let hsm = {
             let (config, clock) = (config.clone(), Arc::clone(&clock));

@@ -101,10 +101,15 @@ pub(super) fn policy(config: &Config) -> Result<Arc<StaticPolicy>, StartError> {
 }
 
 /// Returns the bounds of the keyring.
-pub(super) fn keyring(config: &Config, generation: RootGeneration) -> KeyringConfig {
+pub(super) fn keyring(
+    config: &Config,
+    oldest: RootGeneration,
+    generation: RootGeneration,
+) -> KeyringConfig {
     let most = NonZeroUsize::new(config.limits.max_loaded_keys).unwrap_or(NonZeroUsize::MIN);
     KeyringConfig {
         generation,
+        oldest,
         max_keys: most,
         max_versions: most,
         overlap: Duration::from_millis(config.limits.overlap_ms),

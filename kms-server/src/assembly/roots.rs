@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
-use kms_core::key::RowMac;
-use kms_core::root::RootPin;
+use kms_core::key::{RowMac, Sealed};
+use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::secret::equal_in_constant_time;
 use kms_hsm::{Hsm, HsmError, TokenKeys};
 use tokio::time::timeout;
@@ -28,7 +28,42 @@ const MAX_NAMED: usize = 8;
 /// A pinned root set, with the MAC of its row.
 pub(super) type Pinned = (RootPin, RowMac);
 
-/// Reads the pins; in dev mode makes the first root set when there is none.
+/// Leaves out the root sets that are retired.
+pub(super) fn in_use(pins: Vec<Pinned>, retired: &[Sealed<RetiredRoot>]) -> Vec<Pinned> {
+    let is_retired = |pin: &RootPin| retired.iter().any(|root| root.row.retired == pin.generation);
+    pins.into_iter().filter(|(pin, _)| !is_retired(pin)).collect()
+}
+
+/// Checks the MACs of retired root sets, with roots that are open: whoever takes one out of use takes its rows along.
+///
+/// # Errors
+/// [`StartError::RootPinIntegrity`] when one was edited, or is sealed under a root that is not open.
+pub(super) async fn verify_retired(
+    hsm: &dyn Hsm,
+    clock: &dyn Clock,
+    pins: &[Pinned],
+    retired: &[Sealed<RetiredRoot>],
+) -> Result<(), StartError> {
+    for Sealed { row, mac, generation } in retired {
+        let wrong = StartError::RootPinIntegrity(row.retired.get());
+        // Sealed under one that was retired since: of a chain the newest is what counts.
+        let is_open = pins.iter().any(|(pin, _)| pin.generation == *generation);
+        let was_open = retired.iter().any(|other| other.row.retired == *generation);
+        if !is_open {
+            if was_open && *generation > row.retired {
+                continue;
+            }
+            return Err(wrong);
+        }
+        let macs = hsm.mac(*generation, vec![row.mac_input(*generation)], deadline(clock)).await?;
+        if !macs.first().is_some_and(|made| equal_in_constant_time(&made.0, &mac.0)) {
+            return Err(wrong);
+        }
+    }
+    Ok(())
+}
+
+/// Reads the pins of root sets in use; in dev mode makes the first when there is none.
 ///
 /// # Errors
 /// [`StartError::NoRoots`] when there is none and none was to be made, or none could be made.
@@ -39,7 +74,7 @@ pub(super) async fn pinned(
     config: &Config,
     create: bool,
 ) -> Result<Vec<Pinned>, StartError> {
-    let pins = store.root_pins().await?;
+    let pins = in_use(store.root_pins().await?, &store.retired_roots().await?);
     if !pins.is_empty() {
         return Ok(pins);
     }
@@ -144,6 +179,11 @@ pub(super) async fn verify_pins(
 /// Returns the generation that new rows are sealed with: the highest.
 pub(super) fn newest(pins: &[Pinned]) -> RootGeneration {
     pins.iter().map(|(pin, _)| pin.generation).max().unwrap_or(FIRST_GENERATION)
+}
+
+/// Returns the oldest generation that is open.
+pub(super) fn oldest(pins: &[Pinned]) -> RootGeneration {
+    pins.iter().map(|(pin, _)| pin.generation).min().unwrap_or(FIRST_GENERATION)
 }
 
 async fn mac_of(hsm: &dyn Hsm, clock: &dyn Clock, pin: &RootPin) -> Result<RowMac, StartError> {

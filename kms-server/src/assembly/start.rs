@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use kms_hsm::Hsm;
+use kms_hsm::{Hsm, HsmHealth};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -20,6 +20,7 @@ use super::sockets::listen;
 use crate::admin::{self, Gauges, Probes, Readiness};
 use crate::config::Config;
 use crate::service::{Kms, Parts, Reconciled, SystemRandomness};
+use crate::store::Store as _;
 use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::grpc::{Gateway, GatewayParts, GrpcService};
 use crate::transport::health::HealthService;
@@ -120,10 +121,12 @@ impl Core {
         let folded =
             Folded { refusals: Arc::clone(&refusals), kms: kms.clone(), gateway: gateway.clone() };
         tokio::spawn(folded.tell(public_shutdown.clone()));
-        let reconciling = kms.clone();
+        let background = kms.clone();
         let stop = public_shutdown.into_receiver();
-        let reconciler =
-            tokio::spawn(async move { reconciling.run(RECONCILE_INTERVAL, stop).await });
+        let reconciler = tokio::spawn(async move {
+            let rolling = background.roll_over_root(stop.clone());
+            tokio::join!(background.run(RECONCILE_INTERVAL, stop), rolling);
+        });
         Ok(Running {
             rounds,
             reconciler,
@@ -189,6 +192,10 @@ impl Core {
         let clock = Arc::clone(&self.clock);
         let pins = roots::pinned(&*hsm, &*self.store, &*clock, config, mode.create_roots).await?;
         roots::open(&*hsm, &*clock, config, &pins, &mut shutdown).await?;
+        if matches!(hsm.status().health, HsmHealth::Ready) {
+            let retired = self.store.retired_roots().await?;
+            roots::verify_retired(&*hsm, &*clock, &pins, &retired).await?;
+        }
         let kms = Kms::new(Parts {
             hsm,
             store: Arc::clone(&self.store) as _,
@@ -196,7 +203,7 @@ impl Core {
             clock,
             policy: parts::policy(config)?,
             randomness: Arc::new(SystemRandomness),
-            keyring: parts::keyring(config, roots::newest(&pins)),
+            keyring: parts::keyring(config, roots::oldest(&pins), roots::newest(&pins)),
         });
         // The only place that sets it, so it cannot be taken.
         let _ = told.kms.set(kms.clone());

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use kms_core::clock::{Clock, SystemClock};
+use kms_core::key::Sealed;
+use kms_core::root::RetiredRoot;
 use kms_hsm::Hsm as _;
 use kms_hsm::pkcs11::Pkcs11Hsm;
 
@@ -38,7 +40,8 @@ pub fn verify_store(config: &Config) -> Result<Report, StartError> {
         .enable_all()
         .build()
         .map_err(StartError::system("start the threads"))?;
-    let pins = store.root_pins()?;
+    let retired = store.retired_roots()?;
+    let pins = roots::in_use(store.root_pins()?, &retired);
     if pins.is_empty() {
         let missing = MissingRoots::pinned(config, parts::token(config)?, None);
         return Err(StartError::NoRoots(Box::new(missing)));
@@ -46,7 +49,7 @@ pub fn verify_store(config: &Config) -> Result<Report, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let serials = pins.iter().map(|(pin, _)| pin.token_serial.clone()).collect();
     let hsm = parts::start_hsm(config, serials, &clock)?.hsm;
-    let verified = with_token(config, &store, &runtime, &hsm, &clock, &pins);
+    let verified = with_token(config, &store, &runtime, &hsm, &clock, (&pins, &retired));
     runtime.block_on(close_hsm(hsm));
     verified
 }
@@ -57,13 +60,14 @@ fn with_token(
     runtime: &tokio::runtime::Runtime,
     hsm: &Arc<Pkcs11Hsm>,
     clock: &Arc<dyn Clock>,
-    pins: &[roots::Pinned],
+    (pins, retired): (&[roots::Pinned], &[Sealed<RetiredRoot>]),
 ) -> Result<Report, StartError> {
     runtime.block_on(async {
         let wanted = pins.iter().map(|(pin, _)| pin.clone()).collect();
         let opened = hsm.open_roots(wanted, roots::deadline(&**clock)).await;
         opened.map_err(StartError::Unverifiable)?;
-        roots::verify_pins(&**hsm, &**clock, pins).await
+        roots::verify_pins(&**hsm, &**clock, pins).await?;
+        roots::verify_retired(&**hsm, &**clock, pins, retired).await
     })?;
     let log = Seen::read(&config.audit.directory);
     let mut macs = |generation, inputs| {

@@ -117,6 +117,8 @@ actions! {
     ListKeyHistory = "list_key_history",
     /// Read how a version was used.
     GetVersionUsage = "get_version_usage",
+    /// Seal rows under the newest root: what the server does by itself when there is a newer one.
+    RollOverRoot = "roll_over_root",
 }
 
 impl Protects for Wrap {}

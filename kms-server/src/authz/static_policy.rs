@@ -17,10 +17,11 @@ use crate::authn::x509::{is_host_name, is_spiffe_id};
 pub const MAX_GRANTS: usize = 10_000;
 /// What the server may do by itself: roll over what is due, reconcile, and activate or destroy what was planned when its time
 /// has come.
-const INTERNAL_ACTIONS: [ActionKind; 3] = [
+const INTERNAL_ACTIONS: [ActionKind; 4] = [
     ActionKind::RotateKey,
     ActionKind::ActivateKeyVersion,
     ActionKind::ScheduleKeyVersionDestruction,
+    ActionKind::RollOverRoot,
 ];
 
 /// One `[[authz.grants]]` of the configuration.

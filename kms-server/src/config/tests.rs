@@ -96,7 +96,7 @@ fn the_sample_lists_every_action() {
     let listed: Vec<_> = [methods, permissions]
         .iter()
         .flat_map(|part| part.split(','))
-        .map(|name| name.trim().to_owned())
+        .map(|name| name.trim().split(' ').next().unwrap_or_default().to_owned())
         .collect();
     let mut sorted = listed.clone();
     sorted.sort();

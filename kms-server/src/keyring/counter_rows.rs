@@ -1,5 +1,6 @@
 //! Counter rows: read and verified, sealed and written.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ pub(super) struct CounterRows {
     pub(super) hsm: Arc<dyn Hsm>,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) generation: RootGeneration,
+    /// Those that are open; the last seals what is written.
+    pub(super) generations: RangeInclusive<RootGeneration>,
     pub(super) timeout: Duration,
     pub(super) counters: Arc<Counters>,
 }
@@ -44,7 +46,7 @@ impl CounterRows {
             let detail = format!("the counter of key {uid} version {version} is gone");
             return Err(self.integrity(detail));
         };
-        let own = (row.key_uid, row.version) == id && generation <= self.generation;
+        let own = (row.key_uid, row.version) == id && self.generations.contains(&generation);
         let deadline = self.clock.monotonic() + self.timeout;
         let input = row.mac_input(generation);
         let macs =
@@ -65,15 +67,16 @@ impl CounterRows {
             return Ok(Vec::new());
         }
         let deadline = self.clock.monotonic() + self.timeout;
-        let inputs = plans.iter().map(|plan| plan.row.mac_input(self.generation)).collect();
-        let macs = self.hsm.mac(self.generation, inputs, deadline).await?;
+        let generation = *self.generations.end();
+        let inputs = plans.iter().map(|plan| plan.row.mac_input(generation)).collect();
+        let macs = self.hsm.mac(generation, inputs, deadline).await?;
         if macs.len() != plans.len() {
             return Err(KeyringError::Bug { reason: "the hsm gave another number of MACs" });
         }
-        let changes = plans.iter().zip(macs).map(|(plan, mac)| {
-            let generation = self.generation;
-            (plan.expected, Sealed { row: plan.row.clone(), mac, generation })
-        });
+        let changes = plans
+            .iter()
+            .zip(macs)
+            .map(|(plan, mac)| (plan.expected, Sealed { row: plan.row.clone(), mac, generation }));
         self.counters.lease_writes.increment();
         Ok(self.store.update_counters(changes.collect()).await?)
     }

@@ -141,7 +141,7 @@ impl World {
             hsm,
             store: Arc::clone(&store) as _,
             clock: clock.clone(),
-            generation: GENERATION,
+            generations: GENERATION..=GENERATION,
             timeout: LIMIT,
             counters: Arc::clone(&counters),
         };

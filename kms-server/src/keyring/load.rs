@@ -113,7 +113,7 @@ impl Shared {
         checks.sort_by_key(|check| check.generation);
         for group in checks.chunk_by_mut(|a, b| a.generation == b.generation) {
             let Some(generation) = group.first().map(|check| check.generation) else { continue };
-            if generation > self.config.generation {
+            if !(self.config.oldest..=self.config.generation).contains(&generation) {
                 return Err(self.integrity(format!("root generation {generation} is not open")));
             }
             let inputs = group.iter_mut().map(|check| std::mem::take(&mut check.input)).collect();

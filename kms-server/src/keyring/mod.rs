@@ -15,6 +15,7 @@ mod lease_log;
 mod ledger;
 mod load;
 mod plan;
+mod reseal;
 mod seal;
 mod usage;
 mod use_log;
@@ -58,6 +59,8 @@ use use_log::UseLog;
 pub struct KeyringConfig {
     /// The root generation that new rows are sealed with: the highest that is pinned.
     pub generation: RootGeneration,
+    /// The lowest generation that is open: rows of an older one are not believed.
+    pub oldest: RootGeneration,
     /// The most key rows kept: about 1 KiB each.
     pub max_keys: NonZeroUsize,
     /// The most versions kept loaded: one HSM session object each.
@@ -72,6 +75,7 @@ impl Default for KeyringConfig {
     fn default() -> Self {
         Self {
             generation: RootGeneration::FIRST,
+            oldest: RootGeneration::FIRST,
             max_keys: NonZeroUsize::MIN.saturating_add(9_999),
             max_versions: NonZeroUsize::MIN.saturating_add(9_999),
             load_timeout: Duration::from_secs(10),
@@ -134,7 +138,7 @@ impl Keyring {
             hsm: Arc::clone(&hsm),
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
-            generation: config.generation,
+            generations: config.oldest..=config.generation,
             timeout: config.load_timeout,
             counters: Arc::clone(&counters),
         };

@@ -2,6 +2,8 @@
 //!
 //! A batch gives all its items to one HSM worker, and has one record an item, one append, one result an item.
 
+use std::sync::atomic::Ordering;
+
 use kms_core::name::KeyName;
 use kms_hsm::{CryptoOp, CryptoOutput, Finished};
 
@@ -54,6 +56,7 @@ impl Inner {
         request: &RequestContext,
         case: C,
     ) -> Result<C::Output, ServiceError> {
+        self.traffic.fetch_add(1, Ordering::Relaxed);
         let mut trail = Trail::key(case.key());
         let result = self.work(request, case, &mut trail).await;
         self.record(request, trail, result).await
@@ -89,6 +92,7 @@ impl Inner {
         if let Err(error) = check_length(items.len()) {
             return self.record(request, Trail::unknown(), Err(error)).await;
         }
+        self.traffic.fetch_add(1, Ordering::Relaxed);
         let mut operations = Vec::with_capacity(items.len());
         let mut planned = Vec::with_capacity(items.len());
         for item in items {

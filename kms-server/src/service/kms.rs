@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use kms_hsm::{Hsm, HsmError, Timing};
 
 use super::due::DueCursors;
 use super::places::Places;
+use super::root_rollover::Progress;
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::audit::SharedAuditSink;
@@ -91,6 +92,10 @@ pub(super) struct Inner {
     pub(super) reconcile_failures: AtomicUsize,
     /// Where the reconciler's lists of what is due go on.
     pub(super) due: DueCursors,
+    /// Uses of keys since the start: work in the background makes way for them.
+    pub(super) traffic: AtomicU64,
+    /// How far the rows are under the newest root.
+    pub(super) root_rollover: Progress,
     /// Whether a comparison of the database with the log was begun, and none has ended well. Nothing is reconciled then.
     pub(super) is_doubtful: AtomicBool,
     /// Changes of a tenant's rows, one after another; asynchronous, so waiting blocks no thread.
@@ -130,6 +135,8 @@ impl Kms {
             stuck_intents: AtomicUsize::new(0),
             reconcile_failures: AtomicUsize::new(0),
             due: DueCursors::default(),
+            traffic: AtomicU64::new(0),
+            root_rollover: Progress::default(),
             is_doubtful: AtomicBool::new(false),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
             mutations: Places::new(),

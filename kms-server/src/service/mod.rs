@@ -30,6 +30,7 @@ mod places;
 mod reconcile;
 mod recover;
 mod rewrap;
+mod root_rollover;
 mod rotate_key;
 mod stage_key_version;
 mod trail;
@@ -48,4 +49,5 @@ pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};
 pub use reconcile::{
     ABANDONED, INTENT_GRACE, MAX_DUE, MAX_FORGOTTEN, MAX_ROTATIONS, ORPHAN_OBJECT, Reconciled,
 };
+pub use root_rollover::{RolloverState, RootChangeError, RootRollover};
 pub use types::*;

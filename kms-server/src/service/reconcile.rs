@@ -135,7 +135,7 @@ impl Reconciled {
 }
 
 /// Waits for true, or for the sender to go.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let mut told = *stop.borrow_and_update();
     while !told && stop.changed().await.is_ok() {
         told = *stop.borrow_and_update();

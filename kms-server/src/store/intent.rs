@@ -68,11 +68,13 @@ pub enum IntentKind {
     CancelKeyVersionDestruction,
     /// The destruction itself, when its time has come.
     DestroyKeyVersion,
+    /// Rows of a tenant are sealed under a newer root; the key is the first of them.
+    ResealRows,
 }
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::CreateKey,
         Self::RotateKey,
         Self::StageKeyVersion,
@@ -90,6 +92,7 @@ impl IntentKind {
         Self::ScheduleKeyVersionDestruction,
         Self::CancelKeyVersionDestruction,
         Self::DestroyKeyVersion,
+        Self::ResealRows,
     ];
 
     /// Returns the name used in columns and logs.
@@ -112,6 +115,7 @@ impl IntentKind {
             Self::ScheduleKeyVersionDestruction => "SCHEDULE_KEY_VERSION_DESTRUCTION",
             Self::CancelKeyVersionDestruction => "CANCEL_KEY_VERSION_DESTRUCTION",
             Self::DestroyKeyVersion => "DESTROY_KEY_VERSION",
+            Self::ResealRows => "RESEAL_ROWS",
         }
     }
 

@@ -8,6 +8,7 @@ mod change;
 mod error;
 mod intent;
 mod lookup;
+mod reseal;
 mod seal;
 pub mod sqlite;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
-use kms_core::root::RootPin;
+use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 
 pub use change::{
@@ -35,6 +36,8 @@ pub use intent::{Intent, IntentKind};
 pub use lookup::{
     DuePosition, HistoryPosition, KeyRef, ListPosition, Listed, StoredKey, VersionChoice,
 };
+
+pub use reseal::{OldCounts, OldRows, RequestPosition, Resealed, RowsLimit, SealedRow};
 
 /// How long a `request_id` is remembered (AIP-155).
 pub const REQUEST_MEMORY: std::time::Duration = std::time::Duration::from_hours(24);
@@ -54,6 +57,41 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Pins a root set. Fails with [`StoreError::RevisionMismatch`] when the generation is pinned already.
     async fn add_root_pin(&self, pin: RootPin, mac: RowMac) -> Result<(), StoreError>;
+
+    /// Returns the root sets that nothing depends on any more, by generation.
+    async fn retired_roots(&self) -> Result<Vec<Sealed<RetiredRoot>>, StoreError>;
+
+    /// Retires a root set: it is never opened again. Fails with [`StoreError::NotFound`] when it is not pinned, and with
+    /// [`StoreError::RevisionMismatch`] when it is retired already, or rows are sealed under it or an older one.
+    async fn retire_root(&self, retired: Sealed<RetiredRoot>) -> Result<(), StoreError>;
+
+    /// Lists rows of a tenant's keys that are sealed under a generation before `current`, key by key in the order of
+    /// [`Store::list_keys`], after `after`; those of requests are not among them.
+    async fn old_rows(
+        &self,
+        tenant: TenantName,
+        current: RootGeneration,
+        after: Option<ListPosition>,
+        limit: RowsLimit,
+    ) -> Result<OldRows, StoreError>;
+
+    /// Lists remembered requests that are sealed under a generation before `current`, after `after`, at most `limit`.
+    async fn old_requests(
+        &self,
+        current: RootGeneration,
+        after: Option<RequestPosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<RequestRecord>>, StoreError>;
+
+    /// Seals rows anew, and marks the intent applied. All are covered by the manifest; one that has not its expected MAC any
+    /// more fails with [`StoreError::RevisionMismatch`], and nothing is written.
+    async fn reseal(&self, rows: Vec<Resealed>, closing: Closing) -> Result<(), StoreError>;
+
+    /// Seals rows anew that no manifest covers; returns how many had their expected MAC. The others are left.
+    async fn reseal_loose(&self, rows: Vec<Resealed>) -> Result<u64, StoreError>;
+
+    /// Counts what is sealed under a generation before `current`, and the keys there are. Slow: it looks at all rows.
+    async fn old_counts(&self, current: RootGeneration) -> Result<OldCounts, StoreError>;
 
     /// Reads a key with one of its versions.
     async fn key(

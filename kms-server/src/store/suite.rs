@@ -9,6 +9,7 @@ pub(crate) mod due;
 pub(crate) mod keys;
 pub(crate) mod lists;
 pub(crate) mod requests;
+pub(crate) mod reseal;
 pub(crate) mod usage;
 
 use std::sync::Arc;
@@ -74,6 +75,10 @@ macro_rules! store_suite {
             lists::resident_ids_leave_out_destroyed_ones,
             lists::the_probe_writes,
             lists::versions_are_listed_by_number,
+            reseal::a_root_is_retired_when_nothing_is_sealed_under_it,
+            reseal::a_row_that_was_changed_meanwhile_is_not_sealed_over,
+            reseal::old_rows_are_found_key_by_key_within_the_limits,
+            reseal::rows_are_sealed_anew_and_nothing_else_of_them_changes,
             usage::uses_are_written_each_at_its_revision_and_never_go_back,
             requests::a_manifest_is_replaced_only_at_its_revision,
             requests::a_mutation_happens_once,

@@ -11,11 +11,11 @@ use kms_core::audit::AuditRecord;
 use kms_core::clock::{ManualClock, Timestamp};
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
-use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
+use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow, WrappedKey};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
-use kms_core::root::RootPin;
+use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::secret::Plaintext;
 use kms_core::usage::UsageRow;
 use kms_hsm::{
@@ -25,7 +25,8 @@ use kms_hsm::{
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
     Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
-    NewKey, RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
+    NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit,
+    Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -207,6 +208,14 @@ impl Hsm for FaultyHsm {
     }
     fn load_key(&self, source: KeySource, deadline: Instant) -> Pending<HsmKey> {
         self.through(|hsm| hsm.load_key(source, deadline))
+    }
+    fn rewrap_keys(
+        &self,
+        sources: Vec<KeySource>,
+        to: RootGeneration,
+        deadline: Instant,
+    ) -> Pending<Vec<Result<WrappedKey, HsmError>>> {
+        self.through(|hsm| hsm.rewrap_keys(sources, to, deadline))
     }
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()> {
         self.through(|hsm| hsm.destroy_resident(id, deadline))
@@ -435,6 +444,38 @@ impl Store for FaultyStore {
     }
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {
         through!(self.resident_ids())
+    }
+    async fn retired_roots(&self) -> Result<Vec<Sealed<RetiredRoot>>, StoreError> {
+        through!(self.retired_roots())
+    }
+    async fn retire_root(&self, retired: Sealed<RetiredRoot>) -> Result<(), StoreError> {
+        through!(self.retire_root(retired))
+    }
+    async fn old_rows(
+        &self,
+        tenant: TenantName,
+        current: RootGeneration,
+        after: Option<ListPosition>,
+        limit: RowsLimit,
+    ) -> Result<OldRows, StoreError> {
+        through!(self.old_rows(tenant, current, after, limit))
+    }
+    async fn old_requests(
+        &self,
+        current: RootGeneration,
+        after: Option<RequestPosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<RequestRecord>>, StoreError> {
+        through!(self.old_requests(current, after, limit))
+    }
+    async fn reseal(&self, rows: Vec<Resealed>, closing: Closing) -> Result<(), StoreError> {
+        through!(self.reseal(rows, closing))
+    }
+    async fn reseal_loose(&self, rows: Vec<Resealed>) -> Result<u64, StoreError> {
+        through!(self.reseal_loose(rows))
+    }
+    async fn old_counts(&self, current: RootGeneration) -> Result<OldCounts, StoreError> {
+        through!(self.old_counts(current))
     }
     async fn due_activations(
         &self,

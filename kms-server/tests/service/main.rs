@@ -23,6 +23,7 @@ mod mutations;
 mod places;
 mod refusals;
 mod rollback;
+mod root_rollover;
 mod rotation;
 mod staging;
 mod states;

@@ -113,6 +113,15 @@ impl World {
         Self::assemble(directory, device, hsm, store, sink, clock, keyring, grants)
     }
 
+    /// Makes and pins one more root set on the token.
+    pub(crate) async fn open_root(&self, generation: RootGeneration) {
+        let deadline = self.clock.monotonic() + Duration::from_secs(10);
+        let pin = self.hsm.create_root(generation, deadline).await.unwrap();
+        self.hsm.open_roots(vec![pin.clone()], deadline).await.unwrap();
+        let macs = self.hsm.mac(generation, vec![pin.mac_input()], deadline).await.unwrap();
+        self.store.add_root_pin(pin, macs[0]).await.unwrap();
+    }
+
     pub(crate) fn database(&self) -> PathBuf {
         self.directory.path().join("kms.db")
     }

@@ -6,16 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
-use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
-use kms_core::root::RootPin;
+use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 use kms_server::store::{
     Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
-    NewKey, RequestRecord, Rollover, Staging, Store, StoreError, StoredKey, VersionChoice,
+    NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit,
+    Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -114,5 +115,12 @@ forward! {
     due_activations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
     due_rotations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<KeyRow>>;
     due_destructions(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
+    retired_roots() -> Vec<Sealed<RetiredRoot>>;
+    retire_root(retired: Sealed<RetiredRoot>) -> ();
+    old_rows(tenant: TenantName, current: RootGeneration, after: Option<ListPosition>, limit: RowsLimit) -> OldRows;
+    old_requests(current: RootGeneration, after: Option<RequestPosition>, limit: u32) -> Listed<Sealed<RequestRecord>>;
+    reseal(rows: Vec<Resealed>, closing: Closing) -> ();
+    reseal_loose(rows: Vec<Resealed>) -> u64;
+    old_counts(current: RootGeneration) -> OldCounts;
     probe(now: Timestamp) -> ();
 }

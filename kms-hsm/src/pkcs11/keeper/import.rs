@@ -105,11 +105,11 @@ impl Keeper {
             return Err(Failure::Answer(HsmError::ImportMaterialInvalid));
         }
         if !import.method.is_two_steps() {
-            return self.open_by(private, &mechanism, &import.wrapped, &template::imported());
+            return self.open_by(private, &mechanism, &import.wrapped, &template::opened());
         }
         let (head, tail) = import.wrapped.split_at(import.job.size.bytes());
         let kek = self.open_by(private, &mechanism, head, &template::import_kek())?;
-        let opened = self.open_by(kek, &KWP, tail, &template::imported());
+        let opened = self.open_by(kek, &KWP, tail, &template::opened());
         match (opened, self.session()?.destroy_object(kek)) {
             (opened, Ok(())) => opened,
             // Both die with the session.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::ObjectHandle;
+use cryptoki::object::{Attribute, ObjectHandle};
 use kms_core::key::{CheckBlob, Material, Protection, WrappedKey};
 
 use super::Keeper;
@@ -140,30 +140,48 @@ impl Keeper {
             Material::Wrapped(blob) => (self.unwrap(root, blob)?, true),
             Material::Resident(id) => (self.resident(*id)?, false),
         };
+        match self.check_value_fits(root, object, source) {
+            Ok(()) => Ok(Handle { epoch: self.epoch, object }),
+            Err(failure) => Err(if own { self.undo(&[object], failure) } else { failure }),
+        }
+    }
+
+    /// Verifies the check value of an object.
+    pub(super) fn check_value_fits(
+        &self,
+        root: Root,
+        object: ObjectHandle,
+        source: &KeySource,
+    ) -> Result<(), Failure> {
         let fits = match token::check_fits(self.session()?, object, source) {
             // SoftHSM says CKR_GENERAL_ERROR for a tag that does not fit: the root decides.
             Err(Failure::Ambiguous(detail)) => self.root_sings(root, detail).map(|()| false),
             other => other,
         };
-        match fits {
-            Ok(true) => Ok(Handle { epoch: self.epoch, object }),
-            Ok(false) => {
-                let detail = "the check value does not fit the key".into();
-                let failure = Failure::Answer(HsmError::KeyIntegrity { detail });
-                Err(if own { self.undo(&[object], failure) } else { failure })
-            }
-            Err(failure) => Err(if own { self.undo(&[object], failure) } else { failure }),
+        if fits? {
+            return Ok(());
         }
+        let detail = "the check value does not fit the key".into();
+        Err(Failure::Answer(HsmError::KeyIntegrity { detail }))
     }
 
     pub(super) fn unwrap(&self, root: Root, blob: &WrappedKey) -> Result<ObjectHandle, Failure> {
+        self.unwrap_as(root, blob, &template::unwrapped())
+    }
+
+    /// Opens a blob as an object of this template.
+    pub(super) fn unwrap_as(
+        &self,
+        root: Root,
+        blob: &WrappedKey,
+        template: &[Attribute],
+    ) -> Result<ObjectHandle, Failure> {
         let broken =
             |detail: &str| Failure::Answer(HsmError::KeyIntegrity { detail: detail.into() });
         if blob.0.len() != WRAPPED_KEY_BYTES {
             return Err(broken("the wrapped key has another length"));
         }
-        let template = template::unwrapped();
-        match self.session()?.unwrap_key(&KWP, root.wrap, &blob.0, &template) {
+        match self.session()?.unwrap_key(&KWP, root.wrap, &blob.0, template) {
             Ok(object) => Ok(object),
             Err(error) => match Failure::from(error) {
                 // SoftHSM says CKR_GENERAL_ERROR for a blob that does not unwrap: the root decides.

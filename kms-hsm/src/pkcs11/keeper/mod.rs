@@ -11,6 +11,7 @@ pub(crate) mod probe;
 mod prober;
 mod rescue;
 mod residents;
+mod rewrap;
 mod roots;
 mod settle;
 mod strays;
@@ -164,6 +165,9 @@ impl Keeper {
                 self.generate(spec).map(|key| Answer::Generated(Box::new(key)))
             }
             KeeperWork::Load(source) => self.load(source).map(Answer::Key),
+            KeeperWork::Rewrap { sources, to } => {
+                self.rewrap_keys(sources, *to).map(Answer::Rewrapped)
+            }
             KeeperWork::Import(import) => {
                 self.import(import).map(|key| Answer::Generated(Box::new(key)))
             }

@@ -85,6 +85,7 @@ impl Keeper {
             KeeperWork::CreateRoot(_)
             | KeeperWork::OpenRoots(_)
             | KeeperWork::Load(_)
+            | KeeperWork::Rewrap { .. }
             | KeeperWork::DestroyImportKey(_)
             | KeeperWork::DestroyResident(_)
             | KeeperWork::ListTokenKeys => return None,

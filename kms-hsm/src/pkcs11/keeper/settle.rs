@@ -19,7 +19,10 @@ impl Keeper {
             | KeeperWork::DestroyResident(_) => {
                 self.ask_roots(failure, |detail| self.shared.unavailable(detail))
             }
-            KeeperWork::OpenRoots(_) | KeeperWork::Load(_) | KeeperWork::ListTokenKeys => failure,
+            KeeperWork::OpenRoots(_)
+            | KeeperWork::Load(_)
+            | KeeperWork::Rewrap { .. }
+            | KeeperWork::ListTokenKeys => failure,
         }
     }
 

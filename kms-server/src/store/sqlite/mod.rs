@@ -11,6 +11,7 @@ mod migrate;
 pub mod offline;
 mod open;
 mod read;
+mod reseal;
 mod rows;
 mod sql;
 #[cfg(test)]
@@ -31,12 +32,12 @@ use async_trait::async_trait;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
-use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision};
+use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
-use kms_core::root::RootPin;
+use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -44,8 +45,8 @@ use tokio::sync::watch;
 use self::writer::{Task, WriteJob};
 use super::{
     Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
-    MAX_REMEMBERED_REQUESTS, NewKey, RequestRecord, Rollover, Staging, Store, StoreError,
-    StoredKey, VersionChoice,
+    MAX_REMEMBERED_REQUESTS, NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed,
+    Rollover, RowsLimit, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -411,6 +412,46 @@ impl Store for SqliteStore {
     ) -> Result<(), StoreError> {
         let max = self.max_requests;
         self.write(move |db| write::update_version(db, expected, &version, &closing, max)).await
+    }
+
+    async fn retired_roots(&self) -> Result<Vec<Sealed<RetiredRoot>>, StoreError> {
+        self.read(reseal::retired_roots).await
+    }
+
+    async fn retire_root(&self, retired: Sealed<RetiredRoot>) -> Result<(), StoreError> {
+        self.write(move |db| reseal::retire_root(db, &retired)).await
+    }
+
+    async fn old_rows(
+        &self,
+        tenant: TenantName,
+        current: RootGeneration,
+        after: Option<ListPosition>,
+        limit: RowsLimit,
+    ) -> Result<OldRows, StoreError> {
+        self.read(move |db| reseal::old_rows(db, &tenant, current, after, limit)).await
+    }
+
+    async fn old_requests(
+        &self,
+        current: RootGeneration,
+        after: Option<RequestPosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<RequestRecord>>, StoreError> {
+        self.read(move |db| reseal::old_requests(db, current, after.as_ref(), limit)).await
+    }
+
+    async fn reseal(&self, rows: Vec<Resealed>, closing: Closing) -> Result<(), StoreError> {
+        let max = self.max_requests;
+        self.write(move |db| reseal::reseal(db, &rows, &closing, max)).await
+    }
+
+    async fn reseal_loose(&self, rows: Vec<Resealed>) -> Result<u64, StoreError> {
+        self.write(move |db| reseal::reseal_loose(db, &rows)).await
+    }
+
+    async fn old_counts(&self, current: RootGeneration) -> Result<OldCounts, StoreError> {
+        self.read(move |db| reseal::old_counts(db, current)).await
     }
 
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError> {

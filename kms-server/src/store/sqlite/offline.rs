@@ -13,13 +13,13 @@ use kms_core::id::{KeyUid, KeyVersion};
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
-use kms_core::root::RootPin;
+use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
 use super::migrate::{MIGRATIONS, require_current};
-use super::{open, read, rows};
+use super::{open, read, reseal, rows};
 use crate::store::{Intent, RequestRecord, StoreError};
 
 /// Faults of the file's own structure that are told: of more, there is one cause.
@@ -95,6 +95,14 @@ impl OfflineStore {
     /// When they cannot be read.
     pub fn root_pins(&self) -> Result<Vec<(RootPin, RowMac)>, StoreError> {
         read::root_pins(&self.connection)
+    }
+
+    /// Returns the root sets that are retired.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn retired_roots(&self) -> Result<Vec<Sealed<RetiredRoot>>, StoreError> {
+        reseal::retired_roots(&self.connection)
     }
 
     /// Returns the ids of all tenants that have a manifest or a key, as they stand there.

@@ -326,7 +326,7 @@ fn one<T>(
     found.next()?.map(decode).transpose()
 }
 
-fn many<T>(
+pub(super) fn many<T>(
     connection: &Connection,
     sql: &str,
     parameters: impl Params,
@@ -342,7 +342,7 @@ fn many<T>(
 }
 
 /// Like [`many`], but a row with a value outside its type is counted and does not hide the others.
-fn listed<T>(
+pub(super) fn listed<T>(
     connection: &Connection,
     sql: &str,
     parameters: impl Params,

@@ -15,13 +15,13 @@ use kms_core::key::{
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
-use kms_core::root::RootPin;
+use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::state::VersionState;
 use kms_core::usage::{Tally, UsageRow, Uses};
 use rusqlite::Row;
 use rusqlite::types::FromSql;
 
-use crate::store::{Intent, IntentKind, RequestRecord, StoreError};
+use crate::store::{Intent, IntentKind, ListPosition, RequestRecord, StoreError};
 
 /// One row, read column by column; remembers the table for errors.
 struct Columns<'a> {
@@ -256,6 +256,25 @@ pub(super) fn root(row: &Row<'_>) -> Result<(RootPin, RowMac), StoreError> {
         mac_check: columns.read("mac_check")?,
     };
     Ok((pin, RowMac(columns.array("mac")?)))
+}
+
+/// Reads a row of `retired_roots`.
+pub(super) fn retired_root(row: &Row<'_>) -> Result<Sealed<RetiredRoot>, StoreError> {
+    let columns = Columns { table: "retired_roots", row };
+    let number = u32::try_from(columns.read::<i64>("retired")?).ok();
+    columns.sealed(RetiredRoot {
+        retired: number.and_then(RootGeneration::new).ok_or_else(|| columns.damaged("retired"))?,
+        time: columns.time("time")?,
+        actor: columns.read("actor")?,
+        reason: columns.read("reason")?,
+    })
+}
+
+/// Reads the name of a key, and where it stands in the list of its tenant.
+pub(super) fn key_position(row: &Row<'_>) -> Result<(ListPosition, KeyName), StoreError> {
+    let columns = Columns { table: "keys", row };
+    let create_time = columns.time("create_time")?;
+    Ok((ListPosition { create_time, uid: columns.uid("uid")? }, columns.key_name()?))
 }
 
 /// Reads a row of `requests`.

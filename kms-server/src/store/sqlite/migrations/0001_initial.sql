@@ -13,6 +13,16 @@ CREATE TABLE roots (
     mac          BLOB    NOT NULL CHECK (length(mac) = 32)
 ) STRICT;
 
+-- Root sets that nothing depends on any more. `generation` is that of the root which seals the row.
+CREATE TABLE retired_roots (
+    retired    INTEGER NOT NULL PRIMARY KEY REFERENCES roots (generation),
+    time       INTEGER NOT NULL,
+    actor      TEXT    NOT NULL CHECK (octet_length(actor) <= 2048),
+    reason     TEXT    NOT NULL CHECK (octet_length(reason) <= 256),
+    generation INTEGER NOT NULL CHECK (generation > retired),
+    mac        BLOB    NOT NULL CHECK (length(mac) = 32)
+) STRICT;
+
 -- The primary is a column of the key, so a key has exactly one; the deferred reference makes it an existing version.
 CREATE TABLE keys (
     uid             BLOB    NOT NULL PRIMARY KEY CHECK (length(uid) = 16),
@@ -220,28 +230,49 @@ END;
 CREATE TRIGGER requests_forgotten AFTER DELETE ON requests
 BEGIN UPDATE request_counts SET remembered = remembered - 1 WHERE tenant = OLD.tenant; END;
 
--- A revision only grows, and what identifies a row never changes.
+-- A revision only grows, and what identifies a row never changes. Only a newer root seals a row anew at the revision it has,
+-- and nothing of what it says changes then.
 CREATE TRIGGER keys_guard BEFORE UPDATE ON keys
-WHEN NEW.revision <= OLD.revision OR NEW.uid IS NOT OLD.uid OR NEW.tenant IS NOT OLD.tenant
+WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation AND
+        (NEW.state, NEW.owner, NEW.sensitivity, NEW.usage, NEW.cryptoperiod_s, NEW.labels, NEW.update_time,
+         NEW.primary_version, NEW.latest_version, NEW.consumer_count, NEW.rotation_period_s,
+         NEW.rotate_time)
+        IS
+        (OLD.state, OLD.owner, OLD.sensitivity, OLD.usage, OLD.cryptoperiod_s, OLD.labels, OLD.update_time,
+         OLD.primary_version, OLD.latest_version, OLD.consumer_count, OLD.rotation_period_s,
+         OLD.rotate_time)))
+    OR NEW.uid IS NOT OLD.uid OR NEW.tenant IS NOT OLD.tenant
     OR NEW.key_id IS NOT OLD.key_id OR NEW.purpose IS NOT OLD.purpose OR NEW.protection IS NOT OLD.protection
     OR NEW.create_time IS NOT OLD.create_time OR NEW.latest_version < OLD.latest_version
 BEGIN SELECT RAISE(ABORT, 'keys: an immutable column changed or the revision did not grow'); END;
 
 CREATE TRIGGER versions_guard BEFORE UPDATE ON versions
-WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
-    OR NEW.create_time IS NOT OLD.create_time OR OLD.state = 'DESTROYED'
+WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation AND
+        (NEW.state, NEW.material_kind, NEW.check_blob, NEW.state_time, NEW.state_reason, NEW.state_actor,
+         NEW.activate_time, NEW.deactivate_time, NEW.destroy_time, NEW.destroy_returns,
+         NEW.destroy_despite_consumers)
+        IS
+        (OLD.state, OLD.material_kind, OLD.check_blob, OLD.state_time, OLD.state_reason, OLD.state_actor,
+         OLD.activate_time, OLD.deactivate_time, OLD.destroy_time, OLD.destroy_returns,
+         OLD.destroy_despite_consumers)))
+    OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
+    OR NEW.create_time IS NOT OLD.create_time OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
     OR (OLD.state = 'COMPROMISED' AND NEW.state NOT IN ('COMPROMISED', 'DESTROY_SCHEDULED'))
 BEGIN SELECT RAISE(ABORT, 'versions: an immutable column changed or the revision did not grow'); END;
 
 -- A counter gives back at most the unused rest of one lease, 2^20 at most.
 CREATE TRIGGER counters_guard BEFORE UPDATE ON counters
-WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
+WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation
+        AND NEW.leased = OLD.leased))
+    OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
     OR NEW.leased < OLD.leased - 1048576
 BEGIN SELECT RAISE(ABORT, 'counters: more was given back than one lease'); END;
 
 -- Counts only grow.
 CREATE TRIGGER usage_guard BEFORE UPDATE ON usage
-WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
+WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation
+        AND (NEW.protects, NEW.processes, NEW.rewraps) IS (OLD.protects, OLD.processes, OLD.rewraps)))
+    OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
     OR NEW.protects < OLD.protects OR NEW.processes < OLD.processes OR NEW.rewraps < OLD.rewraps
 BEGIN SELECT RAISE(ABORT, 'usage: a count went back'); END;
 
@@ -251,7 +282,23 @@ BEGIN SELECT RAISE(ABORT, 'manifests: the revision did not grow'); END;
 
 CREATE TRIGGER keys_stay BEFORE DELETE ON keys BEGIN SELECT RAISE(ABORT, 'keys are never deleted'); END;
 CREATE TRIGGER versions_stay BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are never deleted'); END;
-CREATE TRIGGER consumers_stand BEFORE UPDATE ON consumers BEGIN SELECT RAISE(ABORT, 'consumers are never changed'); END;
-CREATE TRIGGER history_stands BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
+CREATE TRIGGER consumers_stand BEFORE UPDATE ON consumers
+WHEN NOT (NEW.generation > OLD.generation AND
+        (NEW.key_uid, NEW.consumer_id, NEW.description, NEW.create_time, NEW.actor, NEW.revision)
+        IS
+        (OLD.key_uid, OLD.consumer_id, OLD.description, OLD.create_time, OLD.actor, OLD.revision))
+BEGIN SELECT RAISE(ABORT, 'consumers are never changed'); END;
+CREATE TRIGGER history_stands BEFORE UPDATE ON history
+WHEN NOT (NEW.generation > OLD.generation AND
+        (NEW.key_uid, NEW.version, NEW.revision, NEW.old_revision, NEW.time, NEW.from_state, NEW.to_state,
+         NEW.detail, NEW.actor, NEW.reason)
+        IS
+        (OLD.key_uid, OLD.version, OLD.revision, OLD.old_revision, OLD.time, OLD.from_state, OLD.to_state,
+         OLD.detail, OLD.actor, OLD.reason))
+BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
 CREATE TRIGGER history_stays BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
+CREATE TRIGGER retired_roots_stand BEFORE UPDATE ON retired_roots
+BEGIN SELECT RAISE(ABORT, 'retired roots are never changed'); END;
+CREATE TRIGGER retired_roots_stay BEFORE DELETE ON retired_roots
+BEGIN SELECT RAISE(ABORT, 'retired roots are never deleted'); END;
 CREATE TRIGGER roots_stay BEFORE DELETE ON roots BEGIN SELECT RAISE(ABORT, 'roots are never deleted'); END;

@@ -1,0 +1,217 @@
+//! Sealing rows anew under the newest root: each is verified under its own root first, and a blob is wrapped anew.
+
+use std::time::Instant;
+
+use kms_core::id::RootGeneration;
+use kms_core::key::{Material, RowMac, Sealed, VersionRow, WrappedKey};
+use kms_core::secret::equal_in_constant_time;
+use kms_core::state::VersionState;
+use kms_hsm::{HsmError, KeySource, MAX_REWRAPS};
+
+use super::load::Check;
+use super::{Keyring, KeyringError, MacInput, Shared};
+use crate::store::{Resealed, SealedRow};
+
+/// MACs of one call: what others ask the HSM for waits for it, some hundred microseconds.
+const MACS_AT_ONCE: usize = 16;
+
+impl Keyring {
+    /// Makes the seals of rows anew under the newest root. Rows that are not what their MAC says, and versions whose material
+    /// is not, are left out, with the alert: nobody makes them genuine.
+    ///
+    /// # Errors
+    /// [`KeyringError::Hsm`] when the HSM cannot.
+    pub async fn reseal(
+        &self,
+        rows: Vec<SealedRow>,
+        deadline: Instant,
+    ) -> Result<Vec<Resealed>, KeyringError> {
+        let genuine = self.shared.genuine(rows, deadline).await?;
+        let rewrapped = self.shared.rewrap(genuine, deadline).await?;
+        self.shared.seal_anew(rewrapped, deadline).await
+    }
+}
+
+/// A row and the MAC that it has in the store.
+type Known = (RowMac, SealedRow);
+
+impl Shared {
+    /// Returns the rows whose MAC fits.
+    async fn genuine(
+        &self,
+        rows: Vec<SealedRow>,
+        deadline: Instant,
+    ) -> Result<Vec<Known>, KeyringError> {
+        let mut genuine = Vec::with_capacity(rows.len());
+        for group in rows.chunk_by(|a, b| generation(a) == generation(b)) {
+            let Some(generation) = group.first().map(generation) else { continue };
+            if !(self.config.oldest..=self.config.generation).contains(&generation) {
+                // The alert is all that can be done.
+                drop(self.integrity(format!("root generation {generation} is not open")));
+                continue;
+            }
+            for rows in group.chunks(MACS_AT_ONCE) {
+                let checks: Vec<Check> = rows.iter().map(check).collect();
+                let inputs = checks.iter().map(|check| check.input.clone()).collect();
+                let macs = self.macs_of(generation, inputs, deadline).await?;
+                for ((row, check), mac) in rows.iter().zip(checks).zip(macs) {
+                    if equal_in_constant_time(&check.mac.0, &mac.0) {
+                        genuine.push((check.mac, row.clone()));
+                    } else {
+                        drop(self.integrity(format!("{} has another MAC", check.what)));
+                    }
+                }
+            }
+        }
+        Ok(genuine)
+    }
+
+    /// Wraps the material of versions under the newest root.
+    async fn rewrap(
+        &self,
+        rows: Vec<Known>,
+        deadline: Instant,
+    ) -> Result<Vec<Known>, KeyringError> {
+        let (wrapped, mut done): (Vec<Known>, Vec<Known>) =
+            rows.into_iter().partition(|(_, row)| source(row).is_some());
+        for rows in wrapped.chunks(MAX_REWRAPS) {
+            let sources = rows.iter().filter_map(|(_, row)| source(row)).collect();
+            let blobs = self.hsm.rewrap_keys(sources, self.config.generation, deadline).await?;
+            if blobs.len() != rows.len() {
+                return Err(KeyringError::Bug { reason: "the hsm gave another number of blobs" });
+            }
+            for ((mac, row), blob) in rows.iter().zip(blobs) {
+                match blob {
+                    Ok(blob) => done.push((*mac, with_material(row.clone(), blob))),
+                    Err(HsmError::KeyIntegrity { detail }) => {
+                        let what = check(row).what;
+                        drop(self.integrity(format!("{what}: {detail}")));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    async fn seal_anew(
+        &self,
+        rows: Vec<Known>,
+        deadline: Instant,
+    ) -> Result<Vec<Resealed>, KeyringError> {
+        let generation = self.config.generation;
+        let mut done = Vec::with_capacity(rows.len());
+        for rows in rows.chunks(MACS_AT_ONCE) {
+            let inputs = rows.iter().map(|(_, row)| mac_input(row, generation)).collect();
+            let macs = self.macs_of(generation, inputs, deadline).await?;
+            let sealed = rows.iter().zip(macs).map(|((expected, row), mac)| Resealed {
+                expected: *expected,
+                row: sealed(row.clone(), mac, generation),
+            });
+            done.extend(sealed);
+        }
+        Ok(done)
+    }
+
+    async fn macs_of(
+        &self,
+        generation: RootGeneration,
+        inputs: Vec<Vec<u8>>,
+        deadline: Instant,
+    ) -> Result<Vec<RowMac>, KeyringError> {
+        let count = inputs.len();
+        let macs = self.hsm.mac(generation, inputs, deadline).await?;
+        if macs.len() != count {
+            return Err(KeyringError::Bug { reason: "the hsm gave another number of MACs" });
+        }
+        Ok(macs)
+    }
+}
+
+/// Returns what to wrap anew; `None` of what has no blob, or none any more.
+fn source(row: &SealedRow) -> Option<KeySource> {
+    let SealedRow::Version(Sealed { row, generation, mac: _ }) = row else { return None };
+    let VersionRow { key_uid, version, state, material, check, .. } = row;
+    if *state == VersionState::Destroyed || !matches!(material, Material::Wrapped(_)) {
+        return None;
+    }
+    Some(KeySource {
+        key_uid: *key_uid,
+        version: *version,
+        generation: *generation,
+        material: material.clone(),
+        check: check.clone(),
+    })
+}
+
+fn with_material(row: SealedRow, blob: WrappedKey) -> SealedRow {
+    match row {
+        SealedRow::Version(Sealed { row, mac, generation }) => {
+            let row = VersionRow { material: Material::Wrapped(blob), ..row };
+            SealedRow::Version(Sealed { row, mac, generation })
+        }
+        other => other,
+    }
+}
+
+/// Does the same with a row of whichever table.
+macro_rules! of_any {
+    ($row:expr, $sealed:ident => $value:expr) => {
+        match $row {
+            SealedRow::Key($sealed) => $value,
+            SealedRow::Version($sealed) => $value,
+            SealedRow::History($sealed) => $value,
+            SealedRow::Consumer($sealed) => $value,
+            SealedRow::Counter($sealed) => $value,
+            SealedRow::Usage($sealed) => $value,
+            SealedRow::Request($sealed) => $value,
+        }
+    };
+}
+
+fn generation(row: &SealedRow) -> RootGeneration {
+    of_any!(row, sealed => sealed.generation)
+}
+
+fn mac_input(row: &SealedRow, generation: RootGeneration) -> Vec<u8> {
+    of_any!(row, sealed => MacInput::mac_input(&sealed.row, generation))
+}
+
+fn sealed(row: SealedRow, mac: RowMac, generation: RootGeneration) -> SealedRow {
+    match row {
+        SealedRow::Key(Sealed { row, .. }) => SealedRow::Key(Sealed { row, mac, generation }),
+        SealedRow::Version(Sealed { row, .. }) => {
+            SealedRow::Version(Sealed { row, mac, generation })
+        }
+        SealedRow::History(Sealed { row, .. }) => {
+            SealedRow::History(Sealed { row, mac, generation })
+        }
+        SealedRow::Consumer(Sealed { row, .. }) => {
+            SealedRow::Consumer(Sealed { row, mac, generation })
+        }
+        SealedRow::Counter(Sealed { row, .. }) => {
+            SealedRow::Counter(Sealed { row, mac, generation })
+        }
+        SealedRow::Usage(Sealed { row, .. }) => SealedRow::Usage(Sealed { row, mac, generation }),
+        SealedRow::Request(Sealed { row, .. }) => {
+            SealedRow::Request(Sealed { row, mac, generation })
+        }
+    }
+}
+
+fn check(row: &SealedRow) -> Check {
+    match row {
+        SealedRow::Key(sealed) => Check::key(sealed),
+        SealedRow::Version(sealed) => Check::version(sealed),
+        SealedRow::History(sealed) => Check::history(sealed),
+        SealedRow::Consumer(sealed) => Check::consumer(sealed),
+        SealedRow::Counter(sealed) => Check::counter(sealed),
+        SealedRow::Usage(sealed) => Check::usage(sealed),
+        SealedRow::Request(Sealed { row, mac, generation }) => Check {
+            input: row.mac_input(*generation),
+            mac: *mac,
+            generation: *generation,
+            what: format!("request {} of `{}`", row.request_id, row.principal),
+        },
+    }
+}
