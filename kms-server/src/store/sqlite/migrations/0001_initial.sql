@@ -54,6 +54,7 @@ CREATE TABLE versions (
     material        BLOB    NOT NULL CHECK (CASE material_kind WHEN 'resident' THEN length(material) = 16
                                             ELSE length(material) BETWEEN 24 AND 512 OR state = 'DESTROYED' END),
     check_blob      BLOB    NOT NULL CHECK (length(check_blob) BETWEEN 12 AND 256),
+    origin          TEXT    NOT NULL CHECK (origin IN ('GENERATED', 'IMPORTED')),
     create_time     INTEGER NOT NULL,
     state_time      INTEGER NOT NULL,
     state_reason    TEXT    NOT NULL CHECK (octet_length(state_reason) <= 256),
@@ -229,7 +230,7 @@ BEGIN SELECT RAISE(ABORT, 'keys: an immutable column changed or the revision did
 
 CREATE TRIGGER versions_guard BEFORE UPDATE ON versions
 WHEN NEW.revision <= OLD.revision OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
-    OR NEW.create_time IS NOT OLD.create_time OR OLD.state = 'DESTROYED'
+    OR NEW.create_time IS NOT OLD.create_time OR NEW.origin IS NOT OLD.origin OR OLD.state = 'DESTROYED'
     OR (OLD.state = 'COMPROMISED' AND NEW.state NOT IN ('COMPROMISED', 'DESTROY_SCHEDULED'))
 BEGIN SELECT RAISE(ABORT, 'versions: an immutable column changed or the revision did not grow'); END;
 
@@ -255,3 +256,24 @@ CREATE TRIGGER consumers_stand BEFORE UPDATE ON consumers BEGIN SELECT RAISE(ABO
 CREATE TRIGGER history_stands BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is never changed'); END;
 CREATE TRIGGER history_stays BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
 CREATE TRIGGER roots_stay BEFORE DELETE ON roots BEGIN SELECT RAISE(ABORT, 'roots are never deleted'); END;
+
+-- Open import jobs. The key that one is for may not be there yet. Rows are made and taken away, never changed.
+CREATE TABLE import_jobs (
+    id          BLOB    NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+    tenant      TEXT    NOT NULL CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    key_id      TEXT    NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
+    key_uid     BLOB    NOT NULL CHECK (length(key_uid) = 16),
+    method      TEXT    NOT NULL CHECK (octet_length(method) BETWEEN 1 AND 64),
+    rsa_bits    INTEGER NOT NULL CHECK (rsa_bits IN (3072, 4096)),
+    public_key  BLOB    NOT NULL CHECK (length(public_key) BETWEEN 1 AND 1024),
+    create_time INTEGER NOT NULL,
+    expire_time INTEGER NOT NULL CHECK (expire_time > create_time),
+    actor       TEXT    NOT NULL CHECK (octet_length(actor) <= 2048),
+    generation  INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac         BLOB    NOT NULL CHECK (length(mac) = 32)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX import_jobs_by_tenant ON import_jobs (tenant, id);
+CREATE INDEX import_jobs_due ON import_jobs (expire_time, id);
+CREATE TRIGGER import_jobs_stand BEFORE UPDATE ON import_jobs
+BEGIN SELECT RAISE(ABORT, 'import jobs are never changed'); END;
