@@ -12,10 +12,11 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::calls::{key_name, new_key, pairs};
+use common::calls::{key_name, new_job, new_key, pairs};
 use common::{
     Client, LIMIT, OPERATOR, OTHER_TENANT, Refusal, STRANGER, Server, TENANT, raw_call, request_id,
 };
+use kms_core::import::{self, ImportMethod};
 use kms_proto::v1 as proto;
 use kms_server::authz::{GrantConfig, Policy as _, StaticPolicy};
 use kms_testkit::Pki;
@@ -49,8 +50,70 @@ fn case(method: &'static str, message: &impl prost::Message) -> Case {
 }
 
 /// Returns a good call of every method, in an order in which each is permitted.
-fn cases(key: &proto::Key, ciphertext: &[u8]) -> Vec<Case> {
-    [crypto_cases(&key.name, ciphertext), key_cases(key)].into_iter().flatten().collect()
+fn cases(key: &proto::Key, ciphertext: &[u8], jobs: &Jobs) -> Vec<Case> {
+    let cases = [crypto_cases(&key.name, ciphertext), key_cases(key, jobs), import_cases(jobs)];
+    cases.into_iter().flatten().collect()
+}
+
+/// Import jobs: for a key, for a version of the subject, and one that is given up.
+#[derive(Default)]
+struct Jobs {
+    key: proto::ImportJob,
+    version: proto::ImportJob,
+    spare: proto::ImportJob,
+}
+
+/// Seals a key as its owner does.
+fn sealed(job: &proto::ImportJob) -> (Vec<u8>, Vec<u8>) {
+    let key = b"an owner's key is 32 bytes long.";
+    // Without a server there is no public key: only the methods are looked at then.
+    import::seal(ImportMethod::RsaOaepSha1, &job.public_key, &job.name, key)
+        .map(|sealed| (sealed.wrapped, sealed.check.to_bytes().to_vec()))
+        .unwrap_or_default()
+}
+
+fn import_cases(jobs: &Jobs) -> Vec<Case> {
+    let (wrapped_key, check_value) = sealed(&jobs.key);
+    let proto::CreateKeyRequest {
+        purpose,
+        protection,
+        owner,
+        sensitivity,
+        usage,
+        cryptoperiod,
+        labels,
+        request_id: id,
+        rotation_period,
+        ..
+    } = new_key("imported");
+    let import = proto::ImportKeyRequest {
+        import_job: jobs.key.name.clone(),
+        wrapped_key: wrapped_key.into(),
+        purpose,
+        protection,
+        owner,
+        sensitivity,
+        usage,
+        cryptoperiod,
+        labels,
+        request_id: id,
+        rotation_period,
+        check_value: check_value.into(),
+    };
+    let describe = proto::DescribeImportJobRequest { name: jobs.spare.name.clone() };
+    let list = proto::ListImportJobsRequest { parent: format!("tenants/{TENANT}") };
+    let cancel = proto::CancelImportJobRequest {
+        name: jobs.spare.name.clone(),
+        reason: "coverage".to_owned(),
+        request_id: request_id(),
+    };
+    vec![
+        case("kms.v1.KeyService/CreateImportJob", &new_job(&key_name("another"))),
+        case("kms.v1.KeyService/DescribeImportJob", &describe),
+        case("kms.v1.KeyService/ListImportJobs", &list),
+        case("kms.v1.KeyService/CancelImportJob", &cancel),
+        case("kms.v1.KeyService/ImportKey", &import),
+    ]
 }
 
 fn crypto_cases(key: &str, ciphertext: &[u8]) -> Vec<Case> {
@@ -99,7 +162,7 @@ fn crypto_cases(key: &str, ciphertext: &[u8]) -> Vec<Case> {
     ]
 }
 
-fn key_cases(key: &proto::Key) -> Vec<Case> {
+fn key_cases(key: &proto::Key, jobs: &Jobs) -> Vec<Case> {
     let name = || key.name.clone();
     let version = || format!("{}/versions/1", key.name);
     let reason = || "coverage".to_owned();
@@ -127,6 +190,15 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
     };
     let discard = proto::DiscardKeyVersionRequest {
         name: format!("{}/versions/4", key.name),
+        reason: reason(),
+        request_id: request_id(),
+    };
+    let (wrapped_key, check_value) = sealed(&jobs.version);
+    let import = proto::ImportKeyVersionRequest {
+        import_job: jobs.version.name.clone(),
+        wrapped_key: wrapped_key.into(),
+        check_value: check_value.into(),
+        activate_time: None,
         reason: reason(),
         request_id: request_id(),
     };
@@ -198,6 +270,7 @@ fn key_cases(key: &proto::Key) -> Vec<Case> {
         case("kms.v1.KeyService/ActivateKeyVersion", &activate),
         case("kms.v1.KeyService/StageKeyVersion", &stage()),
         case("kms.v1.KeyService/DiscardKeyVersion", &discard),
+        case("kms.v1.KeyService/ImportKeyVersion", &import),
         case("kms.v1.KeyService/DisableKey", &disable),
         case("kms.v1.KeyService/EnableKey", &enable),
         case(
@@ -240,7 +313,15 @@ fn contract() -> BTreeSet<String> {
 async fn world(operator: &Client) -> Vec<Case> {
     let key = operator.create("subject").await;
     let wrapped = operator.wrap(&key.name, b"secret", &[]).await.unwrap();
-    cases(&key, &wrapped.ciphertext)
+    let job = async |key: &str| {
+        operator.keys().create_import_job(new_job(key)).await.unwrap().into_inner()
+    };
+    let jobs = Jobs {
+        key: job(&key_name("imported")).await,
+        version: job(&key.name).await,
+        spare: job(&key.name).await,
+    };
+    cases(&key, &wrapped.ciphertext, &jobs)
 }
 
 /// What all batch answers have in common.
@@ -290,7 +371,8 @@ fn event_id(metadata: &tonic::metadata::MetadataMap) -> String {
 #[test]
 fn every_rpc_has_a_case() {
     let key = proto::Key { name: key_name("subject"), ..Default::default() };
-    let covered: BTreeSet<_> = cases(&key, b"").iter().map(|case| case.method.to_owned()).collect();
+    let covered: BTreeSet<_> =
+        cases(&key, b"", &Jobs::default()).iter().map(|case| case.method.to_owned()).collect();
     assert_eq!(covered, contract());
 }
 

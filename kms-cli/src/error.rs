@@ -316,6 +316,15 @@ fn refusal_advice(refusal: &Refusal) -> Option<&'static str> {
             "the id was used for another request: repeat that one word for word, its --revision \
              included, or leave --request-id out"
         }
+        "IMPORT_JOB_NOT_FOUND"
+        | "IMPORT_JOB_EXPIRED"
+        | "IMPORT_JOB_LOST"
+        | "IMPORT_JOB_TARGET"
+        | "IMPORT_MATERIAL_INVALID"
+        | "IMPORT_KEY_LENGTH"
+        | "IMPORT_CHECK_MISMATCH" => "make a new job: `kms import-job create KEY`",
+        "IMPORT_JOBS_FULL" => "see `kms import-job list`",
+        "IMPORT_METHOD_REFUSED" => "take another method, or ask the operators of the server",
         "HSM_LATCHED" => {
             "the server's HSM is latched: its operators must act; retrying does not help"
         }

@@ -107,7 +107,9 @@ impl Exit {
             "ACCESS_DENIED" | "CERT_UNTRUSTED" | "TOKEN_EXPIRED" | "MFA_REQUIRED"
             | "QUORUM_REQUIRED" => Self::Denied,
             "FIELD_VIOLATION" | "CIPHERTEXT_INVALID" | "ENVELOPE_UNSUPPORTED" => Self::BadInput,
-            "KEY_NOT_FOUND" | "VERSION_NOT_FOUND" | "ALIAS_NOT_FOUND" => Self::NotFound,
+            "KEY_NOT_FOUND" | "VERSION_NOT_FOUND" | "ALIAS_NOT_FOUND" | "IMPORT_JOB_NOT_FOUND" => {
+                Self::NotFound
+            }
             "KEY_INTEGRITY" => Self::Integrity,
             "MECHANISM_UNSUPPORTED" => Self::Unsupported,
             "HSM_UNAVAILABLE" | "HSM_SATURATED" | "SEALED" | "AUDIT_UNAVAILABLE"

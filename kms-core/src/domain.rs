@@ -44,8 +44,11 @@ pub const POLICY_TABLE: &[u8] = b"kms/static-policy/v1";
 /// Starts the AAD of the check value of an import.
 pub const IMPORT_CHECK_AAD: &[u8] = b"kms/import-check/v1";
 
+/// Starts the hash input that the IV of a client's check value is taken from.
+pub const IMPORT_CHECK_IV: &[u8] = b"kms/import-iv/v1";
+
 /// All of the above, in the order of the golden file.
-pub const ALL: [&[u8]; 14] = [
+pub const ALL: [&[u8]; 15] = [
     WRAP_AAD,
     KEY_CHECK_AAD,
     ROOT_MAC_CHECK,
@@ -60,4 +63,5 @@ pub const ALL: [&[u8]; 14] = [
     ACCEPT_CODE,
     POLICY_TABLE,
     IMPORT_CHECK_AAD,
+    IMPORT_CHECK_IV,
 ];

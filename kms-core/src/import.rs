@@ -6,6 +6,7 @@
 use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded as _};
 use aws_lc_rs::rand;
 use aws_lc_rs::rsa::{
@@ -14,8 +15,10 @@ use aws_lc_rs::rsa::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::canonical::CanonicalWriter;
 use crate::domain;
 use crate::envelope::{IV_BYTES, Iv, TAG_BYTES};
+use crate::id::RequestId;
 
 /// Length of every key that is imported.
 pub const IMPORTED_KEY_BYTES: usize = 32;
@@ -147,6 +150,19 @@ impl ImportCheck {
     /// Returns what is authenticated: the domain, one space, and the name of the import job.
     pub fn aad(job: &str) -> Vec<u8> {
         [domain::IMPORT_CHECK_AAD, b" ", job.as_bytes()].concat()
+    }
+
+    /// Returns the IV for a request: the same for every repeat of it, which is to be the same request, and another for any other
+    /// request and any other job. So no key ever makes two check values of one IV.
+    pub fn iv(job: &str, request_id: RequestId) -> Iv {
+        let input = CanonicalWriter::new(domain::IMPORT_CHECK_IV)
+            .bytes(request_id.as_bytes())
+            .text(job)
+            .finish();
+        let mut iv = Iv::default();
+        let hash = digest(&SHA256, &input);
+        iv.iter_mut().zip(hash.as_ref()).for_each(|(byte, drawn)| *byte = *drawn);
+        iv
     }
 
     /// Computes the check value of a key.
@@ -386,6 +402,16 @@ mod tests {
         for length in [0, 27, 29] {
             assert_eq!(ImportCheck::from_bytes(&vec![0; length]), None);
         }
+    }
+
+    #[test]
+    fn an_iv_is_of_one_request_and_job() {
+        let id = |byte| RequestId::from_bytes([byte; 16]);
+        let iv = ImportCheck::iv(JOB, id(1));
+        assert_eq!(data_encoding::HEXLOWER.encode(&iv), "2fa6cb48393cf7938023dfce");
+        assert_eq!(iv, ImportCheck::iv(JOB, id(1)));
+        assert_ne!(iv, ImportCheck::iv(JOB, id(2)));
+        assert_ne!(iv, ImportCheck::iv("tenants/t/keys/k/importJobs/i", id(1)));
     }
 
     /// The tag by `openssl mac -cipher AES-256-GCM -macopt hexkey:... -macopt hexiv:... GMAC` (OpenSSL 3.0.19).

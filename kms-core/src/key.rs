@@ -81,6 +81,16 @@ pub enum KeyState {
     Disabled,
 }
 
+/// Where the material of a version comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Origin {
+    /// The HSM generated it, and nobody else ever had it.
+    Generated,
+    /// Its owner sealed it to an import job.
+    Imported,
+}
+
 macro_rules! names {
     ($type:ty { $($variant:path => $text:literal),+ $(,)? }) => {
         impl $type {
@@ -103,6 +113,7 @@ macro_rules! names {
     };
 }
 
+names!(Origin { Self::Generated => "GENERATED", Self::Imported => "IMPORTED" });
 names!(Purpose { Self::Wrap => "WRAP" });
 names!(Protection { Self::HsmWrapped => "HSM_WRAPPED", Self::HsmResident => "HSM_RESIDENT" });
 names!(KeyState { Self::Enabled => "ENABLED", Self::Disabled => "DISABLED" });
@@ -265,7 +276,9 @@ pub struct VersionRow {
     pub material: Material,
     /// The check value.
     pub check: CheckBlob,
-    /// When it was generated.
+    /// Where the material comes from.
+    pub origin: Origin,
+    /// When it was generated, or imported.
     pub create_time: Timestamp,
     /// When the state changed last.
     pub state_time: Timestamp,
@@ -307,6 +320,7 @@ impl VersionRow {
             state,
             material,
             check,
+            origin,
             create_time,
             state_time,
             state_reason,
@@ -324,6 +338,7 @@ impl VersionRow {
         };
         let out = out
             .bytes(&check.to_bytes())
+            .text(origin.as_str())
             .signed(create_time.as_unix_ms())
             .signed(state_time.as_unix_ms())
             .text(state_reason)
@@ -400,6 +415,7 @@ mod tests {
             state: VersionState::Active,
             material: Material::Wrapped(WrappedKey(vec![2; 40])),
             check: CheckBlob { iv: [3; 12], ciphertext_and_tag: vec![4; 32] },
+            origin: Origin::Generated,
             create_time: Timestamp::from_unix_ms(5),
             state_time: Timestamp::from_unix_ms(6),
             state_reason: "created".into(),

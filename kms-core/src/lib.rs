@@ -14,6 +14,7 @@ pub mod envelope;
 pub mod fault;
 pub mod id;
 pub mod import;
+pub mod import_job;
 pub mod key;
 pub mod lifecycle;
 pub mod manifest;

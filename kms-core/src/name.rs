@@ -270,6 +270,56 @@ impl fmt::Debug for ConsumerName {
     }
 }
 
+/// The name of an import job, `tenants/{t}/keys/{k}/importJobs/{j}`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ImportJobName {
+    key: KeyName,
+    job: Segment,
+}
+
+impl ImportJobName {
+    /// The pattern of the text form.
+    pub const PATTERN: &'static str = "tenants/{tenant}/keys/{key}/importJobs/{job}";
+
+    /// Joins a key and the bare id of a job.
+    pub fn new(key: KeyName, job_id: &str) -> Result<Self, InvalidName> {
+        Ok(Self { key, job: Segment::new(job_id)? })
+    }
+
+    /// Returns the key.
+    pub const fn key(&self) -> &KeyName {
+        &self.key
+    }
+
+    /// Returns the bare id of the job.
+    pub fn job_id(&self) -> &str {
+        &self.job.0
+    }
+}
+
+impl FromStr for ImportJobName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let (key, job) = text
+            .rsplit_once("/importJobs/")
+            .ok_or(InvalidName::Shape { expected: Self::PATTERN })?;
+        Self::new(key.parse()?, job)
+    }
+}
+
+impl fmt::Display for ImportJobName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/importJobs/{}", self.key, self.job.0)
+    }
+}
+
+impl fmt::Debug for ImportJobName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// A key, or one version of it: what a caller may name when protecting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeySelector {
@@ -310,6 +360,16 @@ mod tests {
         assert_eq!((name.to_string().as_str(), name.consumer_id()), (text, "backup.nightly"));
         for wrong in ["tenants/t1/keys/db-1", "tenants/t1/keys/db-1/consumers/", "consumers/a"] {
             assert!(wrong.parse::<ConsumerName>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_import_job_reads_back_and_is_nothing_else() {
+        let text = "tenants/t1/keys/db-1/importJobs/00ff";
+        let name: ImportJobName = text.parse().unwrap();
+        assert_eq!((name.to_string().as_str(), name.job_id()), (text, "00ff"));
+        for wrong in ["tenants/t1/keys/db-1", "tenants/t1/keys/db-1/importJobs/", "importJobs/a"] {
+            assert!(wrong.parse::<ImportJobName>().is_err(), "{wrong}");
         }
     }
 

@@ -16,8 +16,10 @@ use data_encoding::HEXLOWER;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, Revision, RootGeneration};
+use kms_core::import::{ImportMethod, RsaSize};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{
-    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Protection, Purpose, RowMac,
+    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Origin, Protection, Purpose, RowMac,
     Sensitivity, VersionRow, WrappedKey,
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
@@ -82,6 +84,7 @@ fn version_row() -> VersionRow {
         state: VersionState::Active,
         material: Material::Wrapped(WrappedKey(vec![2; 40])),
         check: CheckBlob { iv: [3; 12], ciphertext_and_tag: vec![4; 32] },
+        origin: Origin::Generated,
         create_time: time(5),
         state_time: time(6),
         state_reason: "created".into(),
@@ -116,6 +119,20 @@ fn history_row() -> HistoryRow {
         time: time(1_700_000_000_002),
         actor: "spiffe://td/a".into(),
         reason: "incident 7".into(),
+    }
+}
+
+fn import_job_row() -> ImportJobRow {
+    ImportJobRow {
+        id: CkaId([8; 16]),
+        key: key_name("acme", "backups"),
+        key_uid: uid(1),
+        method: ImportMethod::RsaOaepSha256AesKwp,
+        size: RsaSize::Bits3072,
+        public_key: vec![9; 422],
+        create_time: time(1_700_000_000_000),
+        expire_time: time(1_700_086_400_000),
+        actor: "spiffe://acme/officer".into(),
     }
 }
 
@@ -170,6 +187,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         ("keys, disabled", { KeyRow { state: KeyState::Disabled, ..key_row() }.mac_input(first) }),
         ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
         ("consumers", consumer_row().mac_input(first)),
+        ("import_jobs", import_job_row().mac_input(first)),
         ("versions, wrapped", version_row().mac_input(first)),
         ("versions, resident, deactivation planned", resident.mac_input(first)),
         ("versions, staged without a date", {
@@ -272,13 +290,14 @@ fn every_edit_of_a_key_row_shows() {
 
 #[test]
 fn every_edit_of_a_version_row_shows() {
-    let edits: [fn(&mut VersionRow); 20] = [
+    let edits: [fn(&mut VersionRow); 21] = [
         |row| row.key_uid = uid(9),
         |row| row.version = version(2),
         |row| row.state = VersionState::Deactivated,
         |row| row.material = Material::Wrapped(WrappedKey(vec![9; 40])),
         |row| row.material = Material::Resident(CkaId([2; 16])),
         |row| row.material = Material::Resident(CkaId([9; 16])),
+        |row| row.origin = Origin::Imported,
         |row| row.check.iv = [9; 12],
         |row| row.check.ciphertext_and_tag = vec![9; 32],
         |row| row.create_time = time(9),
@@ -306,6 +325,23 @@ fn rotation(seconds: u64, due: i64) -> Rotation {
 
 fn destruction(unix_ms: i64, returns_to: VersionState) -> Destruction {
     Destruction { time: time(unix_ms), returns_to, despite_consumers: false }
+}
+
+#[test]
+fn every_edit_of_an_import_job_row_shows() {
+    let edits: [fn(&mut ImportJobRow); 10] = [
+        |row| row.id = CkaId([9; 16]),
+        |row| row.key = key_name("x", "backups"),
+        |row| row.key = key_name("acme", "x"),
+        |row| row.key_uid = uid(2),
+        |row| row.method = ImportMethod::RsaOaepSha1,
+        |row| row.size = RsaSize::Bits4096,
+        |row| row.public_key.push(0),
+        |row| row.create_time = time(9),
+        |row| row.expire_time = time(9),
+        |row| row.actor = "x".into(),
+    ];
+    assert_all_differ(&import_job_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Import: key pairs of import jobs, and what is opened with them.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
 use aws_lc_rs::aead::{self, Nonce};
-use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrapPadded as _};
 use aws_lc_rs::rsa::{
     KeySize, OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey,
@@ -16,13 +19,28 @@ use crate::device::Secret;
 
 const FAILED: HsmError = HsmError::Bug { reason: "aws-lc-rs refused" };
 
-/// Makes a key pair; returns the public key as DER, too.
+/// How many key pairs of a size a process makes. One takes a second, and tests want hundreds.
+const PAIRS: usize = 8;
+
+/// Makes a key pair, or takes the one that was made longest ago again; returns the public key as DER, too.
 pub(crate) fn key_pair(size: RsaSize) -> Result<(PrivateDecryptingKey, Vec<u8>), HsmError> {
-    let size = match size {
-        RsaSize::Bits3072 => KeySize::Rsa3072,
-        RsaSize::Bits4096 => KeySize::Rsa4096,
+    static MADE: [Mutex<VecDeque<Vec<u8>>>; 2] = [const { Mutex::new(VecDeque::new()) }; 2];
+    let [small, large] = &MADE;
+    let (size, made) = match size {
+        RsaSize::Bits3072 => (KeySize::Rsa3072, small),
+        RsaSize::Bits4096 => (KeySize::Rsa4096, large),
     };
-    let private = PrivateDecryptingKey::generate(size).map_err(|_| FAILED)?;
+    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+    let oldest = if made.len() < PAIRS { None } else { made.pop_front() };
+    let (private, pair) = if let Some(pair) = oldest {
+        (PrivateDecryptingKey::from_pkcs8(&pair).map_err(|_| FAILED)?, pair)
+    } else {
+        let private = PrivateDecryptingKey::generate(size).map_err(|_| FAILED)?;
+        let pair: Pkcs8V1Der<'_> = private.as_der().map_err(|_| FAILED)?;
+        let pair = pair.as_ref().to_vec();
+        (private, pair)
+    };
+    made.push_back(pair);
     let public: PublicKeyX509Der<'_> = private.public_key().as_der().map_err(|_| FAILED)?;
     let public = public.as_ref().to_vec();
     Ok((private, public))

@@ -23,6 +23,8 @@ pub use crate::pending::Pending;
 pub const MAX_RANDOM_BYTES: usize = 1024;
 /// The most strays that are listed: more than a person would look at one by one.
 pub const MAX_STRAYS: usize = 1000;
+/// The most private keys that are listed: more than there may be import jobs of fifty tenants.
+pub const MAX_IMPORT_KEYS: usize = 1000;
 /// The most operations of one batch.
 pub const MAX_BATCH: usize = 1000;
 /// The most keys of one call that wraps them under another root: some milliseconds, which the loading of keys waits for.
@@ -200,7 +202,7 @@ impl fmt::Debug for KeyImport {
 pub struct TokenKeys {
     /// CKA_IDs of the objects that can be `HSM_RESIDENT` keys, in order.
     pub residents: Vec<CkaId>,
-    /// CKA_IDs of the private keys that can be those of import jobs, in order.
+    /// CKA_IDs of the private keys that can be those of import jobs, in order. At most [`MAX_IMPORT_KEYS`].
     pub import_keys: Vec<CkaId>,
     /// All others: torn by a crash, a root that was never pinned, another system's. At most [`MAX_STRAYS`].
     pub strays: Vec<Stray>,

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use kms_core::clock::SystemClock;
 use kms_core::id::RootGeneration;
+use kms_core::import::{OaepHash, RsaSize};
 use kms_core::key::{CkaId, Protection};
 use kms_core::root::RootPin;
 use kms_core::secret::Pin;
-use kms_hsm::hsm::MAX_STRAYS;
+use kms_hsm::hsm::{MAX_IMPORT_KEYS, MAX_STRAYS};
 use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
 use kms_hsm::suite::{Bench, soon, source, spec};
-use kms_hsm::{Hsm, HsmError, Stray, TokenKeys};
+use kms_hsm::{Hsm, HsmError, ImportKeySpec, Stray, TokenKeys};
 use kms_testkit::isolated;
 use kms_testkit::softhsm::{TOKEN_LABEL, USER_PIN, module};
 
@@ -145,6 +146,32 @@ fn strays_are_listed_up_to_the_limit_and_not_one_past_it() {
         std::fs::write(made, &torn).unwrap();
         let listed = list_anew(&bench.pin);
         assert_eq!((listed.residents.len(), listed.strays.len()), (0, MAX_STRAYS));
+    });
+}
+
+#[test]
+fn private_keys_are_listed_up_to_the_limit_and_not_one_past_it() {
+    isolated("private_keys_are_listed_up_to_the_limit_and_not_one_past_it", |token| {
+        let bench = with_root();
+        let before = files_below(&token.token_dir());
+        let job =
+            ImportKeySpec { id: CkaId([7; 16]), size: RsaSize::Bits3072, hash: OaepHash::Sha1 };
+        bench.hsm.create_import_key(job, soon()).wait().unwrap();
+        let after = files_below(&token.token_dir());
+        bench.hsm.close();
+        let made = after.difference(&before).find(|path| is_object(path)).unwrap();
+        let copy = |number: usize| {
+            let name = format!("copy-{number}.object");
+            std::fs::copy(made, made.with_file_name(name)).unwrap();
+        };
+        (2..MAX_IMPORT_KEYS).for_each(copy);
+        assert_eq!(list_anew(&bench.pin).import_keys.len(), MAX_IMPORT_KEYS - 1);
+        for number in [MAX_IMPORT_KEYS, MAX_IMPORT_KEYS + 1] {
+            copy(number);
+            let listed = list_anew(&bench.pin);
+            assert_eq!(listed.import_keys, vec![CkaId([7; 16]); MAX_IMPORT_KEYS], "{number}");
+            assert_eq!((listed.residents.len(), listed.strays.len()), (0, 0), "{number}");
+        }
     });
 }
 

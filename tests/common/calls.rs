@@ -75,6 +75,17 @@ pub fn pairs(context: &[(&str, &str)]) -> HashMap<String, String> {
     context.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
+/// Asks for an import job, of a method that SoftHSM has.
+pub fn new_job(key: &str) -> proto::CreateImportJobRequest {
+    proto::CreateImportJobRequest {
+        parent: key.to_owned(),
+        method: proto::ImportMethod::RsaOaepSha1.into(),
+        rsa_bits: 0,
+        lifetime: None,
+        request_id: request_id(),
+    }
+}
+
 /// A request for a good key.
 pub fn new_key(key_id: &str) -> proto::CreateKeyRequest {
     proto::CreateKeyRequest {

@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 34] = [
+pub const ACTIONS: [&str; 40] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -51,6 +51,12 @@ pub const ACTIONS: [&str; 34] = [
     "list_keys",
     "update_key",
     "rotate_key",
+    "create_import_job",
+    "describe_import_job",
+    "list_import_jobs",
+    "cancel_import_job",
+    "import_key",
+    "import_key_version",
     "register_consumer",
     "list_consumers",
     "remove_consumer",

@@ -55,6 +55,8 @@ pub struct Rig {
     pub overlap_ms: u64,
     /// The longest deadline of a request.
     pub max_request_ms: u64,
+    /// Whether keys may be imported under RSA-OAEP with SHA-1: SoftHSM has nothing better.
+    pub allow_sha1: bool,
     /// Worker threads of the HSM; 0 takes the default.
     pub hsm_workers: usize,
     /// Jobs that may wait for a worker.
@@ -102,6 +104,7 @@ impl Rig {
             drain_ms: 20_000,
             overlap_ms: 600_000,
             max_request_ms: 30_000,
+            allow_sha1: true,
             hsm_workers: 0,
             queue_capacity: 2048,
             environment: vec![],
@@ -175,6 +178,7 @@ impl Rig {
              queue_capacity = {}\n\
              [store]\npath = {}\n[audit]\ndirectory = {}\n\
              [log]\nformat = {}\nlevel = {}\n\
+             [import]\nallow_rsa_oaep_sha1 = {}\n\
              [limits]\ndrain_ms = {}\noverlap_ms = {}\nmax_request_ms = {}\n",
             self.listen,
             quoted(&self.server.certificate),
@@ -191,6 +195,7 @@ impl Rig {
             quoted(&self.path("audit")),
             toml_text(self.log_format),
             toml_text(self.log_level),
+            self.allow_sha1,
             self.drain_ms,
             self.overlap_ms,
             self.max_request_ms,

@@ -1,12 +1,13 @@
 //! One call of each method, and calls that are refused: who serves them touches no file either.
 
+use kms_core::import::{self, ImportMethod};
 use kms_proto::v1 as proto;
 use tonic::transport::Channel;
 
 use crate::support_dev::{TENANT, new_key, request_id};
 
 /// The methods, each with a result that the audit log tells of.
-pub const TOLD: [(&str, &str); 35] = [
+pub const TOLD: [(&str, &str); 41] = [
     ("CreateKey", "OK"),
     ("DescribeKey", "OK"),
     ("DescribeKey", "KEY_NOT_FOUND"),
@@ -16,6 +17,12 @@ pub const TOLD: [(&str, &str); 35] = [
     ("StageKeyVersion", "OK"),
     ("ActivateKeyVersion", "OK"),
     ("DiscardKeyVersion", "OK"),
+    ("CreateImportJob", "OK"),
+    ("DescribeImportJob", "OK"),
+    ("ListImportJobs", "OK"),
+    ("CancelImportJob", "OK"),
+    ("ImportKey", "OK"),
+    ("ImportKeyVersion", "OK"),
     ("RegisterConsumer", "OK"),
     ("ListConsumers", "OK"),
     ("RemoveConsumer", "OK"),
@@ -88,6 +95,7 @@ async fn versions(channel: &Channel, name: &String) {
         .await
         .unwrap();
     keys.discard_key_version(change!(DiscardKeyVersionRequest, &version(3))).await.unwrap();
+    imports(channel, name).await;
     let register = proto::RegisterConsumerRequest {
         parent: name.clone(),
         consumer_id: "backup".to_owned(),
@@ -112,6 +120,59 @@ async fn versions(channel: &Channel, name: &String) {
     let cancel = change!(CancelKeyVersionDestructionRequest, &version(1));
     keys.cancel_key_version_destruction(cancel).await.unwrap();
     keys.compromise_key_version(change!(CompromiseKeyVersionRequest, &version(2))).await.unwrap();
+}
+
+/// The key gets version 4, and another is made.
+async fn imports(channel: &Channel, name: &String) {
+    let mut keys = kms_testkit::client::key_client(channel);
+    let other = format!("{name}-imported");
+    let mut jobs = Vec::new();
+    for parent in [name, &other, name] {
+        let create = proto::CreateImportJobRequest {
+            parent: parent.clone(),
+            method: proto::ImportMethod::RsaOaepSha1.into(),
+            rsa_bits: 0,
+            lifetime: None,
+            request_id: request_id(),
+        };
+        jobs.push(keys.create_import_job(create).await.unwrap().into_inner());
+    }
+    let [version, key, spare] = &jobs[..] else { panic!("three jobs") };
+    let describe = proto::DescribeImportJobRequest { name: spare.name.clone() };
+    keys.describe_import_job(describe).await.unwrap();
+    let list = proto::ListImportJobsRequest { parent: TENANT.to_owned() };
+    keys.list_import_jobs(list).await.unwrap();
+    keys.cancel_import_job(change!(CancelImportJobRequest, &spare.name)).await.unwrap();
+    let sealed = |job: &proto::ImportJob| {
+        let bytes = b"an owner's key is 32 bytes long.";
+        import::seal(ImportMethod::RsaOaepSha1, &job.public_key, &job.name, bytes).unwrap()
+    };
+    let (of_key, of_version) = (sealed(key), sealed(version));
+    let like = new_key("imported", proto::Protection::HsmResident);
+    let import = proto::ImportKeyRequest {
+        import_job: key.name.clone(),
+        wrapped_key: of_key.wrapped.into(),
+        check_value: of_key.check.to_bytes().to_vec().into(),
+        purpose: like.purpose,
+        protection: like.protection,
+        owner: like.owner,
+        sensitivity: like.sensitivity,
+        usage: like.usage,
+        cryptoperiod: like.cryptoperiod,
+        labels: like.labels,
+        request_id: request_id(),
+        rotation_period: None,
+    };
+    keys.import_key(import).await.unwrap();
+    let import = proto::ImportKeyVersionRequest {
+        import_job: version.name.clone(),
+        wrapped_key: of_version.wrapped.into(),
+        check_value: of_version.check.to_bytes().to_vec().into(),
+        activate_time: None,
+        reason: "test".to_owned(),
+        request_id: request_id(),
+    };
+    keys.import_key_version(import).await.unwrap();
 }
 
 async fn look(channel: &Channel, name: &str) {

@@ -12,6 +12,10 @@ use crate::input::{pair, period, time};
 pub enum KeyCommand {
     /// Create a key with version 1
     Create(Create),
+    /// Make a key of one that you bring, sealed to an import job
+    Import(super::import::Import),
+    /// Stage a version of key material that you bring, sealed to an import job
+    ImportVersion(super::import::ImportVersion),
     /// List the keys of the tenant
     List(List),
     /// Describe a key, or one version of it
@@ -90,6 +94,17 @@ pub struct RequestIdArg {
 pub struct Create {
     /// Id of the new key, or its full name
     pub key: String,
+    /// What it is.
+    #[command(flatten)]
+    pub about: About,
+    /// The request's id.
+    #[command(flatten)]
+    pub request_id: RequestIdArg,
+}
+
+/// What is said about a new key.
+#[derive(Debug, Args)]
+pub struct About {
     /// Who answers for the key
     #[arg(long, value_name = "TEXT")]
     pub owner: String,
@@ -111,9 +126,6 @@ pub struct Create {
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub labels: Vec<(String, String)>,
-    /// The request's id.
-    #[command(flatten)]
-    pub request_id: RequestIdArg,
 }
 
 /// `kms key list`.

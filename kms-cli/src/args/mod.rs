@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod context;
 pub mod data;
+pub mod import;
 pub mod key;
 pub mod rewrap_file;
 pub mod tools;
@@ -103,6 +104,9 @@ pub enum Command {
     /// Create, list, describe and roll over keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Import jobs: key pairs of the HSM, to which you seal a key that you bring
+    #[command(subcommand)]
+    ImportJob(import::ImportJobCommand),
     /// Wrap up to 64 KiB under a key
     Wrap(data::Wrap),
     /// Unwrap what `wrap` or `datakey` made

@@ -95,7 +95,7 @@ pub struct Page<T> {
 }
 
 impl Client {
-    fn keys(&self) -> KeyServiceClient<Channel> {
+    pub(super) fn keys(&self) -> KeyServiceClient<Channel> {
         KeyServiceClient::new(self.channel())
     }
 
@@ -413,18 +413,18 @@ impl Client {
     }
 }
 
-fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+pub(super) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let unix_ms = time.as_unix_ms();
     let nanos = i32::try_from(unix_ms.rem_euclid(1000)).unwrap_or_default() * 1_000_000;
     prost_types::Timestamp { seconds: unix_ms.div_euclid(1000), nanos }
 }
 
 /// A request that its id and the words of the command make.
-const fn once(request_id: RequestId) -> Repeat {
+pub(super) const fn once(request_id: RequestId) -> Repeat {
     Repeat { request_id, revision: None }
 }
 
-fn duration(period: Duration) -> prost_types::Duration {
+pub(super) fn duration(period: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(period.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(period.subsec_nanos()).unwrap_or_default(),

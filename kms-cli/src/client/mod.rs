@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod crypto;
 pub mod error;
 pub mod health;
+pub mod import;
 pub mod keys;
 pub mod replay;
 pub mod retry;

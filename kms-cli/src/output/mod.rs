@@ -6,6 +6,7 @@
 pub mod consumer;
 pub mod file;
 pub mod history;
+pub mod import;
 pub mod pending;
 pub mod usage;
 pub mod view;

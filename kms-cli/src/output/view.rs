@@ -143,7 +143,11 @@ pub struct VersionView {
     pub state: &'static str,
     /// True for the one that protects.
     pub primary: bool,
-    /// When it was generated, RFC 3339.
+    /// Where its material comes from.
+    pub origin: &'static str,
+    /// Whether the HSM made it.
+    pub local: bool,
+    /// When it was generated, or imported, RFC 3339.
     pub create_time: String,
     /// When it became ACTIVE first, or in PRE_ACTIVATION is to, RFC 3339; empty when it never did, or nothing is planned.
     pub activate_time: String,
@@ -165,7 +169,7 @@ pub struct VersionView {
 
 impl From<v1::KeyVersion> for VersionView {
     fn from(version: v1::KeyVersion) -> Self {
-        let state = version.state();
+        let (state, origin) = (version.state(), version.origin());
         let v1::KeyVersion {
             name,
             version,
@@ -180,12 +184,16 @@ impl From<v1::KeyVersion> for VersionView {
             root_generation,
             destroy_time,
             activate_time,
+            origin: _,
+            local,
         } = version;
         Self {
             name,
             version,
             state: state.as_str_name(),
             primary,
+            origin: origin.as_str_name(),
+            local,
             create_time: time_text(create_time.as_ref()),
             activate_time: time_text(activate_time.as_ref()),
             state_time: time_text(state_time.as_ref()),
@@ -216,6 +224,8 @@ impl View for VersionView {
             ("name", self.name.clone()),
             ("state", self.state.into()),
             ("primary", yes_no(self.primary).into()),
+            ("origin", self.origin.into()),
+            ("local", yes_no(self.local).into()),
             ("created", self.create_time.clone()),
             ("activated", self.activated()),
             ("state since", self.state_time.clone()),

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 
 use kms_core::id::KeyVersion;
-use kms_core::name::VersionName;
+use kms_core::name::{KeyName, VersionName};
 use kms_proto::v1;
 
 use super::{Session, request_id};
 use crate::args::key::{
-    ChangeKeyState, ChangeState, Create, Describe, KeyCommand, List, Protection, RequestIdArg,
-    Rotate, RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Stage, Update, Usage,
-    Versions,
+    About, ChangeKeyState, ChangeState, Create, Describe, KeyCommand, List, Protection,
+    RequestIdArg, Rotate, RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Stage,
+    Update, Usage, Versions,
 };
 use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
 use crate::client::{Client, ClientError};
@@ -29,6 +29,8 @@ use crate::terminal::harmless;
 pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
     match command {
         KeyCommand::Create(args) => create(session, args),
+        KeyCommand::Import(args) => super::import::import(session, args),
+        KeyCommand::ImportVersion(args) => super::import::import_version(session, args),
         KeyCommand::List(args) => list(session, args),
         KeyCommand::Describe(args) => describe(session, &args),
         KeyCommand::Versions(args) => versions(session, args),
@@ -62,22 +64,27 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
 fn create(session: &Session, args: Create) -> Result<(), CliError> {
     let context = session.context()?;
     let id = request_id(&args.request_id);
-    let new = NewKey {
-        name: context.key_name(&args.key)?,
-        owner: args.owner,
-        sensitivity: sensitivity(args.sensitivity),
-        usage: args.usage,
-        cryptoperiod: args.cryptoperiod,
-        rotation_period: args.rotation_period,
-        protection: match args.protection {
-            Protection::HsmWrapped => v1::Protection::HsmWrapped,
-            Protection::HsmResident => v1::Protection::HsmResident,
-        },
-        labels: distinct(args.labels)?,
-    };
+    let new = new_key(context.key_name(&args.key)?, args.about)?;
     let key =
         session.with_client(&context, async |client| Ok(client.create_key(new, id).await?))?;
     show(session.format, &KeyView::from(key))
+}
+
+/// What is said about a key that is to be made.
+pub(super) fn new_key(name: KeyName, about: About) -> Result<NewKey, CliError> {
+    Ok(NewKey {
+        name,
+        owner: about.owner,
+        sensitivity: sensitivity(about.sensitivity),
+        usage: about.usage,
+        cryptoperiod: about.cryptoperiod,
+        rotation_period: about.rotation_period,
+        protection: match about.protection {
+            Protection::HsmWrapped => v1::Protection::HsmWrapped,
+            Protection::HsmResident => v1::Protection::HsmResident,
+        },
+        labels: distinct(about.labels)?,
+    })
 }
 
 fn describe(session: &Session, args: &Describe) -> Result<(), CliError> {

@@ -8,6 +8,7 @@ pub mod data;
 pub mod datakey;
 pub mod doctor;
 pub mod health;
+pub mod import;
 pub mod inspect;
 pub mod key;
 pub mod random;
@@ -75,6 +76,7 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
     }
     match cli.command {
         Command::Key(command) => key::run(&session, command),
+        Command::ImportJob(command) => import::run(&session, command),
         Command::Wrap(args) => data::wrap(&session, &args),
         Command::Unwrap(args) => data::unwrap(&session, &args),
         Command::Rewrap(args) => data::rewrap(&session, &args),

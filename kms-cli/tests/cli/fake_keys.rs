@@ -1,8 +1,15 @@
 //! The scripted server's answers about keys.
 
+use std::sync::OnceLock;
+
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rsa::{
+    KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey,
+};
+use kms_core::import::ImportCheck;
 use kms_proto::v1;
 use kms_proto::v1::key_service_server::KeyService;
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
 use super::fake::{Answer, Service, key, unwritten};
 
@@ -131,6 +138,77 @@ impl KeyService for Service {
         Ok(Response::new(v1::KeyVersion { name: request.name, state, ..Default::default() }))
     }
 
+    async fn create_import_job(
+        &self,
+        request: Request<v1::CreateImportJobRequest>,
+    ) -> Answer<v1::ImportJob> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let seconds = request.lifetime.map_or(0, |lifetime| lifetime.seconds);
+        Ok(Response::new(v1::ImportJob {
+            name: format!("{}/importJobs/0a", request.parent),
+            method: request.method,
+            rsa_bits: request.rsa_bits,
+            public_key: b"a public key".to_vec().into(),
+            expire_time: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            ..Default::default()
+        }))
+    }
+
+    async fn describe_import_job(
+        &self,
+        request: Request<v1::DescribeImportJobRequest>,
+    ) -> Answer<v1::ImportJob> {
+        drop(self.seen()?);
+        let name = request.into_inner().name;
+        let public_key = import_key_pair().1.clone().into();
+        let method = v1::ImportMethod::RsaOaepSha256.into();
+        Ok(Response::new(v1::ImportJob { name, method, public_key, ..Default::default() }))
+    }
+
+    async fn list_import_jobs(
+        &self,
+        request: Request<v1::ListImportJobsRequest>,
+    ) -> Answer<v1::ListImportJobsResponse> {
+        let name = format!("{}/keys/k/importJobs/0a", request.into_inner().parent);
+        let import_jobs = vec![v1::ImportJob { name, method: 4, ..Default::default() }];
+        Ok(Response::new(v1::ListImportJobsResponse { import_jobs }))
+    }
+
+    async fn cancel_import_job(
+        &self,
+        request: Request<v1::CancelImportJobRequest>,
+    ) -> Answer<v1::ImportJob> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        Ok(Response::new(v1::ImportJob { name: request.name, ..Default::default() }))
+    }
+
+    async fn import_key(&self, request: Request<v1::ImportKeyRequest>) -> Answer<v1::Key> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let job = request.import_job;
+        let usage = opened(&job, &request.wrapped_key, &request.check_value)?;
+        let (name, _) = job.split_once("/importJobs/").unwrap();
+        Ok(Response::new(v1::Key { usage, ..key(name.to_owned()) }))
+    }
+
+    async fn import_key_version(
+        &self,
+        request: Request<v1::ImportKeyVersionRequest>,
+    ) -> Answer<v1::ImportKeyVersionResponse> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let job = request.import_job;
+        let usage = opened(&job, &request.wrapped_key, &request.check_value)?;
+        let (name, _) = job.split_once("/importJobs/").unwrap();
+        let (origin, activate_time) = (2, request.activate_time);
+        let version =
+            v1::KeyVersion { version: 4, state: 1, origin, activate_time, ..Default::default() };
+        let (key, version) = (Some(v1::Key { usage, ..key(name.to_owned()) }), Some(version));
+        Ok(Response::new(v1::ImportKeyVersionResponse { key, version }))
+    }
+
     async fn register_consumer(
         &self,
         request: Request<v1::RegisterConsumerRequest>,
@@ -252,4 +330,28 @@ impl KeyService for Service {
             vec![entry(1, 0, 2, ""), entry(0, 0, 0, r#"{"owner":["a","b"]}"#), entry(1, 2, 3, "")];
         Ok(Response::new(v1::ListKeyHistoryResponse { entries, next_page_token: String::new() }))
     }
+}
+
+/// The key pair of all import jobs of the scripted server: private, and public as DER.
+fn import_key_pair() -> &'static (PrivateDecryptingKey, Vec<u8>) {
+    static PAIR: OnceLock<(PrivateDecryptingKey, Vec<u8>)> = OnceLock::new();
+    PAIR.get_or_init(|| {
+        let private = PrivateDecryptingKey::generate(KeySize::Rsa3072).unwrap();
+        let public: PublicKeyX509Der<'_> = private.public_key().as_der().unwrap();
+        let public = public.as_ref().to_vec();
+        (private, public)
+    })
+}
+
+/// What a server can tell of a sealed key: whether its check value is right. In the clear, for the test to see.
+fn opened(job: &str, wrapped: &[u8], check: &[u8]) -> Result<String, Status> {
+    let private = OaepPrivateDecryptingKey::new(import_key_pair().0.clone()).unwrap();
+    let mut key = vec![0; private.min_output_size()];
+    let key = private
+        .decrypt(&OAEP_SHA256_MGF1SHA256, wrapped, &mut key, None)
+        .map_err(|_| Status::invalid_argument("it does not open"))?;
+    let key: &[u8; 32] = (&*key).try_into().unwrap();
+    let check = ImportCheck::from_bytes(check).unwrap();
+    let right = ImportCheck::compute(key, check.iv, job).unwrap() == check;
+    Ok(format!("{} {right}", String::from_utf8_lossy(key)))
 }

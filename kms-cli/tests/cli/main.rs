@@ -12,6 +12,7 @@ mod fake;
 mod fake_keys;
 mod help;
 mod hsm;
+mod import;
 mod interrupt;
 mod keys;
 mod offline;

@@ -72,6 +72,7 @@ impl Core {
             policy: parts::policy(config)?,
             randomness: Arc::new(SystemRandomness),
             keyring: parts::keyring(config, roots::oldest(&pins), roots::newest(&pins)),
+            allow_rsa_oaep_sha1: false,
         });
         // Of a database that is not the one the log has last seen nothing is changed.
         let (_keep, mut shutdown) = Shutdown::channel();

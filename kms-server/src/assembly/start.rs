@@ -204,6 +204,7 @@ impl Core {
             policy: parts::policy(config)?,
             randomness: Arc::new(SystemRandomness),
             keyring: parts::keyring(config, roots::oldest(&pins), roots::newest(&pins)),
+            allow_rsa_oaep_sha1: config.import.allow_rsa_oaep_sha1,
         });
         // The only place that sets it, so it cannot be taken.
         let _ = told.kms.set(kms.clone());

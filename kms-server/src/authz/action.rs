@@ -107,6 +107,18 @@ actions! {
     DestroyWithConsumers = "destroy_with_consumers",
     /// Give a planned destruction up.
     CancelKeyVersionDestruction = "cancel_key_version_destruction",
+    /// Create an import job.
+    CreateImportJob = "create_import_job",
+    /// Describe an import job.
+    DescribeImportJob = "describe_import_job",
+    /// List the import jobs of a tenant.
+    ListImportJobs = "list_import_jobs",
+    /// Give an import job up; the server itself does it when one has expired.
+    CancelImportJob = "cancel_import_job",
+    /// Import a key.
+    ImportKey = "import_key",
+    /// Import a version of a key.
+    ImportKeyVersion = "import_key_version",
     /// Register a consumer of a key.
     RegisterConsumer = "register_consumer",
     /// List the consumers of a key.

@@ -16,8 +16,9 @@ use crate::authn::x509::{is_host_name, is_spiffe_id};
 /// The most grants of a table: more belongs into a policy engine.
 pub const MAX_GRANTS: usize = 10_000;
 /// What the server may do by itself: roll over what is due, reconcile, and activate or destroy what was planned when its time
-/// has come.
-const INTERNAL_ACTIONS: [ActionKind; 4] = [
+/// has come, and take away import jobs that have expired.
+const INTERNAL_ACTIONS: [ActionKind; 5] = [
+    ActionKind::CancelImportJob,
     ActionKind::RotateKey,
     ActionKind::ActivateKeyVersion,
     ActionKind::ScheduleKeyVersionDestruction,

@@ -50,6 +50,8 @@ pub struct Config {
     pub audit: AuditSection,
     /// Who may do what.
     pub authz: Authz,
+    /// Import of keys.
+    pub import: ImportSection,
     /// Bounds.
     pub limits: Limits,
     /// Logging.
@@ -226,6 +228,14 @@ impl Default for AuditSection {
 pub struct Authz {
     /// The grants.
     pub grants: Vec<GrantConfig>,
+}
+
+/// Import of keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImportSection {
+    /// Whether keys may be sealed with RSA-OAEP and SHA-1.
+    pub allow_rsa_oaep_sha1: bool,
 }
 
 /// Bounds. Those of the domain are fixed and stand in the documentation.

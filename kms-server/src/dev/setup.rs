@@ -54,6 +54,8 @@ pub fn prepare(
     config.hsm.token_dir = Some(directory.join(TOKENS));
     // SoftHSM works under global locks: a second lane costs more than it gives.
     config.hsm.workers = 1;
+    // And it has nothing better: a dev server is there to try things.
+    config.import.allow_rsa_oaep_sha1 = true;
     config.store.path = directory.join("store.db");
     config.audit.directory = directory.join("audit");
     config.authz.grants = vec![GrantConfig {

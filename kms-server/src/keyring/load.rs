@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::name::{KeyName, VersionName};
@@ -97,6 +98,12 @@ impl Check {
     pub(super) fn consumer(sealed: &Sealed<ConsumerRow>) -> Self {
         let Sealed { row, mac, generation } = sealed;
         let what = format!("consumer `{}` of key {}", row.consumer_id, row.key_uid);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
+    pub(super) fn import_job(sealed: &Sealed<ImportJobRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("an import job of `{}`", row.key);
         Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
     }
 

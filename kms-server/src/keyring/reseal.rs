@@ -162,6 +162,7 @@ macro_rules! of_any {
             SealedRow::Version($sealed) => $value,
             SealedRow::History($sealed) => $value,
             SealedRow::Consumer($sealed) => $value,
+            SealedRow::ImportJob($sealed) => $value,
             SealedRow::Counter($sealed) => $value,
             SealedRow::Usage($sealed) => $value,
             SealedRow::Request($sealed) => $value,
@@ -189,6 +190,9 @@ fn sealed(row: SealedRow, mac: RowMac, generation: RootGeneration) -> SealedRow 
         SealedRow::Consumer(Sealed { row, .. }) => {
             SealedRow::Consumer(Sealed { row, mac, generation })
         }
+        SealedRow::ImportJob(Sealed { row, .. }) => {
+            SealedRow::ImportJob(Sealed { row, mac, generation })
+        }
         SealedRow::Counter(Sealed { row, .. }) => {
             SealedRow::Counter(Sealed { row, mac, generation })
         }
@@ -207,6 +211,12 @@ fn check(row: &SealedRow) -> Check {
         SealedRow::Consumer(sealed) => Check::consumer(sealed),
         SealedRow::Counter(sealed) => Check::counter(sealed),
         SealedRow::Usage(sealed) => Check::usage(sealed),
+        SealedRow::ImportJob(Sealed { row, mac, generation }) => Check {
+            input: row.mac_input(*generation),
+            mac: *mac,
+            generation: *generation,
+            what: format!("import job for `{}`", row.key),
+        },
         SealedRow::Request(Sealed { row, mac, generation }) => Check {
             input: row.mac_input(*generation),
             mac: *mac,

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::RootGeneration;
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -33,6 +34,12 @@ impl MacInput for VersionRow {
 }
 
 impl MacInput for ConsumerRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for ImportJobRow {
     fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         Self::mac_input(self, generation)
     }
@@ -200,6 +207,17 @@ impl Keyring {
         consumers: &[Sealed<ConsumerRow>],
     ) -> Result<(), KeyringError> {
         self.shared.verify(consumers.iter().map(Check::consumer).collect()).await
+    }
+
+    /// Verifies import jobs.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`], with the alert, when one was edited.
+    pub async fn verify_import_jobs(
+        &self,
+        jobs: &[Sealed<ImportJobRow>],
+    ) -> Result<(), KeyringError> {
+        self.shared.verify(jobs.iter().map(Check::import_job).collect()).await
     }
 
     /// Verifies entries of a history.

@@ -2,7 +2,10 @@
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{KeyUid, KeyVersion, RequestId, Revision};
-use kms_core::key::{CounterRow, KeyRow, KeyState, Material, Protection, VersionRow};
+use kms_core::import_job::ImportJobRow;
+use kms_core::key::{
+    CounterRow, KeyRow, KeyState, Material, Origin, Protection, Sealed, VersionRow,
+};
 use kms_core::lifecycle::Rotation;
 use kms_core::state::VersionState;
 use kms_hsm::{GeneratedKey, KeySpec};
@@ -85,8 +88,21 @@ impl Mutation for CreateKey {
     }
 
     async fn apply(self, change: &mut Change<'_>, (): ()) -> Result<KeyDescription, Failure> {
-        let create = self;
         let (version, counter) = change.generate("created").await?;
+        change.create_key(self, version, counter, None).await
+    }
+}
+
+impl Change<'_> {
+    /// Writes a new key with its first version; `import_job` is used up by it.
+    pub(super) async fn create_key(
+        &mut self,
+        create: CreateKey,
+        version: VersionRow,
+        counter: CounterRow,
+        import_job: Option<Sealed<ImportJobRow>>,
+    ) -> Result<KeyDescription, Failure> {
+        let change = self;
         let now = version.create_time;
         let key = KeyRow {
             uid: change.intent.key_uid,
@@ -117,12 +133,18 @@ impl Mutation for CreateKey {
         // Only now: keys of one tenant may be generated side by side.
         let _lock = change.inner.lock_tenant(tenant).await?;
         let history = vec![moved(None, &version.row)];
-        let rows = RowChanges { added: &[key.mac, version.mac], removed: &[], history };
+        let removed: Vec<_> = import_job.iter().map(|job| job.mac).collect();
+        let uses_job = import_job.is_some();
+        let rows = RowChanges { added: &[key.mac, version.mac], removed: &removed, history };
         let closing = change.closing(tenant, rows, &description).await?;
-        let new = NewKey { key, version, counter };
+        let new = NewKey { key, version, counter, import_job };
         let committed = change.inner.store.create_key(new, closing).await;
         if committed == Err(StoreError::NameTaken) {
             return Err(Failure::Undo(ServiceError::ResourceExists { name: create.name }));
+        }
+        // Given up, or expired, since it was read: keys are imported side by side.
+        if uses_job && committed == Err(StoreError::NotFound) {
+            return Err(Failure::Undo(ServiceError::ImportJobLost));
         }
         change.settle(committed).await?;
         Ok(description)
@@ -130,6 +152,18 @@ impl Mutation for CreateKey {
 }
 
 impl Change<'_> {
+    /// Says what the HSM is to make for the intent.
+    pub(super) fn key_spec(&self) -> KeySpec {
+        let intent = self.intent;
+        KeySpec {
+            key_uid: intent.key_uid,
+            version: intent.version,
+            generation: self.inner.keyring.config().generation,
+            protection: intent.protection,
+            resident_id: intent.resident_id,
+        }
+    }
+
     /// Generates the key of an intent and makes the rows of its version, ACTIVE, with the check value as first invocation.
     ///
     /// The provider has self-tested the key, so PRE_ACTIVATION ends in the transaction that writes the row.
@@ -137,19 +171,23 @@ impl Change<'_> {
         &mut self,
         reason: &str,
     ) -> Result<(VersionRow, CounterRow), ServiceError> {
-        let (intent, inner) = (self.intent, self.inner);
-        let spec = KeySpec {
-            key_uid: intent.key_uid,
-            version: intent.version,
-            generation: inner.keyring.config().generation,
-            protection: intent.protection,
-            resident_id: intent.resident_id,
-        };
+        let (spec, inner) = (self.key_spec(), self.inner);
         let start = inner.clock.monotonic();
         let generated = inner.hsm.generate_key(spec, self.request.deadline).await;
         self.trail.timing = inner.timing_since(start);
-        let GeneratedKey { wrapped, check, key: _ } =
-            generated.map_err(|error| inner.device(error))?;
+        let generated = generated.map_err(|error| inner.device(error))?;
+        self.first_rows(generated, reason, Origin::Generated)
+    }
+
+    /// Makes the rows of a version that the HSM has made, ACTIVE.
+    pub(super) fn first_rows(
+        &self,
+        generated: GeneratedKey,
+        reason: &str,
+        origin: Origin,
+    ) -> Result<(VersionRow, CounterRow), ServiceError> {
+        let (intent, inner) = (self.intent, self.inner);
+        let GeneratedKey { wrapped, check, key: _ } = generated;
         let material = match (intent.protection, wrapped) {
             (Protection::HsmWrapped, Some(blob)) => Material::Wrapped(blob),
             (Protection::HsmResident, None) => Material::Resident(intent.resident_id),
@@ -164,6 +202,7 @@ impl Change<'_> {
             state: VersionState::Active,
             material,
             check,
+            origin,
             create_time: now,
             state_time: now,
             state_reason: reason.into(),
@@ -176,14 +215,18 @@ impl Change<'_> {
         let counter = CounterRow {
             key_uid: intent.key_uid,
             version: intent.version,
-            leased: 1,
+            // The check value of the server; that of an owner was another one.
+            leased: match origin {
+                Origin::Generated => 1,
+                Origin::Imported => 2,
+            },
             revision: Revision::FIRST,
         };
         Ok((version, counter))
     }
 }
 
-fn canonical(create: &CreateKey) -> CanonicalWriter {
+pub(super) fn canonical(create: &CreateKey) -> CanonicalWriter {
     let CreateKey {
         name,
         purpose,

@@ -200,6 +200,7 @@ pub(super) fn describe_version(
         primary: key.state == KeyState::Enabled
             && row.version == key.primary
             && state == VersionState::Active,
+        origin: row.origin,
         create_time: row.create_time,
         activate_time: row.activate_time,
         state_time: if state == row.state {

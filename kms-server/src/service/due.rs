@@ -8,11 +8,17 @@ use std::sync::{Mutex, PoisonError};
 use kms_core::clock::Timestamp;
 use kms_core::key::VersionRow;
 
-use crate::store::{DuePosition, Listed};
+use crate::store::{DuePosition, JobPosition, Listed};
 
 /// The place in one list. It is of this process alone: another one begins at the head.
-#[derive(Debug, Default)]
-pub(super) struct DueCursor(Mutex<Option<DuePosition>>);
+#[derive(Debug)]
+pub(super) struct DueCursor<P = DuePosition>(Mutex<Option<P>>);
+
+impl<P> Default for DueCursor<P> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
 
 /// The places in all lists.
 #[derive(Debug, Default)]
@@ -21,21 +27,17 @@ pub(super) struct DueCursors {
     pub(super) activations: DueCursor,
     pub(super) rotations: DueCursor,
     pub(super) destructions: DueCursor,
+    pub(super) import_jobs: DueCursor<JobPosition>,
 }
 
-impl DueCursor {
+impl<P: Copy> DueCursor<P> {
     /// Returns where the next page begins.
-    pub(super) fn after(&self) -> Option<DuePosition> {
+    pub(super) fn after(&self) -> Option<P> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a page of at most `limit` rows was read: the next begins behind it when it was whole.
-    pub(super) fn read<R>(
-        &self,
-        page: &Listed<R>,
-        limit: u32,
-        place: impl Fn(&R) -> Option<DuePosition>,
-    ) {
+    pub(super) fn read<R>(&self, page: &Listed<R>, limit: u32, place: impl Fn(&R) -> Option<P>) {
         let is_whole = page.rows.len() + page.damaged >= limit as usize;
         let last = page.rows.last().filter(|_| is_whole).and_then(place);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = last;

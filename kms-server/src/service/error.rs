@@ -5,7 +5,8 @@ use std::time::Duration;
 use kms_core::clock::Timestamp;
 use kms_core::fault::Fault;
 use kms_core::id::KeyVersion;
-use kms_core::name::{ConsumerName, KeyName, VersionName};
+use kms_core::import::ImportMethod;
+use kms_core::name::{ConsumerName, ImportJobName, KeyName, VersionName};
 use kms_core::state::VersionState;
 use kms_hsm::HsmError;
 
@@ -123,6 +124,52 @@ pub enum ServiceError {
         /// The name asked for.
         name: ConsumerName,
     },
+    /// No such import job: it was used, has expired, or never was. Said only to those who may describe
+    /// or list import jobs of the tenant.
+    #[error("no import job `{name}`: it was used, has expired, or never was; make a new one")]
+    ImportJobNotFound {
+        /// The name asked for.
+        name: ImportJobName,
+    },
+    /// The import job has expired.
+    #[error("the import job expired at {time}; make a new one")]
+    ImportJobExpired {
+        /// When.
+        time: Timestamp,
+    },
+    /// The private key of the import job is not on the token: an attempt used it up, or it is lost.
+    #[error(
+        "the key of the import job was used up by an attempt that failed, or is lost; make a new job"
+    )]
+    ImportJobLost,
+    /// The import job was made for another key than now has this name.
+    #[error("the import job was made before the key; make a new one")]
+    ImportJobTarget,
+    /// The tenant has as many import jobs as it may have.
+    #[error("the tenant has 20 import jobs, and may have no more; use them, or cancel one")]
+    ImportJobsFull,
+    /// The configuration does not allow this method.
+    #[error(
+        "{method} is not allowed here: it takes import.allow_rsa_oaep_sha1 in the server's configuration"
+    )]
+    ImportMethodRefused {
+        /// Which.
+        method: ImportMethod,
+    },
+    /// The sealed key does not open.
+    #[error(
+        "the sealed key does not open with the key of its import job; seal it again, to a new job"
+    )]
+    ImportMaterialInvalid,
+    /// The sealed key is not 32 bytes.
+    #[error("the sealed key is not 32 bytes; seal one that is, to a new job")]
+    ImportKeyLength,
+    /// The check value is another key's.
+    #[error("the check value does not fit the sealed key; seal it again, to a new job")]
+    ImportCheckMismatch,
+    /// Everybody knows this key.
+    #[error("the key is weak: all its bytes are alike")]
+    ImportKeyWeak,
     /// The key has a staged version, and may have one.
     #[error("the key has a staged version already, {version}; activate or discard it first")]
     VersionStaged {
@@ -254,6 +301,16 @@ impl ServiceError {
             Self::ConsumersFull => "CONSUMERS_FULL",
             Self::ConsumerExists { .. } => "CONSUMER_EXISTS",
             Self::ConsumerNotFound { .. } => "CONSUMER_NOT_FOUND",
+            Self::ImportJobNotFound { .. } => "IMPORT_JOB_NOT_FOUND",
+            Self::ImportJobExpired { .. } => "IMPORT_JOB_EXPIRED",
+            Self::ImportJobLost => "IMPORT_JOB_LOST",
+            Self::ImportJobTarget => "IMPORT_JOB_TARGET",
+            Self::ImportJobsFull => "IMPORT_JOBS_FULL",
+            Self::ImportMethodRefused { .. } => "IMPORT_METHOD_REFUSED",
+            Self::ImportMaterialInvalid => "IMPORT_MATERIAL_INVALID",
+            Self::ImportKeyLength => "IMPORT_KEY_LENGTH",
+            Self::ImportCheckMismatch => "IMPORT_CHECK_MISMATCH",
+            Self::ImportKeyWeak => "IMPORT_KEY_WEAK",
             Self::VersionStaged { .. } => "VERSION_STAGED",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
@@ -297,6 +354,16 @@ impl ServiceError {
             | Self::ConsumersFull
             | Self::ConsumerExists { .. }
             | Self::ConsumerNotFound { .. }
+            | Self::ImportJobNotFound { .. }
+            | Self::ImportJobExpired { .. }
+            | Self::ImportJobLost
+            | Self::ImportJobTarget
+            | Self::ImportJobsFull
+            | Self::ImportMethodRefused { .. }
+            | Self::ImportMaterialInvalid
+            | Self::ImportKeyLength
+            | Self::ImportCheckMismatch
+            | Self::ImportKeyWeak
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -362,6 +429,16 @@ impl ServiceError {
             | Self::ConsumersFull
             | Self::ConsumerExists { .. }
             | Self::ConsumerNotFound { .. }
+            | Self::ImportJobNotFound { .. }
+            | Self::ImportJobExpired { .. }
+            | Self::ImportJobLost
+            | Self::ImportJobTarget
+            | Self::ImportJobsFull
+            | Self::ImportMethodRefused { .. }
+            | Self::ImportMaterialInvalid
+            | Self::ImportKeyLength
+            | Self::ImportCheckMismatch
+            | Self::ImportKeyWeak
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -407,6 +484,16 @@ impl ServiceError {
             | Self::ConsumersFull
             | Self::ConsumerExists { .. }
             | Self::ConsumerNotFound { .. }
+            | Self::ImportJobNotFound { .. }
+            | Self::ImportJobExpired { .. }
+            | Self::ImportJobLost
+            | Self::ImportJobTarget
+            | Self::ImportJobsFull
+            | Self::ImportMethodRefused { .. }
+            | Self::ImportMaterialInvalid
+            | Self::ImportKeyLength
+            | Self::ImportCheckMismatch
+            | Self::ImportKeyWeak
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -448,6 +535,10 @@ impl From<HsmError> for ServiceError {
             HsmError::ResidentMissing => {
                 Self::KeyIntegrity { detail: "the token object of the key is missing".into() }
             }
+            HsmError::ImportKeyMissing => Self::ImportJobLost,
+            HsmError::ImportMaterialInvalid => Self::ImportMaterialInvalid,
+            HsmError::ImportKeyLength => Self::ImportKeyLength,
+            HsmError::ImportCheckMismatch => Self::ImportCheckMismatch,
             HsmError::MechanismMissing { mechanism } => Self::MechanismUnsupported { mechanism },
             HsmError::TokenFull { detail } => Self::HsmFull { detail },
             HsmError::Bug { reason } => Self::Bug { reason },

@@ -62,6 +62,8 @@ pub struct Parts {
     pub randomness: Arc<dyn Randomness>,
     /// Bounds of the keyring.
     pub keyring: KeyringConfig,
+    /// Whether keys may be imported under RSA-OAEP with SHA-1.
+    pub allow_rsa_oaep_sha1: bool,
 }
 
 /// The service; clones share it.
@@ -80,6 +82,7 @@ pub(super) struct Inner {
     pub(super) policy: Arc<dyn Policy>,
     pub(super) randomness: Arc<dyn Randomness>,
     pub(super) keyring: Keyring,
+    pub(super) allow_rsa_oaep_sha1: bool,
     /// Requests that change something and are being worked on.
     pub(super) requests: Mutex<HashSet<(Arc<str>, RequestId)>>,
     /// Intents of this process, which the reconciler leaves alone.
@@ -110,7 +113,8 @@ pub(super) type TenantLock = tokio::sync::OwnedMutexGuard<()>;
 impl Kms {
     /// Puts the parts together. Nothing is loaded before it is used.
     pub fn new(parts: Parts) -> Self {
-        let Parts { hsm, store, audit, clock, policy, randomness, keyring } = parts;
+        let Parts { hsm, store, audit, clock, policy, randomness, keyring, allow_rsa_oaep_sha1 } =
+            parts;
         let keyring = Keyring::new(
             Arc::clone(&hsm),
             Arc::clone(&store),
@@ -129,6 +133,7 @@ impl Kms {
             policy,
             randomness,
             keyring,
+            allow_rsa_oaep_sha1,
             requests: Mutex::default(),
             intents: Mutex::default(),
             orphans: Mutex::default(),
@@ -221,17 +226,19 @@ impl Inner {
         Ok(key)
     }
 
-    /// Says "denied" instead of "not found" to those who may neither describe nor list keys of the tenant.
+    /// Says "denied" instead of "not found" to those who may neither describe nor list keys of the tenant; or import jobs,
+    /// where it is one that is not there.
     pub(super) fn hide(&self, request: &RequestContext, error: ServiceError) -> ServiceError {
-        let tenant = match &error {
-            ServiceError::KeyNotFound { name } => name.tenant(),
-            ServiceError::VersionNotFound { name } => name.key().tenant(),
-            ServiceError::ConsumerNotFound { name } => name.key().tenant(),
+        const KEYS: &[ActionKind] = &[ActionKind::DescribeKey, ActionKind::ListKeys];
+        const JOBS: &[ActionKind] = &[ActionKind::DescribeImportJob, ActionKind::ListImportJobs];
+        let (tenant, actions) = match &error {
+            ServiceError::KeyNotFound { name } => (name.tenant(), KEYS),
+            ServiceError::VersionNotFound { name } => (name.key().tenant(), KEYS),
+            ServiceError::ConsumerNotFound { name } => (name.key().tenant(), KEYS),
+            ServiceError::ImportJobNotFound { name } => (name.key().tenant(), JOBS),
             _ => return error,
         };
-        let seen = [ActionKind::DescribeKey, ActionKind::ListKeys]
-            .into_iter()
-            .any(|action| self.may(request, action, Some(tenant)));
+        let seen = actions.iter().any(|action| self.may(request, *action, Some(tenant)));
         if seen { error } else { ServiceError::AccessDenied }
     }
 

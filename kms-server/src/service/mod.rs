@@ -4,6 +4,7 @@
 //! audit record is durable, and never touch a key without a permit.
 
 mod activate_key_version;
+mod cancel_import_job;
 mod change;
 mod change_key_state;
 mod change_version_state;
@@ -22,6 +23,9 @@ mod fields;
 mod generate_data_key;
 mod generate_random;
 mod get_version_usage;
+mod import_jobs;
+mod import_key;
+mod import_types;
 mod kms;
 mod list_key_history;
 mod list_keys;
@@ -43,6 +47,7 @@ mod wrap;
 pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
 pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
 pub use get_version_usage::QUIET_PERIOD;
+pub use import_types::*;
 pub use kms::{Kms, Parts, SystemRandomness};
 pub use list_keys::PAGE_TOKEN_LIFE;
 pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};

@@ -7,13 +7,14 @@
 //! the outcome is missing, and the intent holds the manifest that it must tell.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kms_core::audit::Phase;
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
 use kms_core::key::{CkaId, KeyRow, Protection};
 use kms_core::name::KeyName;
+use kms_hsm::HsmError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::Instrument as _;
@@ -233,7 +234,7 @@ impl Inner {
         let id = IntentId::from_bytes(bytes);
         let Subject { kind, key_name, key_uid, version, makes, stale: _ } = subject;
         trail.key_uid = Some(key_uid);
-        trail.version = Some(version);
+        trail.version = kind.is_of_version().then_some(version);
         let intent = Intent {
             id,
             kind,
@@ -274,6 +275,18 @@ impl Inner {
         }
     }
 
+    /// Destroys the token object that an intent was about.
+    pub(super) async fn destroy_object(
+        &self,
+        intent: &Intent,
+        deadline: Instant,
+    ) -> Result<(), HsmError> {
+        if intent.kind == IntentKind::CreateImportJob {
+            return self.hsm.destroy_import_key(intent.resident_id, deadline).await;
+        }
+        self.hsm.destroy_resident(intent.resident_id, deadline).await
+    }
+
     /// Ends a mutation: outcome record durable, intent closed, then the answer.
     async fn conclude<T>(
         &self,
@@ -298,9 +311,7 @@ impl Inner {
                 if open.intent.protection == Protection::HsmResident {
                     // Time of its own: what went wrong may be that the other was over.
                     let deadline = self.clock.monotonic() + INTERNAL_DEADLINE;
-                    let destroyed =
-                        self.hsm.destroy_resident(open.intent.resident_id, deadline).await;
-                    if let Err(cause) = destroyed {
+                    if let Err(cause) = self.destroy_object(&open.intent, deadline).await {
                         tracing::warn!(%cause, intent = %id, "left to the reconciler");
                         return Err(error);
                     }

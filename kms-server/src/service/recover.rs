@@ -70,7 +70,7 @@ impl Inner {
         let destroys = resident && awaited && self.is_unnamed(intent).await?;
         let (request, trail) = self.trail_of(intent)?;
         if destroys {
-            let destroyed = self.hsm.destroy_resident(intent.resident_id, request.deadline).await;
+            let destroyed = self.destroy_object(intent, request.deadline).await;
             destroyed.map_err(|error| self.device(error))?;
         }
         if awaited {
@@ -98,7 +98,7 @@ impl Inner {
         let mut trail = Trail::key(&intent.key_name);
         trail.intent = Some(intent.id);
         trail.key_uid = Some(intent.key_uid);
-        trail.version = Some(intent.version);
+        trail.version = intent.kind.is_of_version().then_some(intent.version);
         Ok((self.internal_request(super::reconcile::OPERATION)?, trail))
     }
 }

@@ -6,7 +6,8 @@
 use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
-use kms_core::key::{KeyRow, KeyState, Sealed, VersionRow};
+use kms_core::import_job::ImportJobRow;
+use kms_core::key::{CounterRow, KeyRow, KeyState, Sealed, VersionRow};
 use kms_core::lifecycle::MAX_ACTIVATION_DELAY;
 use kms_core::state::VersionState;
 
@@ -106,13 +107,23 @@ impl Mutation for Stage {
     }
 
     async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<Staged, Failure> {
+        let made = change.generate(&self.0.reason).await?;
+        change.stage(&turn, made, self.0.activate_time, None).await
+    }
+}
+
+impl Change<'_> {
+    /// Writes a version that was made, in PRE_ACTIVATION; `import_job` is used up by it.
+    pub(super) async fn stage(
+        &mut self,
+        turn: &Turn,
+        (version, counter): (VersionRow, CounterRow),
+        activate_time: Option<Timestamp>,
+        import_job: Option<Sealed<ImportJobRow>>,
+    ) -> Result<Staged, Failure> {
+        let change = self;
         let old = &turn.fresh.key;
-        let (version, counter) = change.generate(&self.0.reason).await?;
-        let version = VersionRow {
-            state: VersionState::PreActivation,
-            activate_time: self.0.activate_time,
-            ..version
-        };
+        let version = VersionRow { state: VersionState::PreActivation, activate_time, ..version };
         let now = version.create_time;
         let key = KeyRow {
             latest: version.version,
@@ -128,9 +139,12 @@ impl Mutation for Stage {
         };
         let key = change.seal(key).await?;
         let counter = change.seal(counter).await?;
-        let rows = RowChanges { added: &[key.mac, version.mac], removed: &[old.mac], history };
+        let mut removed = vec![old.mac];
+        removed.extend(import_job.iter().map(|job| job.mac));
+        let rows = RowChanges { added: &[key.mac, version.mac], removed: &removed, history };
         let closing = change.closing(old.row.name.tenant(), rows, &result).await?;
-        let staging = store::Staging { expected_key: old.row.revision, key, version, counter };
+        let expected_key = old.row.revision;
+        let staging = store::Staging { expected_key, key, version, counter, import_job };
         let committed = change.inner.store.stage(staging, closing).await;
         change.settle(committed).await?;
         Ok(result)
@@ -138,7 +152,10 @@ impl Mutation for Stage {
 }
 
 /// A date that has passed is a mistake, and so is one that nobody will live to see.
-fn check_activate_time(planned: Option<Timestamp>, now: Timestamp) -> Result<(), ServiceError> {
+pub(super) fn check_activate_time(
+    planned: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), ServiceError> {
     let Some(planned) = planned else { return Ok(()) };
     if planned > now && planned <= now.after(MAX_ACTIVATION_DELAY) {
         return Ok(());

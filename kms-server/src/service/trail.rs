@@ -7,7 +7,7 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::context::EncryptionContext;
 use kms_core::domain;
 use kms_core::id::{IntentId, KeyUid, KeyVersion};
-use kms_core::name::{ConsumerName, KeyName, TenantName};
+use kms_core::name::{ConsumerName, ImportJobName, KeyName, TenantName};
 use kms_core::text::Text;
 use kms_hsm::Timing;
 
@@ -78,6 +78,11 @@ impl Trail {
 
     /// Starts a trail at a consumer of a key.
     pub(super) fn consumer(name: &ConsumerName) -> Self {
+        Self { resource: Some(name.to_string().into()), ..Self::key(name.key()) }
+    }
+
+    /// Starts a trail at an import job of a key.
+    pub(super) fn import_job(name: &ImportJobName) -> Self {
         Self { resource: Some(name.to_string().into()), ..Self::key(name.key()) }
     }
 

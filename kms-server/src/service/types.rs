@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::Suite;
 use kms_core::id::{EventId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
-use kms_core::key::{KeyState, Protection, Purpose, Sensitivity};
+use kms_core::key::{KeyState, Origin, Protection, Purpose, Sensitivity};
 use kms_core::name::{ConsumerName, KeyName, KeySelector, TenantName, VersionName};
 use kms_core::secret::Plaintext;
 use kms_core::state::VersionState;
@@ -429,7 +429,9 @@ pub struct VersionDescription {
     pub state: VersionState,
     /// Whether it is the one that protects.
     pub primary: bool,
-    /// When it was generated.
+    /// Where its material comes from.
+    pub origin: Origin,
+    /// When it was generated, or imported.
     pub create_time: kms_core::clock::Timestamp,
     /// When it became ACTIVE first, or in PRE_ACTIVATION is to.
     pub activate_time: Option<kms_core::clock::Timestamp>,

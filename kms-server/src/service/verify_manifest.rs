@@ -32,7 +32,7 @@ impl Kms {
 pub(super) struct Walked {
     /// The manifest.
     pub(super) stamp: ManifestStamp,
-    /// The CKA_IDs that the rows name, of versions in whatever state.
+    /// The CKA_IDs that the rows name, of versions in whatever state and of import jobs.
     pub(super) residents: HashSet<CkaId>,
 }
 
@@ -56,6 +56,10 @@ impl Inner {
 
     async fn walk(&self, tenant: &TenantName) -> Result<(RowSet, HashSet<CkaId>), ServiceError> {
         let (mut rows, mut residents, mut after) = (RowSet::empty(), HashSet::new(), None);
+        for job in self.import_jobs(tenant).await? {
+            rows.insert(&job.mac);
+            residents.insert(job.row.id);
+        }
         loop {
             let keys = self.store.list_keys(tenant.clone(), after, MAX_PAGE_SIZE).await?;
             let Some(end) = keys.last() else { return Ok((rows, residents)) };

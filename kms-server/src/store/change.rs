@@ -3,6 +3,7 @@
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{RequestId, Revision};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -47,6 +48,8 @@ pub struct NewKey {
     pub version: Sealed<VersionRow>,
     /// The counter of version 1.
     pub counter: Sealed<CounterRow>,
+    /// The import job that is used up by it; it is taken away. [`StoreError::NotFound`] when it is not there.
+    pub import_job: Option<Sealed<ImportJobRow>>,
 }
 
 /// A new version in PRE_ACTIVATION, beside the primary.
@@ -60,6 +63,17 @@ pub struct Staging {
     pub version: Sealed<VersionRow>,
     /// Its counter.
     pub counter: Sealed<CounterRow>,
+    /// The import job that is used up by it; it is taken away. [`StoreError::NotFound`] when it is not there.
+    pub import_job: Option<Sealed<ImportJobRow>>,
+}
+
+/// What becomes of an import job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImportJobEdit {
+    /// It is made.
+    Add(Sealed<ImportJobRow>),
+    /// It is taken away, as it is.
+    Remove(Sealed<ImportJobRow>),
 }
 
 /// A consumer that comes or goes.

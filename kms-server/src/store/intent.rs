@@ -46,6 +46,14 @@ pub enum IntentKind {
     DiscardKeyVersion,
     /// UpdateKey.
     UpdateKey,
+    /// CreateImportJob.
+    CreateImportJob,
+    /// CancelImportJob, by a caller or because it has expired.
+    CancelImportJob,
+    /// ImportKey.
+    ImportKey,
+    /// ImportKeyVersion.
+    ImportKeyVersion,
     /// RegisterConsumer.
     RegisterConsumer,
     /// RemoveConsumer.
@@ -74,13 +82,17 @@ pub enum IntentKind {
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::CreateKey,
         Self::RotateKey,
         Self::StageKeyVersion,
         Self::ActivateKeyVersion,
         Self::DiscardKeyVersion,
         Self::UpdateKey,
+        Self::CreateImportJob,
+        Self::CancelImportJob,
+        Self::ImportKey,
+        Self::ImportKeyVersion,
         Self::RegisterConsumer,
         Self::RemoveConsumer,
         Self::DisableKey,
@@ -104,6 +116,10 @@ impl IntentKind {
             Self::ActivateKeyVersion => "ACTIVATE_KEY_VERSION",
             Self::DiscardKeyVersion => "DISCARD_KEY_VERSION",
             Self::UpdateKey => "UPDATE_KEY",
+            Self::CreateImportJob => "CREATE_IMPORT_JOB",
+            Self::CancelImportJob => "CANCEL_IMPORT_JOB",
+            Self::ImportKey => "IMPORT_KEY",
+            Self::ImportKeyVersion => "IMPORT_KEY_VERSION",
             Self::RegisterConsumer => "REGISTER_CONSUMER",
             Self::RemoveConsumer => "REMOVE_CONSUMER",
             Self::DisableKey => "DISABLE_KEY",
@@ -117,6 +133,12 @@ impl IntentKind {
             Self::DestroyKeyVersion => "DESTROY_KEY_VERSION",
             Self::ResealRows => "RESEAL_ROWS",
         }
+    }
+
+    /// Returns whether it makes or changes the version that its intent names. An import job has none, and its key may not
+    /// be there.
+    pub const fn is_of_version(self) -> bool {
+        !matches!(self, Self::CreateImportJob | Self::CancelImportJob)
     }
 
     /// Reads the name; `None` when it is not a kind.

@@ -2,7 +2,7 @@
 
 use kms_core::clock::Timestamp;
 use kms_core::id::{KeyUid, KeyVersion, Revision};
-use kms_core::key::{KeyRow, Sealed, VersionRow};
+use kms_core::key::{CkaId, KeyRow, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::name::KeyName;
 
@@ -60,6 +60,15 @@ pub struct DuePosition {
     pub key_uid: KeyUid,
     /// Its version; 0 for a key.
     pub version: u32,
+}
+
+/// A place in the list of import jobs that have expired: after this job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobPosition {
+    /// When it expired.
+    pub time: Timestamp,
+    /// Its id.
+    pub id: CkaId,
 }
 
 /// A place in the history of a key: after this entry.

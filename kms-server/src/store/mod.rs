@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -28,13 +29,14 @@ use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 
 pub use change::{
-    Closing, ConsumerChange, ConsumerEdit, ManifestChange, NewKey, RequestRecord, Rollover,
-    Staging, Successor,
+    Closing, ConsumerChange, ConsumerEdit, ImportJobEdit, ManifestChange, NewKey, RequestRecord,
+    Rollover, Staging, Successor,
 };
 pub use error::StoreError;
 pub use intent::{Intent, IntentKind};
 pub use lookup::{
-    DuePosition, HistoryPosition, KeyRef, ListPosition, Listed, StoredKey, VersionChoice,
+    DuePosition, HistoryPosition, JobPosition, KeyRef, ListPosition, Listed, StoredKey,
+    VersionChoice,
 };
 
 pub use reseal::{OldCounts, OldRows, RequestPosition, Resealed, RowsLimit, SealedRow};
@@ -126,6 +128,29 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Lists the consumers of a key by id, all of them: there are at most [`kms_core::consumer::MAX_CONSUMERS`].
     async fn list_consumers(&self, key_uid: KeyUid)
     -> Result<Vec<Sealed<ConsumerRow>>, StoreError>;
+
+    /// Lists the import jobs of a tenant by id, all of them: there are at most
+    /// [`kms_core::import_job::MAX_IMPORT_JOBS`].
+    async fn list_import_jobs(
+        &self,
+        tenant: TenantName,
+    ) -> Result<Vec<Sealed<ImportJobRow>>, StoreError>;
+
+    /// Lists import jobs that have expired at `now`, at most `limit`, those that expired first first, after `after`.
+    async fn due_import_jobs(
+        &self,
+        now: Timestamp,
+        after: Option<JobPosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<ImportJobRow>>, StoreError>;
+
+    /// Inserts or deletes an import job, and marks the intent applied. Fails with [`StoreError::NameTaken`] when one of this
+    /// id is there, with [`StoreError::NotFound`] when it is not.
+    async fn change_import_jobs(
+        &self,
+        edit: ImportJobEdit,
+        closing: Closing,
+    ) -> Result<(), StoreError>;
 
     /// Lists the history of a key by (time, version, revision), at most `limit`, after `after`.
     async fn list_history(
@@ -233,8 +258,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         closing: Closing,
     ) -> Result<(), StoreError>;
 
-    /// Lists the CKA_IDs of all resident versions that are not DESTROYED. Their MACs are not checked: good enough to
-    /// tell what is not an orphan, never to decide what may be destroyed.
+    /// Lists the CKA_IDs of all import jobs, and of all resident versions that are not DESTROYED. Their MACs are not
+    /// checked: good enough to tell what is not an orphan, never to decide what may be destroyed.
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError>;
 
     /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`, those due first

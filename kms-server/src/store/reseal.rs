@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, RequestId};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::name::KeyName;
@@ -24,6 +25,8 @@ pub enum SealedRow {
     History(Sealed<HistoryRow>),
     /// A consumer.
     Consumer(Sealed<ConsumerRow>),
+    /// An import job.
+    ImportJob(Sealed<ImportJobRow>),
     /// A counter of invocations.
     Counter(Sealed<CounterRow>),
     /// How a version was used.
@@ -36,7 +39,11 @@ impl SealedRow {
     /// Returns whether the manifest of the tenant covers it.
     pub const fn is_in_manifest(&self) -> bool {
         match self {
-            Self::Key(_) | Self::Version(_) | Self::History(_) | Self::Consumer(_) => true,
+            Self::Key(_)
+            | Self::Version(_)
+            | Self::History(_)
+            | Self::Consumer(_)
+            | Self::ImportJob(_) => true,
             Self::Counter(_) | Self::Usage(_) | Self::Request(_) => false,
         }
     }
@@ -48,6 +55,7 @@ impl SealedRow {
             Self::Version(row) => row.mac,
             Self::History(row) => row.mac,
             Self::Consumer(row) => row.mac,
+            Self::ImportJob(row) => row.mac,
             Self::Counter(row) => row.mac,
             Self::Usage(row) => row.mac,
             Self::Request(row) => row.mac,
@@ -61,6 +69,7 @@ impl SealedRow {
             Self::Version(row) => Some(row.row.key_uid),
             Self::History(row) => Some(row.row.key_uid),
             Self::Consumer(row) => Some(row.row.key_uid),
+            Self::ImportJob(row) => Some(row.row.key_uid),
             Self::Counter(row) => Some(row.row.key_uid),
             Self::Usage(row) => Some(row.row.key_uid),
             Self::Request(_) => None,
@@ -117,6 +126,8 @@ pub struct OldCounts {
     pub history: u64,
     /// Consumers.
     pub consumers: u64,
+    /// Import jobs.
+    pub import_jobs: u64,
     /// Counters of invocations.
     pub counters: u64,
     /// Usage rows.
@@ -133,7 +144,15 @@ impl OldCounts {
     /// Returns the sum.
     pub const fn total(&self) -> u64 {
         let Self { keys, versions, history, consumers, counters, .. } = *self;
-        let Self { usage, manifests, requests, intents, .. } = *self;
-        keys + versions + history + consumers + counters + usage + manifests + requests + intents
+        let Self { import_jobs, usage, manifests, requests, intents, .. } = *self;
+        keys + versions
+            + history
+            + consumers
+            + import_jobs
+            + counters
+            + usage
+            + manifests
+            + requests
+            + intents
     }
 }

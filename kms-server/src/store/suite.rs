@@ -6,6 +6,7 @@
 pub(crate) mod consumers;
 pub(crate) mod counters;
 pub(crate) mod due;
+pub(crate) mod import_jobs;
 pub(crate) mod keys;
 pub(crate) mod lists;
 pub(crate) mod requests;
@@ -19,8 +20,8 @@ use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{
-    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, MAX_INVOCATIONS, Material, Protection, Purpose,
-    RowMac, Sealed, Sensitivity, VersionRow, WrappedKey,
+    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, MAX_INVOCATIONS, Material, Origin, Protection,
+    Purpose, RowMac, Sealed, Sensitivity, VersionRow, WrappedKey,
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
@@ -30,9 +31,9 @@ use kms_core::state::VersionState;
 use kms_core::usage::{Tally, UsageRow, Uses};
 
 use super::{
-    Closing, ConsumerChange, ConsumerEdit, DuePosition, HistoryPosition, Intent, IntentKind,
-    KeyRef, ListPosition, Listed, MAX_LIST_ROWS, ManifestChange, NewKey, REQUEST_MEMORY,
-    RequestRecord, Rollover, Staging, Store, StoreError, Successor, VersionChoice,
+    Closing, ConsumerChange, ConsumerEdit, DuePosition, HistoryPosition, ImportJobEdit, Intent,
+    IntentKind, JobPosition, KeyRef, ListPosition, Listed, MAX_LIST_ROWS, ManifestChange, NewKey,
+    REQUEST_MEMORY, RequestRecord, Rollover, Staging, Store, StoreError, Successor, VersionChoice,
 };
 
 /// Makes a test of each case for one engine.
@@ -79,6 +80,8 @@ macro_rules! store_suite {
             reseal::a_row_that_was_changed_meanwhile_is_not_sealed_over,
             reseal::old_rows_are_found_key_by_key_within_the_limits,
             reseal::rows_are_sealed_anew_and_nothing_else_of_them_changes,
+            import_jobs::import_jobs_come_and_go,
+            import_jobs::an_import_job_goes_with_the_key_it_was_for,
             usage::uses_are_written_each_at_its_revision_and_never_go_back,
             requests::a_manifest_is_replaced_only_at_its_revision,
             requests::a_mutation_happens_once,
@@ -161,6 +164,7 @@ fn version_row(number: u8, version: u32) -> VersionRow {
         state: VersionState::Active,
         material: Material::Wrapped(WrappedKey(vec![number; 40])),
         check: CheckBlob { iv: [3; 12], ciphertext_and_tag: vec![4; 32] },
+        origin: Origin::Imported,
         create_time: time(1000),
         state_time: time(1002),
         state_reason: "created".into(),
@@ -187,6 +191,7 @@ pub(crate) fn new_key(number: u8) -> NewKey {
         key: sealed(key_row(number)),
         version: sealed(version_row(number, 1)),
         counter: sealed(counter_row(number, 1)),
+        import_job: None,
     }
 }
 

@@ -89,6 +89,18 @@ methods! {
     ScheduleKeyVersionDestruction => "kms.v1.KeyService/ScheduleKeyVersionDestruction",
     /// CancelKeyVersionDestruction.
     CancelKeyVersionDestruction => "kms.v1.KeyService/CancelKeyVersionDestruction",
+    /// CreateImportJob.
+    CreateImportJob => "kms.v1.KeyService/CreateImportJob",
+    /// DescribeImportJob.
+    DescribeImportJob => "kms.v1.KeyService/DescribeImportJob",
+    /// ListImportJobs.
+    ListImportJobs => "kms.v1.KeyService/ListImportJobs",
+    /// CancelImportJob.
+    CancelImportJob => "kms.v1.KeyService/CancelImportJob",
+    /// ImportKey.
+    ImportKey => "kms.v1.KeyService/ImportKey",
+    /// ImportKeyVersion.
+    ImportKeyVersion => "kms.v1.KeyService/ImportKeyVersion",
     /// RegisterConsumer.
     RegisterConsumer => "kms.v1.KeyService/RegisterConsumer",
     /// ListConsumers.

@@ -72,17 +72,27 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::PageTokenExpired
         | ServiceError::CiphertextInvalid
         | ServiceError::EnvelopeUnsupported { .. }
+        | ServiceError::ImportMaterialInvalid
+        | ServiceError::ImportKeyLength
+        | ServiceError::ImportCheckMismatch
+        | ServiceError::ImportKeyWeak
         | ServiceError::RequestIdReused => Code::InvalidArgument,
         ServiceError::AccessDenied => Code::PermissionDenied,
         ServiceError::KeyNotFound { .. }
         | ServiceError::VersionNotFound { .. }
-        | ServiceError::ConsumerNotFound { .. } => Code::NotFound,
+        | ServiceError::ConsumerNotFound { .. }
+        | ServiceError::ImportJobNotFound { .. } => Code::NotFound,
         ServiceError::KeyNotActive { .. }
         | ServiceError::IllegalTransition { .. }
         | ServiceError::RecentlyUsed { .. }
         | ServiceError::PrimaryVersion
         | ServiceError::ConsumersRegistered { .. }
         | ServiceError::ConsumersFull
+        | ServiceError::ImportJobExpired { .. }
+        | ServiceError::ImportJobLost
+        | ServiceError::ImportJobTarget
+        | ServiceError::ImportJobsFull
+        | ServiceError::ImportMethodRefused { .. }
         | ServiceError::VersionStaged { .. }
         | ServiceError::KeyExhausted
         | ServiceError::CryptoperiodExceeded
@@ -153,6 +163,7 @@ fn resource(error: &ServiceError) -> Option<(&'static str, String)> {
         ServiceError::ConsumerNotFound { name } | ServiceError::ConsumerExists { name } => {
             Some(("kms.v1.Consumer", name.to_string()))
         }
+        ServiceError::ImportJobNotFound { name } => Some(("kms.v1.ImportJob", name.to_string())),
         _ => None,
     }
 }
@@ -239,6 +250,7 @@ fn facts(error: &ServiceError) -> HashMap<String, String> {
     let fact = |name: &str, value: String| HashMap::from([(name.to_owned(), value)]);
     match error {
         ServiceError::KeyNotActive { state } => fact("state", state.to_string()),
+        ServiceError::ImportJobExpired { time } => fact("expire_time", time.to_string()),
         ServiceError::RecentlyUsed { last } => fact("last_use_time", last.to_string()),
         ServiceError::IllegalTransition { from, to } => HashMap::from([
             ("state".to_owned(), from.to_string()),
@@ -267,6 +279,7 @@ mod tests {
     use kms_core::clock::Timestamp;
     use kms_core::fault::Fault::{self, Audit, Bug, Caller, Device, Policy, Store};
     use kms_core::id::KeyVersion;
+    use kms_core::import::ImportMethod;
     use kms_core::state::VersionState;
 
     use super::*;
@@ -292,6 +305,7 @@ mod tests {
     }
 
     const CONSUMER: &str = "tenants/t/keys/k/consumers/c";
+    const IMPORT_JOB: &str = "tenants/t/keys/k/importJobs/j";
     const NO_DETAIL: String = String::new();
     const SOON: Duration = Duration::from_millis(250);
 
@@ -333,6 +347,21 @@ mod tests {
         ConsumersRegistered: E::ConsumersRegistered { count: 1 }
             => ("CONSUMERS_REGISTERED", Code::FailedPrecondition, Caller, None),
         ConsumersFull: E::ConsumersFull => ("CONSUMERS_FULL", Code::FailedPrecondition, Caller, None),
+        ImportJobNotFound: E::ImportJobNotFound { name: IMPORT_JOB.parse().unwrap() }
+            => ("IMPORT_JOB_NOT_FOUND", Code::NotFound, Caller, None),
+        ImportJobExpired: E::ImportJobExpired { time: Timestamp::from_unix_ms(0) }
+            => ("IMPORT_JOB_EXPIRED", Code::FailedPrecondition, Caller, None),
+        ImportJobLost: E::ImportJobLost => ("IMPORT_JOB_LOST", Code::FailedPrecondition, Caller, None),
+        ImportJobTarget: E::ImportJobTarget => ("IMPORT_JOB_TARGET", Code::FailedPrecondition, Caller, None),
+        ImportJobsFull: E::ImportJobsFull => ("IMPORT_JOBS_FULL", Code::FailedPrecondition, Caller, None),
+        ImportMethodRefused: E::ImportMethodRefused { method: ImportMethod::RsaOaepSha1 }
+            => ("IMPORT_METHOD_REFUSED", Code::FailedPrecondition, Caller, None),
+        ImportMaterialInvalid: E::ImportMaterialInvalid
+            => ("IMPORT_MATERIAL_INVALID", Code::InvalidArgument, Caller, None),
+        ImportKeyLength: E::ImportKeyLength => ("IMPORT_KEY_LENGTH", Code::InvalidArgument, Caller, None),
+        ImportCheckMismatch: E::ImportCheckMismatch
+            => ("IMPORT_CHECK_MISMATCH", Code::InvalidArgument, Caller, None),
+        ImportKeyWeak: E::ImportKeyWeak => ("IMPORT_KEY_WEAK", Code::InvalidArgument, Caller, None),
         HsmSaturated: E::HsmSaturated { full: Full::Queue, retry_after: SOON }
             => ("HSM_SATURATED", Code::ResourceExhausted, Device, Some(250)),
         RequestsFull: E::RequestsFull => ("TENANT_QUOTA", Code::ResourceExhausted, Caller, Some(60_000)),

@@ -12,7 +12,15 @@ pub fn table(report: &Report) -> String {
     }
     let Report { agrees, log, tenants, tenants_not_in_log, keys, versions, counters, .. } = report;
     let Report {
-        usage, history, consumers, intents, requests, findings_left_out, accept_code, ..
+        usage,
+        history,
+        consumers,
+        import_jobs,
+        intents,
+        requests,
+        findings_left_out,
+        accept_code,
+        ..
     } = report;
     if *findings_left_out > 0 {
         let _ = writeln!(text, "{findings_left_out} more are left out");
@@ -20,7 +28,7 @@ pub fn table(report: &Report) -> String {
     let _ = writeln!(
         text,
         "verified {tenants} tenants, {keys} keys, {versions} versions, {counters} counters, \
-         {consumers} consumers, {history} entries of histories, {usage} rows of uses, {intents} intents, {requests} requests"
+         {consumers} consumers, {import_jobs} import jobs, {history} entries of histories, {usage} rows of uses, {intents} intents, {requests} requests"
     );
     if let Some(log) = log {
         let first = log.first.unwrap_or_default();

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use kms_core::audit::ManifestStamp;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, RowMac, Sealed};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::RowSet;
@@ -293,6 +294,7 @@ impl Walk<'_, '_> {
             self.consumers(tenant, &key, &mut rows)?;
             self.usage(tenant, key.uid)
         })?;
+        self.import_jobs(tenant, &mut rows)?;
         let place = Place::of(tenant, "manifest");
         let manifest = match store.manifest(tenant)? {
             Some(looked) => {
@@ -367,6 +369,19 @@ impl Walk<'_, '_> {
             self.found(&place, detail);
         }
         Ok(())
+    }
+
+    fn import_jobs(&mut self, tenant: &str, rows: &mut RowSet) -> Result<(), VerifyStoreError> {
+        let store = self.store;
+        let place = Place::of(tenant, "import job");
+        store.import_jobs(tenant, |looked| {
+            self.report.import_jobs += 1;
+            let of = |job: &ImportJobRow| place.at(job.key_uid, None);
+            if let Some(sealed) = self.take(looked, of, &place)? {
+                rows.insert(&sealed.mac);
+            }
+            Ok::<_, VerifyStoreError>(())
+        })
     }
 
     fn history(

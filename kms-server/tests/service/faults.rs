@@ -11,6 +11,7 @@ use kms_core::audit::AuditRecord;
 use kms_core::clock::{ManualClock, Timestamp};
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow, WrappedKey};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -24,9 +25,9 @@ use kms_hsm::{
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
-    Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
-    NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit,
-    Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
+    KeyRef, ListPosition, Listed, NewKey, OldCounts, OldRows, RequestPosition, RequestRecord,
+    Resealed, Rollover, RowsLimit, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -335,6 +336,27 @@ impl Store for FaultyStore {
         through!(self.list_consumers(key_uid))
     }
 
+    async fn list_import_jobs(
+        &self,
+        tenant: TenantName,
+    ) -> Result<Vec<Sealed<ImportJobRow>>, StoreError> {
+        through!(self.list_import_jobs(tenant))
+    }
+    async fn due_import_jobs(
+        &self,
+        now: Timestamp,
+        after: Option<JobPosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<ImportJobRow>>, StoreError> {
+        through!(self.due_import_jobs(now, after, limit))
+    }
+    async fn change_import_jobs(
+        &self,
+        edit: ImportJobEdit,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        through!(self.change_import_jobs(edit, closing))
+    }
     async fn list_history(
         &self,
         key_uid: KeyUid,

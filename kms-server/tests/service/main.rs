@@ -12,6 +12,8 @@ mod crash;
 mod crypto;
 mod destruction;
 mod faults;
+mod import;
+mod import_refusals;
 mod integrity;
 mod intents;
 mod key_state;

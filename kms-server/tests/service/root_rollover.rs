@@ -324,3 +324,18 @@ async fn uid_of(world: &World, key: &str) -> KeyUid {
     let stored = world.store.key(KeyRef::Name(name(key)), VersionChoice::Primary).await;
     stored.unwrap().unwrap().key.row.uid
 }
+
+#[tokio::test]
+async fn an_open_import_job_is_sealed_anew_and_still_takes_its_key() {
+    let world = World::new().await;
+    let job = crate::import::new_job(&world).await;
+    let world = with_second_root(world).await;
+    assert_eq!(old(&world).await.import_jobs, 1);
+    assert!(world.kms.root_pass().await.unwrap());
+    assert_eq!(old(&world).await, OldCounts::default());
+    let world = without_first_root(&world);
+    let sealed = crate::import::seal(&job, &crate::import::OWNERS_KEY);
+    crate::import::import(&world, sealed).await.unwrap();
+    world.wrap(KEY).await;
+    check(&world, "imported").await;
+}

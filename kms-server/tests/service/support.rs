@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kms_core::audit::AuditRecord;
@@ -20,7 +20,7 @@ use kms_server::authn::{AuthnMethod, Principal};
 use kms_server::authz::{ActionKind, GrantConfig, StaticPolicy};
 use kms_server::keyring::KeyringConfig;
 use kms_server::service::{
-    CreateKey, Kms, Parts, RequestContext, SystemRandomness, Unwrap, Wrap, Wrapped,
+    CreateKey, Kms, Parts, RequestContext, SealedKey, SystemRandomness, Unwrap, Wrap, Wrapped,
 };
 use kms_server::store::Store;
 use kms_server::store::sqlite::SqliteStore;
@@ -39,6 +39,8 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) faults: Arc<Faults>,
     pub(crate) kms: Kms,
+    /// What was sealed to the import job that was created last, and its name.
+    pub(crate) sealed: Arc<Mutex<Option<SealedKey>>>,
 }
 
 pub(crate) fn grant(principal: &str, tenant: &str, actions: &[ActionKind]) -> GrantConfig {
@@ -64,7 +66,8 @@ impl World {
         let macs = hsm.mac(RootGeneration::FIRST, vec![pin.mac_input()], deadline).await.unwrap();
         store.add_root_pin(pin, macs[0]).await.unwrap();
         let sink = Arc::new(MemorySink::new(100_000));
-        Self::assemble(directory, device, hsm, store, sink, clock, KeyringConfig::default(), grants)
+        let keyring = KeyringConfig::default();
+        Self::assemble(directory, device, hsm, store, sink, clock, keyring, grants, false)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of a world")]
@@ -77,6 +80,7 @@ impl World {
         clock: Arc<ManualClock>,
         keyring: KeyringConfig,
         grants: &[GrantConfig],
+        allow_rsa_oaep_sha1: bool,
     ) -> Self {
         let mut table = grants.to_vec();
         table.extend(["t", "u"].map(|tenant| grant(ADMIN, tenant, ActionKind::ALL)));
@@ -89,8 +93,10 @@ impl World {
             policy: Arc::new(StaticPolicy::new(&table).unwrap()),
             randomness: Arc::new(SystemRandomness),
             keyring,
+            allow_rsa_oaep_sha1,
         });
-        Self { directory, device, hsm, store, sink, clock, faults, kms }
+        let sealed = Arc::default();
+        Self { directory, device, hsm, store, sink, clock, faults, kms, sealed }
     }
 
     /// Another process on the same store and token, with nothing in memory and no faults.
@@ -99,18 +105,24 @@ impl World {
     }
 
     pub(crate) fn restart_granting(&self, grants: &[GrantConfig]) -> Self {
-        self.again(KeyringConfig::default(), grants)
+        self.again(KeyringConfig::default(), grants, false)
+    }
+
+    pub(crate) fn restart_allowing_sha1(&self) -> Self {
+        self.again(KeyringConfig::default(), &[], true)
     }
 
     pub(crate) fn restart_with(&self, keyring: KeyringConfig) -> Self {
-        self.again(keyring, &[])
+        self.again(keyring, &[], false)
     }
 
-    fn again(&self, keyring: KeyringConfig, grants: &[GrantConfig]) -> Self {
+    fn again(&self, keyring: KeyringConfig, grants: &[GrantConfig], sha1: bool) -> Self {
         let (hsm, store) = (Arc::clone(&self.hsm), Arc::clone(&self.store));
         let (directory, device) = (Arc::clone(&self.directory), self.device.clone());
         let (sink, clock) = (self.sink.clone(), self.clock.clone());
-        Self::assemble(directory, device, hsm, store, sink, clock, keyring, grants)
+        let world =
+            Self::assemble(directory, device, hsm, store, sink, clock, keyring, grants, sha1);
+        Self { sealed: Arc::clone(&self.sealed), ..world }
     }
 
     /// Makes and pins one more root set on the token.

@@ -166,6 +166,34 @@ async fn every_edited_row_is_named() {
 }
 
 #[tokio::test]
+async fn import_jobs_are_verified_with_the_rest() {
+    let world = world().await;
+    let job = crate::import::job(name("tenants/t/keys/later"), fresh_id());
+    let job = crate::import::create_job(&world, job).await.unwrap();
+    let agreeing = report(&world);
+    assert!(agreeing.agrees, "{agreeing:#?}");
+    assert_eq!(agreeing.import_jobs, 1);
+    sql(&world, "CREATE TABLE old AS SELECT * FROM import_jobs");
+    sql(&world, "DROP TRIGGER import_jobs_stand; UPDATE import_jobs SET actor = 'mallory'");
+    assert_finds(&report(&world), &[("import job", None, "MAC")]);
+    sql(&world, "UPDATE import_jobs SET method = 'x'");
+    let wanted = [
+        ("import job", None, "method has no valid value"),
+        ("manifest", None, "one was deleted, added or put back"),
+    ];
+    assert_finds(&report(&world), &wanted);
+    sql(&world, "DELETE FROM import_jobs");
+    let gone = [("manifest", None, "one was deleted, added or put back")];
+    assert_finds(&report(&world), &gone);
+    // Put back after it was given up.
+    sql(&world, "INSERT INTO import_jobs SELECT * FROM old");
+    crate::import::cancel(&world, &job).await.unwrap();
+    assert!(report(&world).agrees);
+    sql(&world, "INSERT INTO import_jobs SELECT * FROM old");
+    assert_finds(&report(&world), &gone);
+}
+
+#[tokio::test]
 async fn a_deleted_key_is_found_and_named_by_what_the_log_tells() {
     let world = world().await;
     let of = "(SELECT uid FROM keys WHERE tenant = 't')";

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -14,9 +15,9 @@ use kms_core::name::TenantName;
 use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 use kms_server::store::{
-    Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
-    NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit,
-    Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
+    KeyRef, ListPosition, Listed, NewKey, OldCounts, OldRows, RequestPosition, RequestRecord,
+    Resealed, Rollover, RowsLimit, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -91,6 +92,9 @@ forward! {
     list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
     last_revision(key_uid: KeyUid, version: KeyVersion) -> Option<Revision>;
     list_consumers(key_uid: KeyUid) -> Vec<Sealed<ConsumerRow>>;
+    list_import_jobs(tenant: TenantName) -> Vec<Sealed<ImportJobRow>>;
+    due_import_jobs(now: Timestamp, after: Option<JobPosition>, limit: u32) -> Listed<Sealed<ImportJobRow>>;
+    change_import_jobs(edit: ImportJobEdit, closing: Closing) -> ();
     list_history(key_uid: KeyUid, after: Option<HistoryPosition>, limit: u32) -> Vec<Sealed<HistoryRow>>;
     counter(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<CounterRow>>;
     usage(key_uid: KeyUid, version: KeyVersion) -> Option<Sealed<UsageRow>>;

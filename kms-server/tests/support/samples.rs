@@ -6,7 +6,7 @@ use kms_core::audit::{AuditRecord, Decision, Phase};
 use kms_core::clock::Timestamp;
 use kms_core::id::{EventId, IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{
-    CheckBlob, CkaId, CounterRow, KeyRow, Material, Protection, Purpose, RowMac, Sealed,
+    CheckBlob, CkaId, CounterRow, KeyRow, Material, Origin, Protection, Purpose, RowMac, Sealed,
     Sensitivity, VersionRow, WrappedKey,
 };
 use kms_core::manifest::{Manifest, RowSet};
@@ -75,6 +75,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             state: VersionState::Active,
             material: Material::Wrapped(WrappedKey(vec![number; 40])),
             check: CheckBlob { iv: [3; 12], ciphertext_and_tag: vec![4; 32] },
+            origin: Origin::Generated,
             create_time: time,
             state_time: time,
             state_reason: "created".into(),
@@ -85,6 +86,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             revision: Revision::FIRST,
         }),
         counter: counter(tenant_number, number, 1, 1),
+        import_job: None,
     }
 }
 

@@ -10,7 +10,7 @@ use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use kms_core::key::CkaId;
 
 use super::Keeper;
-use crate::hsm::{MAX_STRAYS, Stray, TokenKeys};
+use crate::hsm::{MAX_IMPORT_KEYS, MAX_STRAYS, Stray, TokenKeys};
 use crate::pkcs11::ckr::{Class, Failure, classify};
 
 impl Keeper {
@@ -46,11 +46,19 @@ impl Keeper {
         let mut import_keys = Vec::new();
         let class = Attribute::Class(ObjectClass::PRIVATE_KEY);
         for object in self.session()?.find_objects(&[class])? {
+            if import_keys.len() == MAX_IMPORT_KEYS {
+                tracing::error!(MAX_IMPORT_KEYS, "more private keys on the token than are listed");
+                break;
+            }
             let Some(stray) = self.stray(object)? else { continue };
             if let Ok(id) = stray.id.as_slice().try_into() {
                 import_keys.push(CkaId(id));
             } else if strays.len() < MAX_STRAYS {
                 strays.push(stray);
+            } else {
+                // Told once: no more of either kind is read.
+                tracing::error!(MAX_STRAYS, "more unknown keys on the token than are listed");
+                break;
             }
         }
         import_keys.sort_unstable();

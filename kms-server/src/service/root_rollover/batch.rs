@@ -57,10 +57,24 @@ impl Inner {
             // Rows beyond the limit come next, unless none of those before them could be sealed.
             after = if sealed == 0 { cut.or(whole) } else { whole };
             if is_last {
-                return Ok(());
+                break;
             }
             pace.rest().await;
         }
+        self.reseal_import_jobs(tenant).await
+    }
+
+    /// Import jobs are of a tenant, and few: the key that one is for may not be there yet.
+    async fn reseal_import_jobs(self: &Arc<Self>, tenant: &TenantName) -> Result<(), ServiceError> {
+        let current = self.keyring.config().generation;
+        let turn = self.lock_tenant(tenant).await?;
+        let jobs = self.store.list_import_jobs(tenant.clone()).await;
+        let mut jobs = self.keyring.stored(jobs)?;
+        jobs.retain(|job| job.generation < current);
+        let names = jobs.iter().map(|job| (job.row.key_uid, job.row.key.clone())).collect();
+        let rows = jobs.into_iter().map(SealedRow::ImportJob).collect();
+        let found = OldRows { rows, names, ..OldRows::default() };
+        self.reseal_rows(tenant, found, turn).await.map(drop)
     }
 
     /// Returns how many rows were sealed.

@@ -19,6 +19,7 @@ mod tests;
 mod write;
 mod write_closing;
 mod write_consumers;
+mod write_import_jobs;
 mod write_rows;
 mod write_usage;
 mod writer;
@@ -33,6 +34,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -44,9 +46,10 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, ConsumerChange, DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed,
-    MAX_REMEMBERED_REQUESTS, NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed,
-    Rollover, RowsLimit, Staging, Store, StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
+    KeyRef, ListPosition, Listed, MAX_REMEMBERED_REQUESTS, NewKey, OldCounts, OldRows,
+    RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
+    StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -261,6 +264,31 @@ impl Store for SqliteStore {
         key_uid: KeyUid,
     ) -> Result<Vec<Sealed<ConsumerRow>>, StoreError> {
         self.read(move |db| read::list_consumers(db, key_uid)).await
+    }
+
+    async fn list_import_jobs(
+        &self,
+        tenant: TenantName,
+    ) -> Result<Vec<Sealed<ImportJobRow>>, StoreError> {
+        self.read(move |db| read::list_import_jobs(db, &tenant)).await
+    }
+
+    async fn due_import_jobs(
+        &self,
+        now: Timestamp,
+        after: Option<JobPosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<ImportJobRow>>, StoreError> {
+        self.read(move |db| read::due_import_jobs(db, now, after, limit)).await
+    }
+
+    async fn change_import_jobs(
+        &self,
+        edit: ImportJobEdit,
+        closing: Closing,
+    ) -> Result<(), StoreError> {
+        let max = self.max_requests;
+        self.write(move |db| write_import_jobs::change_import_jobs(db, &edit, &closing, max)).await
     }
 
     async fn list_history(

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -110,7 +111,8 @@ impl OfflineStore {
     /// # Errors
     /// When they cannot be read.
     pub fn tenants(&self) -> Result<Vec<String>, StoreError> {
-        let sql = "SELECT tenant FROM manifests UNION SELECT tenant FROM keys";
+        let sql = "SELECT tenant FROM manifests UNION SELECT tenant FROM keys
+            UNION SELECT tenant FROM import_jobs";
         let mut statement = self.connection.prepare(sql)?;
         let tenants = statement.query_map([], |row| row.get(0))?;
         Ok(tenants.collect::<Result<_, _>>()?)
@@ -193,6 +195,19 @@ impl OfflineStore {
     ) -> Result<(), E> {
         let sql = "SELECT * FROM consumers WHERE key_uid = ?1 ORDER BY consumer_id";
         self.each(sql, [key_uid.as_bytes()], rows::consumer, NOTHING, each)
+    }
+
+    /// Hands over the import jobs of a tenant.
+    ///
+    /// # Errors
+    /// When they cannot be read, or `each` fails.
+    pub fn import_jobs<E: From<StoreError>>(
+        &self,
+        tenant: &str,
+        each: impl FnMut(Looked<Sealed<ImportJobRow>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql = "SELECT * FROM import_jobs WHERE tenant = ?1 ORDER BY id";
+        self.each(sql, [tenant], rows::import_job, ("key_uid", ""), each)
     }
 
     /// Hands over the history of a key.

@@ -3,6 +3,7 @@
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, RequestId, Revision};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CkaId, CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
@@ -13,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows;
 use crate::store::{
-    DuePosition, HistoryPosition, Intent, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
+    DuePosition, HistoryPosition, Intent, JobPosition, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
     RequestRecord, StoreError, StoredKey, VersionChoice,
 };
 
@@ -111,6 +112,36 @@ pub(super) fn list_consumers(
         "SELECT * FROM consumers WHERE key_uid = ?1 ORDER BY consumer_id LIMIT ?2",
         (key_uid.as_bytes(), MAX_LIST_ROWS),
         rows::consumer,
+    )
+}
+
+pub(super) fn list_import_jobs(
+    connection: &Connection,
+    tenant: &TenantName,
+) -> Result<Vec<Sealed<ImportJobRow>>, StoreError> {
+    many(
+        connection,
+        "SELECT * FROM import_jobs WHERE tenant = ?1 ORDER BY id LIMIT ?2",
+        (tenant.id(), MAX_LIST_ROWS),
+        rows::import_job,
+    )
+}
+
+pub(super) fn due_import_jobs(
+    connection: &Connection,
+    now: Timestamp,
+    after: Option<JobPosition>,
+    limit: u32,
+) -> Result<Listed<Sealed<ImportJobRow>>, StoreError> {
+    let (time, id) = after.map_or((i64::MIN, Vec::new()), |JobPosition { time, id }| {
+        (time.as_unix_ms(), id.0.to_vec())
+    });
+    listed(
+        connection,
+        "SELECT * FROM import_jobs WHERE expire_time <= ?1 AND (expire_time, id) > (?3, ?4)
+         ORDER BY expire_time, id LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS), time, id),
+        rows::import_job,
     )
 }
 
@@ -223,7 +254,8 @@ pub(super) fn intents(connection: &Connection) -> Result<Listed<Sealed<Intent>>,
 pub(super) fn resident_ids(connection: &Connection) -> Result<Listed<CkaId>, StoreError> {
     listed(
         connection,
-        "SELECT material FROM versions WHERE material_kind = 'resident' AND state <> 'DESTROYED'",
+        "SELECT material FROM versions WHERE material_kind = 'resident' AND state <> 'DESTROYED'
+         UNION ALL SELECT id AS material FROM import_jobs",
         [],
         rows::resident_id,
     )

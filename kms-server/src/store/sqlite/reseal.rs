@@ -204,6 +204,11 @@ fn replace_seal(
              WHERE key_uid = ?1 AND consumer_id = ?2 AND mac = ?5",
             (row.key_uid.as_bytes(), &row.consumer_id, generation.get(), mac.0, expected.0),
         ),
+        SealedRow::ImportJob(Sealed { row, mac, generation }) => execute(
+            connection,
+            "UPDATE import_jobs SET generation = ?2, mac = ?3 WHERE id = ?1 AND mac = ?4",
+            (row.id.0, generation.get(), mac.0, expected.0),
+        ),
         SealedRow::Counter(Sealed { row, mac, generation }) => execute(
             connection,
             "UPDATE counters SET generation = ?3, mac = ?4
@@ -240,6 +245,7 @@ pub(super) fn old_counts(
         versions: count("versions")?,
         history: count("history")?,
         consumers: count("consumers")?,
+        import_jobs: count("import_jobs")?,
         counters: count("counters")?,
         usage: count("usage")?,
         manifests: count("manifests")?,

@@ -8,9 +8,11 @@ use kms_core::audit::ManifestStamp;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
+use kms_core::import::{ImportMethod, RsaSize};
+use kms_core::import_job::ImportJobRow;
 use kms_core::key::{
-    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Protection, Purpose, RowMac, Sealed,
-    Sensitivity, VersionRow, WrappedKey,
+    CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Origin, Protection, Purpose, RowMac,
+    Sealed, Sensitivity, VersionRow, WrappedKey,
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
@@ -152,6 +154,7 @@ pub(super) fn version(row: &Row<'_>) -> Result<Sealed<VersionRow>, StoreError> {
         state: columns.parsed("state", VersionState::parse)?,
         material,
         check: CheckBlob::from_bytes(&check).ok_or_else(|| columns.damaged("check_blob"))?,
+        origin: columns.parsed("origin", Origin::parse)?,
         create_time: columns.time("create_time")?,
         state_time: columns.time("state_time")?,
         state_reason: columns.read("state_reason")?,
@@ -173,6 +176,23 @@ pub(super) fn consumer(row: &Row<'_>) -> Result<Sealed<ConsumerRow>, StoreError>
         create_time: columns.time("create_time")?,
         actor: columns.read("actor")?,
         revision: columns.revision()?,
+    })
+}
+
+/// Reads a row of `import_jobs`.
+pub(super) fn import_job(row: &Row<'_>) -> Result<Sealed<ImportJobRow>, StoreError> {
+    let columns = Columns { table: "import_jobs", row };
+    let bits = u32::try_from(columns.number("rsa_bits")?).ok().and_then(RsaSize::from_bits);
+    columns.sealed(ImportJobRow {
+        id: CkaId(columns.array("id")?),
+        key: columns.key_name()?,
+        key_uid: columns.uid("key_uid")?,
+        method: columns.parsed("method", ImportMethod::parse)?,
+        size: bits.ok_or_else(|| columns.damaged("rsa_bits"))?,
+        public_key: columns.read("public_key")?,
+        create_time: columns.time("create_time")?,
+        expire_time: columns.time("expire_time")?,
+        actor: columns.read("actor")?,
     })
 }
 

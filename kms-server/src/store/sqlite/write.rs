@@ -8,6 +8,7 @@ use rusqlite::Connection;
 
 use super::sql::{execute, insert, integer};
 use super::write_closing::apply;
+use super::write_import_jobs::use_up;
 use super::write_rows::{
     insert_counter, insert_key, insert_version, replace_key, replace_version, require_primary,
 };
@@ -38,6 +39,7 @@ pub(super) fn create_key(
     insert_key(connection, &new.key)?;
     insert_version(connection, &new.version)?;
     insert_counter(connection, &new.counter)?;
+    use_up(connection, new.import_job.as_ref())?;
     require_primary(connection, &new.key.row)
 }
 
@@ -81,11 +83,12 @@ pub(super) fn stage(
     closing: &Closing,
     max_requests: u64,
 ) -> Result<(), StoreError> {
-    let Staging { expected_key, key, version, counter } = staging;
+    let Staging { expected_key, key, version, counter, import_job } = staging;
     apply(connection, closing, max_requests)?;
     replace_key(connection, *expected_key, key)?;
     insert_version(connection, version)?;
-    insert_counter(connection, counter)
+    insert_counter(connection, counter)?;
+    use_up(connection, import_job.as_ref())
 }
 
 pub(super) fn update_version(

@@ -105,10 +105,10 @@ pub(super) fn insert_version(
     connection: &Connection,
     version: &Sealed<VersionRow>,
 ) -> Result<(), StoreError> {
-    let sql = "INSERT INTO versions (key_uid, version, state, material_kind, material, check_blob,
+    let sql = "INSERT INTO versions (key_uid, version, state, material_kind, material, check_blob, origin,
             create_time, state_time, state_reason, state_actor, activate_time, deactivate_time,
             destroy_time, destroy_returns, destroy_despite_consumers, revision, generation, mac)
-         VALUES (:key_uid, :version, :state, :material_kind, :material, :check_blob,
+         VALUES (:key_uid, :version, :state, :material_kind, :material, :check_blob, :origin,
             :create_time, :state_time, :state_reason, :state_actor, :activate_time, :deactivate_time,
             :destroy_time, :destroy_returns, :destroy_despite_consumers, :revision, :generation, :mac)";
     with_version_parameters(version, &[], |parameters| {
@@ -122,7 +122,7 @@ pub(super) fn replace_version(
     version: &Sealed<VersionRow>,
 ) -> Result<(), StoreError> {
     let sql = "UPDATE versions SET state = :state, material_kind = :material_kind,
-            material = :material, check_blob = :check_blob, create_time = :create_time,
+            material = :material, check_blob = :check_blob, origin = :origin, create_time = :create_time,
             state_time = :state_time, state_reason = :state_reason, state_actor = :state_actor,
             activate_time = :activate_time, deactivate_time = :deactivate_time, destroy_time = :destroy_time,
             destroy_returns = :destroy_returns,
@@ -153,6 +153,7 @@ pub(super) fn with_version_parameters<T>(
         state,
         material,
         check,
+        origin,
         create_time,
         state_time,
         state_reason,
@@ -173,6 +174,7 @@ pub(super) fn with_version_parameters<T>(
         ":material_kind": material_kind,
         ":material": material,
         ":check_blob": check.to_bytes(),
+        ":origin": origin.as_str(),
         ":create_time": create_time.as_unix_ms(),
         ":state_time": state_time.as_unix_ms(),
         ":state_reason": state_reason,

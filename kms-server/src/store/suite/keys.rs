@@ -6,7 +6,7 @@ use super::*;
 
 pub(crate) async fn a_key_reads_back_by_name_and_by_uid(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
-    let NewKey { key, version, counter } = new_key(1);
+    let NewKey { key, version, counter, import_job: _ } = new_key(1);
     for reference in [KeyRef::Name(key.row.name.clone()), KeyRef::Uid(uid(1))] {
         for choice in [VersionChoice::Primary, VersionChoice::Number(KeyVersion::FIRST)] {
             let found = store.key(reference.clone(), choice).await.unwrap().unwrap();
@@ -145,7 +145,8 @@ fn staging(key: Sealed<KeyRow>) -> Staging {
     let mut version = version_row(1, 2);
     version.state = VersionState::PreActivation;
     version.activate_time = Some(time(5000));
-    Staging { expected_key, key, version: sealed(version), counter: sealed(counter_row(1, 2)) }
+    let counter = sealed(counter_row(1, 2));
+    Staging { expected_key, key, version: sealed(version), counter, import_job: None }
 }
 
 pub(crate) async fn a_staged_version_is_one_and_takes_the_place_of_the_primary(

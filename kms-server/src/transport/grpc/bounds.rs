@@ -41,6 +41,8 @@ pub(super) const NONE: &[Bound] = &[];
 pub(super) const CONTEXT: &[Bound] = &[Bound::Pairs { number: 3, field: "context" }];
 /// Of CreateKey.
 pub(super) const CREATE_KEY: &[Bound] = &[Bound::Pairs { number: 9, field: "labels" }];
+/// Of ImportKey.
+pub(super) const IMPORT_KEY: &[Bound] = &[Bound::Pairs { number: 9, field: "labels" }];
 /// Of UpdateKey.
 pub(super) const UPDATE_KEY: &[Bound] =
     &[Bound::Mask { number: 3, field: "update_mask" }, Bound::Pairs { number: 7, field: "labels" }];

@@ -122,8 +122,11 @@ fn repeated_parts() -> BTreeSet<Part> {
 #[test]
 fn every_repeated_part_of_a_request_is_bounded() {
     let context = ["Wrap", "Unwrap", "Rewrap", "GenerateDataKey"];
-    let bounds =
-        BTreeMap::from([("CreateKeyRequest", CREATE_KEY), ("UpdateKeyRequest", UPDATE_KEY)]);
+    let bounds = BTreeMap::from([
+        ("CreateKeyRequest", CREATE_KEY),
+        ("ImportKeyRequest", IMPORT_KEY),
+        ("UpdateKeyRequest", UPDATE_KEY),
+    ]);
     let mut expected = BTreeSet::from([("FieldMask".to_owned(), "paths".to_owned(), 1)]);
     for name in context {
         expected.insert((format!("Batch{name}Request"), "items".to_owned(), 1));

@@ -20,7 +20,7 @@ use crate::service::{
     ScheduleDestruction, ServiceError, SetRotation, StageKeyVersion, Unwrap, UpdateKey, Wrap,
 };
 
-type Decoded<T> = Result<T, ServiceError>;
+pub(super) type Decoded<T> = Result<T, ServiceError>;
 
 pub(super) fn wrap(message: proto::WrapRequest) -> Decoded<Wrap> {
     let proto::WrapRequest { key, plaintext, context } = message;
@@ -294,11 +294,11 @@ fn change(name: &str, reason: String, request_id: &str) -> Decoded<ChangeVersion
     Ok(ChangeVersionState { name, reason, request_id: self::request_id(request_id)? })
 }
 
-fn field(name: &'static str, problem: impl Display) -> ServiceError {
+pub(super) fn field(name: &'static str, problem: impl Display) -> ServiceError {
     ServiceError::field(name, problem.to_string())
 }
 
-fn parse<T: FromStr<Err: Display>>(name: &'static str, text: &str) -> Decoded<T> {
+pub(super) fn parse<T: FromStr<Err: Display>>(name: &'static str, text: &str) -> Decoded<T> {
     text.parse().map_err(|error: T::Err| field(name, error))
 }
 
@@ -306,11 +306,11 @@ fn pairs(context: HashMap<String, String>) -> Decoded<EncryptionContext> {
     EncryptionContext::from_caller(context).map_err(|error| field("context", error))
 }
 
-fn request_id(text: &str) -> Decoded<RequestId> {
+pub(super) fn request_id(text: &str) -> Decoded<RequestId> {
     parse("request_id", text)
 }
 
-fn purpose(number: i32) -> Decoded<Purpose> {
+pub(super) fn purpose(number: i32) -> Decoded<Purpose> {
     match proto::Purpose::try_from(number) {
         Ok(proto::Purpose::Wrap) => Ok(Purpose::Wrap),
         Ok(proto::Purpose::Unspecified) => Err(field("purpose", "must be given")),
@@ -318,7 +318,7 @@ fn purpose(number: i32) -> Decoded<Purpose> {
     }
 }
 
-fn protection(number: i32) -> Decoded<Protection> {
+pub(super) fn protection(number: i32) -> Decoded<Protection> {
     match proto::Protection::try_from(number) {
         Ok(proto::Protection::Unspecified | proto::Protection::HsmWrapped) => {
             Ok(Protection::HsmWrapped)
@@ -328,7 +328,7 @@ fn protection(number: i32) -> Decoded<Protection> {
     }
 }
 
-fn sensitivity(number: i32) -> Decoded<Sensitivity> {
+pub(super) fn sensitivity(number: i32) -> Decoded<Sensitivity> {
     match proto::Sensitivity::try_from(number) {
         Ok(proto::Sensitivity::Low) => Ok(Sensitivity::Low),
         Ok(proto::Sensitivity::Medium) => Ok(Sensitivity::Medium),
@@ -338,16 +338,19 @@ fn sensitivity(number: i32) -> Decoded<Sensitivity> {
     }
 }
 
-fn period(duration: Option<prost_types::Duration>) -> Decoded<Duration> {
+pub(super) fn period(duration: Option<prost_types::Duration>) -> Decoded<Duration> {
     const KEY: &str = "cryptoperiod";
     whole_seconds(KEY, duration.ok_or_else(|| field(KEY, "must be given"))?)
 }
 
-fn rotation(duration: Option<prost_types::Duration>) -> Decoded<Option<Duration>> {
+pub(super) fn rotation(duration: Option<prost_types::Duration>) -> Decoded<Option<Duration>> {
     duration.map(|given| whole_seconds("rotation_period", given)).transpose()
 }
 
-fn whole_seconds(name: &'static str, duration: prost_types::Duration) -> Decoded<Duration> {
+pub(super) fn whole_seconds(
+    name: &'static str,
+    duration: prost_types::Duration,
+) -> Decoded<Duration> {
     let prost_types::Duration { seconds, nanos } = duration;
     let seconds = u64::try_from(seconds).map_err(|_| field(name, "must not be negative"))?;
     if nanos != 0 {
@@ -357,7 +360,7 @@ fn whole_seconds(name: &'static str, duration: prost_types::Duration) -> Decoded
 }
 
 /// Rows hold milliseconds: what is finer would be another time than was asked for.
-fn time(name: &'static str, time: prost_types::Timestamp) -> Decoded<Timestamp> {
+pub(super) fn time(name: &'static str, time: prost_types::Timestamp) -> Decoded<Timestamp> {
     const MILLISECOND: i32 = 1_000_000;
     let prost_types::Timestamp { seconds, nanos } = time;
     if !(0..1_000_000_000).contains(&nanos) || nanos % MILLISECOND != 0 {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use kms_core::clock::Timestamp;
-use kms_core::key::{KeyState, Protection, Purpose, Sensitivity};
+use kms_core::key::{KeyState, Origin, Protection, Purpose, Sensitivity};
 use kms_core::name::VersionName;
 use kms_core::secret::Plaintext;
 use kms_core::state::VersionState;
@@ -140,6 +140,7 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         version,
         state,
         primary,
+        origin,
         create_time,
         activate_time,
         state_time,
@@ -150,6 +151,11 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         root_generation,
         destroy_time,
     } = result;
+    let local = origin == Origin::Generated;
+    let origin = match origin {
+        Origin::Generated => proto::Origin::Generated,
+        Origin::Imported => proto::Origin::Imported,
+    };
     proto::KeyVersion {
         name: VersionName::new(key, version).to_string(),
         version: version.get(),
@@ -164,6 +170,8 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         root_generation: root_generation.get(),
         destroy_time: destroy_time.map(time),
         activate_time: activate_time.map(time),
+        origin: origin.into(),
+        local,
     }
 }
 
@@ -289,7 +297,7 @@ fn duration(period: std::time::Duration) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
 }
 
-fn time(time: Timestamp) -> prost_types::Timestamp {
+pub(super) fn time(time: Timestamp) -> prost_types::Timestamp {
     let unix_ms = time.as_unix_ms();
     let nanos = i32::try_from(unix_ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
     prost_types::Timestamp { seconds: unix_ms.div_euclid(1000), nanos }

@@ -38,6 +38,8 @@ macro_rules! reading {
     };
 }
 
+pub(super) use {mutation, reading};
+
 mutation!(create_key, CREATE_KEY, decode::create_key, encode::key);
 mutation!(update_key, UPDATE_KEY, decode::update_key, encode::key);
 mutation!(rotate_key, NONE, decode::rotate_key, encode::rotated);

@@ -16,7 +16,7 @@ use tonic::codegen::BoxFuture;
 use tower::Service;
 
 use super::gateway::{Call, Gateway};
-use super::{crypto, health, key, rewrap_stream};
+use super::{crypto, health, import, key, rewrap_stream};
 use crate::transport::health::{CHECK_PATH, HealthService, WATCH_PATH};
 use crate::transport::method::Method;
 use crate::transport::status::Refused;
@@ -100,6 +100,12 @@ fn dispatch(
         Method::CompromiseKeyVersion => key::compromise_key_version,
         Method::ScheduleKeyVersionDestruction => key::schedule_key_version_destruction,
         Method::CancelKeyVersionDestruction => key::cancel_key_version_destruction,
+        Method::CreateImportJob => import::create_import_job,
+        Method::DescribeImportJob => import::describe_import_job,
+        Method::ListImportJobs => import::list_import_jobs,
+        Method::CancelImportJob => import::cancel_import_job,
+        Method::ImportKey => import::import_key,
+        Method::ImportKeyVersion => import::import_key_version,
         Method::RegisterConsumer => key::register_consumer,
         Method::ListConsumers => key::list_consumers,
         Method::RemoveConsumer => key::remove_consumer,

@@ -64,6 +64,7 @@ CREATE TABLE versions (
     material        BLOB    NOT NULL CHECK (CASE material_kind WHEN 'resident' THEN length(material) = 16
                                             ELSE length(material) BETWEEN 24 AND 512 OR state = 'DESTROYED' END),
     check_blob      BLOB    NOT NULL CHECK (length(check_blob) BETWEEN 12 AND 256),
+    origin          TEXT    NOT NULL CHECK (origin IN ('GENERATED', 'IMPORTED')),
     create_time     INTEGER NOT NULL,
     state_time      INTEGER NOT NULL,
     state_reason    TEXT    NOT NULL CHECK (octet_length(state_reason) <= 256),
@@ -256,7 +257,8 @@ WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.
          OLD.activate_time, OLD.deactivate_time, OLD.destroy_time, OLD.destroy_returns,
          OLD.destroy_despite_consumers)))
     OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
-    OR NEW.create_time IS NOT OLD.create_time OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
+    OR NEW.create_time IS NOT OLD.create_time OR NEW.origin IS NOT OLD.origin
+    OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
     OR (OLD.state = 'COMPROMISED' AND NEW.state NOT IN ('COMPROMISED', 'DESTROY_SCHEDULED'))
 BEGIN SELECT RAISE(ABORT, 'versions: an immutable column changed or the revision did not grow'); END;
 
@@ -302,3 +304,30 @@ BEGIN SELECT RAISE(ABORT, 'retired roots are never changed'); END;
 CREATE TRIGGER retired_roots_stay BEFORE DELETE ON retired_roots
 BEGIN SELECT RAISE(ABORT, 'retired roots are never deleted'); END;
 CREATE TRIGGER roots_stay BEFORE DELETE ON roots BEGIN SELECT RAISE(ABORT, 'roots are never deleted'); END;
+
+-- Open import jobs. The key that one is for may not be there yet. Rows are made and taken away, never changed.
+CREATE TABLE import_jobs (
+    id          BLOB    NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+    tenant      TEXT    NOT NULL CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    key_id      TEXT    NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
+    key_uid     BLOB    NOT NULL CHECK (length(key_uid) = 16),
+    method      TEXT    NOT NULL CHECK (octet_length(method) BETWEEN 1 AND 64),
+    rsa_bits    INTEGER NOT NULL CHECK (rsa_bits IN (3072, 4096)),
+    public_key  BLOB    NOT NULL CHECK (length(public_key) BETWEEN 1 AND 1024),
+    create_time INTEGER NOT NULL,
+    expire_time INTEGER NOT NULL CHECK (expire_time > create_time),
+    actor       TEXT    NOT NULL CHECK (octet_length(actor) <= 2048),
+    generation  INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac         BLOB    NOT NULL CHECK (length(mac) = 32)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX import_jobs_by_tenant ON import_jobs (tenant, id);
+CREATE INDEX import_jobs_due ON import_jobs (expire_time, id);
+CREATE TRIGGER import_jobs_stand BEFORE UPDATE ON import_jobs
+WHEN NOT (NEW.generation > OLD.generation AND
+        (NEW.id, NEW.tenant, NEW.key_id, NEW.key_uid, NEW.method, NEW.rsa_bits, NEW.public_key, NEW.create_time,
+         NEW.expire_time, NEW.actor)
+        IS
+        (OLD.id, OLD.tenant, OLD.key_id, OLD.key_uid, OLD.method, OLD.rsa_bits, OLD.public_key, OLD.create_time,
+         OLD.expire_time, OLD.actor))
+BEGIN SELECT RAISE(ABORT, 'import jobs are never changed'); END;
