@@ -339,3 +339,16 @@ async fn an_open_import_job_is_sealed_anew_and_still_takes_its_key() {
     world.wrap(KEY).await;
     check(&world, "imported").await;
 }
+
+#[tokio::test]
+async fn a_root_rollover_that_is_told_to_stop_ends_after_its_step() {
+    let (world, _) = lived_in().await;
+    world.create("tenants/u/keys/k").await;
+    let world = with_second_root(world).await;
+    let (_sender, stop) = tokio::sync::watch::channel(true);
+    world.kms.roll_over_root(stop).await;
+    let left = old(&world).await;
+    assert_eq!((left.keys, left.manifests, left.intents), (1, 1, 0), "the tenant after it");
+    assert!(world.kms.root_pass().await.unwrap());
+    check(&world, "gone on").await;
+}

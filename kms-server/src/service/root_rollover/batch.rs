@@ -60,6 +60,9 @@ impl Inner {
                 break;
             }
             pace.rest().await;
+            if pace.is_stopped() {
+                return Ok(());
+            }
         }
         self.reseal_import_jobs(tenant).await
     }
@@ -144,6 +147,9 @@ impl Inner {
                 return Ok(());
             }
             pace.rest().await;
+            if pace.is_stopped() {
+                return Ok(());
+            }
         }
     }
 }

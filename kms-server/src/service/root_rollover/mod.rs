@@ -41,11 +41,8 @@ impl Kms {
             "rows are sealed under the newest root"
         );
         loop {
-            let passed = tokio::select! {
-                () = stopped(&mut stop) => return,
-                passed = inner.root_pass() => passed,
-            };
-            match passed {
+            // Not dropped when the server ends: a step that has begun must not be left half done.
+            match inner.root_pass(stop.clone()).await {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
@@ -64,7 +61,8 @@ impl Kms {
     /// # Errors
     /// What keeps the whole pass from going on; what was done stays done.
     pub async fn root_pass(&self) -> Result<bool, ServiceError> {
-        self.inner.root_pass().await
+        let (_going_on, stop) = watch::channel(false);
+        self.inner.root_pass(stop).await
     }
 
     /// Tells how far the root rollover is.
@@ -74,7 +72,10 @@ impl Kms {
 }
 
 impl Inner {
-    async fn root_pass(self: &Arc<Self>) -> Result<bool, ServiceError> {
+    async fn root_pass(
+        self: &Arc<Self>,
+        stop: watch::Receiver<bool>,
+    ) -> Result<bool, ServiceError> {
         // Invariant: no row is touched of a database that may not be the right one (as of the reconciler).
         if self.is_doubtful.load(std::sync::atomic::Ordering::Acquire) {
             return Err(ServiceError::StoreUnavailable {
@@ -82,7 +83,7 @@ impl Inner {
             });
         }
         self.root_rollover.begins();
-        let mut steps = Pace::new(self);
+        let mut steps = Pace::new(self, stop);
         let mut after: Option<TenantName> = None;
         loop {
             let page = self.store.list_manifests(after, MAX_PAGE_SIZE).await;
@@ -91,6 +92,9 @@ impl Inner {
             after = Some(last.row.tenant.clone());
             for manifest in &page {
                 self.reseal_tenant(&manifest.row.tenant, &mut steps).await?;
+                if steps.is_stopped() {
+                    return Ok(false);
+                }
             }
         }
         self.reseal_requests(&mut steps).await?;

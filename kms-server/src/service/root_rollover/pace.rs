@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::super::kms::Inner;
+use super::super::reconcile::stopped;
 use crate::store::RowsLimit;
 
 /// Keys and rows of one step when nobody waits: enough that commits cost little.
@@ -20,14 +23,17 @@ pub(super) struct Pace {
     traffic: u64,
     begun: Instant,
     is_busy: bool,
+    /// Says true, or has lost its sender, when the server ends.
+    stop: watch::Receiver<bool>,
 }
 
 impl Pace {
-    pub(super) fn new(inner: &Arc<Inner>) -> Self {
+    pub(super) fn new(inner: &Arc<Inner>, stop: watch::Receiver<bool>) -> Self {
         Self {
             traffic: inner.traffic.load(Ordering::Relaxed),
             begun: inner.clock.monotonic(),
             is_busy: false,
+            stop,
             inner: Arc::clone(inner),
         }
     }
@@ -41,13 +47,18 @@ impl Pace {
         if self.is_busy { BUSY } else { QUIET }
     }
 
+    /// Returns whether no further step is to begin. One that has begun is brought to its end, as any change is.
+    pub(super) fn is_stopped(&self) -> bool {
+        *self.stop.borrow() || self.stop.has_changed().is_err()
+    }
+
     /// Ends a step.
-    pub(super) async fn rest(&self) {
+    pub(super) async fn rest(&mut self) {
         let took = self.inner.clock.monotonic().saturating_duration_since(self.begun);
         if self.is_busy && took > Duration::ZERO {
-            let mut pause = tokio::time::interval(took.saturating_mul(PAUSES_A_STEP));
-            pause.tick().await;
-            pause.tick().await;
+            let pause = took.saturating_mul(PAUSES_A_STEP);
+            // Either way the caller looks whether it is stopped.
+            let _ = tokio::time::timeout(pause, stopped(&mut self.stop)).await;
         } else {
             tokio::task::yield_now().await;
         }
