@@ -48,7 +48,8 @@ pub struct NewKey {
     pub version: Sealed<VersionRow>,
     /// The counter of version 1.
     pub counter: Sealed<CounterRow>,
-    /// The import job that is used up by it; it is taken away. [`StoreError::NotFound`] when it is not there.
+    /// The import job that is used up by it; it is taken away. [`StoreError::NotFound`](super::StoreError::NotFound) when it is not
+    /// there.
     pub import_job: Option<Sealed<ImportJobRow>>,
 }
 
@@ -63,7 +64,8 @@ pub struct Staging {
     pub version: Sealed<VersionRow>,
     /// Its counter.
     pub counter: Sealed<CounterRow>,
-    /// The import job that is used up by it; it is taken away. [`StoreError::NotFound`] when it is not there.
+    /// The import job that is used up by it; it is taken away. [`StoreError::NotFound`](super::StoreError::NotFound) when it is not
+    /// there.
     pub import_job: Option<Sealed<ImportJobRow>>,
 }
 
