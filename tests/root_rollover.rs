@@ -181,6 +181,57 @@ async fn a_root_is_staged_rolled_over_while_keys_are_used_and_retired() {
     }
 }
 
+/// Whoever can write the database takes no root out of use, and gives no other reason for it.
+#[tokio::test]
+async fn a_root_that_was_retired_by_hand_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("dev");
+    let mut server = DevServer::start(&directory);
+    let wrapped = create(&server.connect().await, 1).await;
+    assert!(server.process.terminate(LIMIT).success());
+    let edit = |sql: &str| {
+        let database = rusqlite::Connection::open(directory.join("store.db")).unwrap();
+        database.execute_batch(sql).unwrap();
+        database.close().unwrap();
+    };
+    let refused = |generation: u32| {
+        for arguments in [&["dev", "--listen", "127.0.0.1:0"][..], &["verify-store"]] {
+            let output = kms_server(&directory, arguments);
+            assert_eq!(output.status.code(), Some(74), "{}", text(&output));
+            let what = format!("root set of generation {generation} fails its integrity check");
+            assert!(text(&output).contains(&what), "{}", text(&output));
+        }
+    };
+    let retire_by_hand = |generation: u32| {
+        format!(
+            "INSERT INTO retired_roots (retired, time, actor, reason, generation, mac)
+             VALUES ({generation}, 1, 'x', 'x', {}, zeroblob(32));",
+            generation + 1
+        )
+    };
+    let restore = "DROP TRIGGER IF EXISTS retired_roots_stay; DELETE FROM retired_roots;";
+    edit(&retire_by_hand(1));
+    refused(1);
+    edit(restore);
+    stage(&directory, 2);
+    edit(&retire_by_hand(1));
+    refused(1);
+    edit(restore);
+    let mut server = DevServer::start(&directory);
+    await_metric(&server, "holdfast_root_rollover_running 0").await;
+    assert!(server.process.terminate(LIMIT).success());
+    assert!(retire(&directory, 1));
+    edit("DROP TRIGGER retired_roots_stand; UPDATE retired_roots SET reason = 'another';");
+    refused(1);
+    edit("UPDATE retired_roots SET reason = 'rolled over';");
+    edit(&retire_by_hand(2));
+    refused(2);
+    edit("DELETE FROM retired_roots WHERE retired = 2;");
+    verify_store(&directory);
+    let server = DevServer::start(&directory);
+    opens(&server.connect().await, &wrapped).await.unwrap();
+}
+
 #[tokio::test]
 async fn no_key_is_lost_when_a_root_rollover_is_killed_at_any_moment() {
     let mut random = Random(Random::seed());

@@ -37,7 +37,7 @@ impl Core {
         };
         let store = store.await.map_err(panicked)??;
         // The PIN goes to no other token than the pinned one, so the pins come first.
-        let pins = roots::in_use(store.root_pins().await?, &store.retired_roots().await?);
+        let pins = roots::in_use(store.root_pins().await?, &store.retired_roots().await?)?;
         let serials = pins.into_iter().map(|(pin, _)| pin.token_serial).collect();
         let hsm = {
             let (config, clock) = (config.clone(), Arc::clone(&clock));

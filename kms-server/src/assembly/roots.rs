@@ -29,9 +29,22 @@ const MAX_NAMED: usize = 8;
 pub(super) type Pinned = (RootPin, RowMac);
 
 /// Leaves out the root sets that are retired.
-pub(super) fn in_use(pins: Vec<Pinned>, retired: &[Sealed<RetiredRoot>]) -> Vec<Pinned> {
+///
+/// # Errors
+/// [`StartError::RootPinIntegrity`] when none is left of those that there are: the newest is never retired, and a database without
+/// a root is no reason to make one (`a_root_that_was_retired_by_hand_is_refused`).
+pub(super) fn in_use(
+    pins: Vec<Pinned>,
+    retired: &[Sealed<RetiredRoot>],
+) -> Result<Vec<Pinned>, StartError> {
+    let newest = newest(&pins);
     let is_retired = |pin: &RootPin| retired.iter().any(|root| root.row.retired == pin.generation);
-    pins.into_iter().filter(|(pin, _)| !is_retired(pin)).collect()
+    let there_were = !pins.is_empty();
+    let left: Vec<Pinned> = pins.into_iter().filter(|(pin, _)| !is_retired(pin)).collect();
+    if there_were && left.is_empty() {
+        return Err(StartError::RootPinIntegrity(newest.get()));
+    }
+    Ok(left)
 }
 
 /// Checks the MACs of retired root sets, with roots that are open: whoever takes one out of use takes its rows along.
@@ -74,7 +87,7 @@ pub(super) async fn pinned(
     config: &Config,
     create: bool,
 ) -> Result<Vec<Pinned>, StartError> {
-    let pins = in_use(store.root_pins().await?, &store.retired_roots().await?);
+    let pins = in_use(store.root_pins().await?, &store.retired_roots().await?)?;
     if !pins.is_empty() {
         return Ok(pins);
     }

@@ -41,7 +41,7 @@ pub fn verify_store(config: &Config) -> Result<Report, StartError> {
         .build()
         .map_err(StartError::system("start the threads"))?;
     let retired = store.retired_roots()?;
-    let pins = roots::in_use(store.root_pins()?, &retired);
+    let pins = roots::in_use(store.root_pins()?, &retired)?;
     if pins.is_empty() {
         let missing = MissingRoots::pinned(config, parts::token(config)?, None);
         return Err(StartError::NoRoots(Box::new(missing)));
