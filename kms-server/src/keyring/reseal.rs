@@ -12,7 +12,7 @@ use super::load::Check;
 use super::{Keyring, KeyringError, MacInput, Shared};
 use crate::store::{Resealed, SealedRow};
 
-/// MACs of one call: what others ask the HSM for waits for it, some hundred microseconds.
+/// MACs of one call: what others ask the HSM for may wait for it.
 const MACS_AT_ONCE: usize = 16;
 
 impl Keyring {
@@ -211,12 +211,7 @@ fn check(row: &SealedRow) -> Check {
         SealedRow::Consumer(sealed) => Check::consumer(sealed),
         SealedRow::Counter(sealed) => Check::counter(sealed),
         SealedRow::Usage(sealed) => Check::usage(sealed),
-        SealedRow::ImportJob(Sealed { row, mac, generation }) => Check {
-            input: row.mac_input(*generation),
-            mac: *mac,
-            generation: *generation,
-            what: format!("import job for `{}`", row.key),
-        },
+        SealedRow::ImportJob(sealed) => Check::import_job(sealed),
         SealedRow::Request(Sealed { row, mac, generation }) => Check {
             input: row.mac_input(*generation),
             mac: *mac,

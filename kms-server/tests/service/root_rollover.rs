@@ -352,3 +352,43 @@ async fn a_root_rollover_that_is_told_to_stop_ends_after_its_step() {
     assert!(world.kms.root_pass().await.unwrap());
     check(&world, "gone on").await;
 }
+
+/// More keys, and more rows, than one step takes.
+#[tokio::test]
+async fn more_than_one_step_takes_is_sealed_and_walked_once() {
+    const KEYS: usize = 260;
+    let world = World::new().await;
+    for number in 0..KEYS {
+        world.create(&format!("tenants/t/keys/k{number}")).await;
+    }
+    world.create(KEY).await;
+    let world = with_second_root(world).await;
+    let before = old(&world).await;
+    assert!(before.keys > 256 && before.total() - before.requests > 1024, "{before:?}");
+    assert!(world.kms.root_pass().await.unwrap());
+    assert_eq!(world.kms.root_rollover().rewrapped, KEYS as u64 + 1);
+    check(&world, "all").await;
+    // What is done is only walked.
+    let begun = world.records().len();
+    assert!(world.kms.root_pass().await.unwrap());
+    assert_eq!(world.kms.root_rollover().keys, KEYS as u64 + 1);
+    assert_eq!(world.records().len(), begun);
+}
+
+#[tokio::test]
+async fn there_is_no_generation_after_the_last() {
+    let world = World::new().await;
+    let last = RootGeneration::new(u32::MAX).unwrap();
+    world.open_root(last).await;
+    let config = KeyringConfig { generation: last, ..KeyringConfig::default() };
+    let world = world.restart_with(config);
+    assert_eq!(world.kms.stage_root().await, Err(RootChangeError::Last(last)));
+}
+
+#[tokio::test]
+async fn a_rollover_is_told_from_the_start_on() {
+    let world = World::new().await;
+    assert_eq!(world.kms.root_rollover().state, RolloverState::NotNeeded);
+    let world = with_second_root(world).await;
+    assert_eq!(world.kms.root_rollover().state, RolloverState::Running);
+}

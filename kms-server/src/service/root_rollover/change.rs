@@ -76,12 +76,6 @@ impl Kms {
         if generation < config.oldest || generation > config.generation {
             return Err(RootChangeError::NotOpen(generation));
         }
-        if generation != config.oldest {
-            let older = inner.store.old_counts(generation).await.map_err(ServiceError::from)?;
-            if older.total() > 0 {
-                return Err(RootChangeError::Unfinished { left: older.total() });
-            }
-        }
         let next = generation.get().checked_add(1).and_then(RootGeneration::new);
         inner.nothing_under(next.ok_or(RootChangeError::Last(generation))?).await?;
         let request = inner.internal_request("internal/RetireRoot")?;

@@ -24,8 +24,10 @@ use super::kms::{Inner, Kms};
 use super::reconcile::stopped;
 use super::{MAX_PAGE_SIZE, ServiceError};
 
-/// When a pass is tried again that failed, or left something.
-const RETRY: Duration = Duration::from_secs(10);
+/// When a pass is tried again that failed, or left something; twice as long after each that sealed nothing.
+const FIRST_RETRY: Duration = Duration::from_secs(10);
+/// The longest: a pass looks at all keys, and raises an alert for each row that it cannot seal.
+const LAST_RETRY: Duration = Duration::from_mins(10);
 
 impl Kms {
     /// Seals everything under the newest root, until nothing is left, or `stop` says true.
@@ -40,7 +42,9 @@ impl Kms {
             to = config.generation.get(),
             "rows are sealed under the newest root"
         );
+        let mut retry = FIRST_RETRY;
         loop {
+            let before = self.root_rollover().rows;
             // Not dropped when the server ends: a step that has begun must not be left half done.
             match inner.root_pass(stop.clone()).await {
                 Ok(true) => return,
@@ -50,9 +54,13 @@ impl Kms {
                     tracing::warn!(%error, "the root rollover waits, and is tried again");
                 }
             }
-            if tokio::time::timeout(RETRY, stopped(&mut stop)).await.is_ok() {
+            if self.root_rollover().rows > before {
+                retry = FIRST_RETRY;
+            }
+            if tokio::time::timeout(retry, stopped(&mut stop)).await.is_ok() {
                 return;
             }
+            retry = (retry * 2).min(LAST_RETRY);
         }
     }
 

@@ -48,7 +48,7 @@ pub struct RootRollover {
     pub rows: u64,
     /// Key versions among them that were wrapped anew.
     pub rewrapped: u64,
-    /// Rows of this pass that could not be: edited, damaged, or changed meanwhile.
+    /// Rows of this pass that could not be: edited or damaged.
     pub failed: u64,
     /// What was left when the last pass ended.
     pub left: OldCounts,
@@ -79,6 +79,11 @@ impl Progress {
     pub(super) fn now(&self, config: &KeyringConfig) -> RootRollover {
         let Numbers { state, keys, rows, rewrapped, failed, left, detail } = self.lock().clone();
         let (generation, oldest) = (config.generation, config.oldest);
+        // Told from the start on: before the first pass begins there is something to do, too.
+        let state = match state {
+            RolloverState::NotNeeded if oldest < generation => RolloverState::Running,
+            other => other,
+        };
         RootRollover { generation, oldest, state, keys, rows, rewrapped, failed, left, detail }
     }
 
