@@ -293,3 +293,28 @@ async fn a_disabled_key_takes_no_version() {
     assert_eq!(refused, Err(ServiceError::KeyDisabled));
     assert_eq!(private_keys(&world).await.len(), 1);
 }
+
+/// The row says where a version comes from in front of the reason.
+#[tokio::test]
+async fn a_reason_leaves_room_for_the_origin() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    for (length, is_taken) in [(246, true), (247, false)] {
+        let job = new_job(&world).await;
+        let stage = StageKeyVersion {
+            name: name(KEY),
+            activate_time: None,
+            reason: "r".repeat(length),
+            request_id: fresh_id(),
+        };
+        let import = ImportKeyVersion { stage, sealed: seal(&job, &OWNERS_KEY) };
+        let request = world.request("kms.v1.KeyService/ImportKeyVersion");
+        let imported = world.kms.import_key_version(&request, import).await;
+        match imported {
+            Ok(_) => assert!(is_taken, "{length}"),
+            Err(error) => {
+                assert_eq!((error.reason(), is_taken), ("FIELD_VIOLATION", false), "{length}");
+            }
+        }
+    }
+}
