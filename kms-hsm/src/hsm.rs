@@ -27,7 +27,7 @@ pub const MAX_STRAYS: usize = 1000;
 pub const MAX_IMPORT_KEYS: usize = 1000;
 /// The most operations of one batch.
 pub const MAX_BATCH: usize = 1000;
-/// The most keys of one call that wraps them under another root: some milliseconds, which the loading of keys waits for.
+/// The most keys of one call that wraps them under another root: the loading of keys waits for it.
 pub const MAX_REWRAPS: usize = 16;
 
 /// An HSM: holds keys, uses them, and never gives them away.
