@@ -9,6 +9,7 @@ pub mod echo;
 pub mod error;
 pub mod processes;
 pub mod rounds;
+pub mod scale;
 pub mod sealing;
 pub mod serve;
 pub mod summary;

@@ -8,8 +8,12 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use kms_bench::error::{Error, io};
-use kms_bench::summary::{Plan, Summary};
+use kms_bench::scale::seed::{self, Seeding};
+use kms_bench::scale::{self as scaling, Plan};
+use kms_bench::summary::{Plan as Rounds, Summary};
 use kms_bench::{serve, token};
+use serde::Serialize;
+use tempfile::TempDir;
 
 /// The server's allocator: the echo is this program, and a floor with another allocator would say nothing. The bare
 /// token's floor is `kms-bench-token`, which has the system's.
@@ -44,6 +48,16 @@ enum Part {
     /// Serves the echo with the certificates of a directory
     #[command(hide = true)]
     Echo { directory: PathBuf, threads: usize },
+    /// Measures what a million keys, a root rollover, a storm of rotations and a long stream cost
+    Scale(Plan),
+    /// Makes keys in a dev directory
+    #[command(hide = true)]
+    Seed {
+        directory: PathBuf,
+        keys: u32,
+        #[arg(long)]
+        due: bool,
+    },
     /// Measures the token with the server's allocator
     #[command(hide = true)]
     Token { module: PathBuf, millis: u64 },
@@ -57,6 +71,10 @@ fn main() -> ExitCode {
             token::items_per_second(module, Duration::from_millis(*millis))
                 .and_then(|items| print(&format!("{items}\n")))
         }
+        Some(Part::Seed { directory, keys, due }) => {
+            seed::run(directory, Seeding { keys: *keys, due: *due })
+        }
+        Some(Part::Scale(plan)) => scale(&cli, plan),
         None => measure(&cli),
     };
     match done {
@@ -69,13 +87,11 @@ fn main() -> ExitCode {
 }
 
 fn measure(cli: &Cli) -> Result<(), Error> {
-    std::fs::create_dir_all(&cli.out).map_err(io("make the output directory"))?;
-    let disk_root = tempfile::tempdir_in(&cli.out).map_err(io("make a directory"))?;
-    let tmpfs = tempfile::tempdir_in(&cli.tmpfs).map_err(io("make a directory in memory"))?;
+    let (disk_root, tmpfs) = directories(cli)?;
     if cli.rounds == 0 || cli.round_ms == 0 || cli.seal_mib == 0 {
         return Err(Error::Nothing);
     }
-    let plan = Plan {
+    let plan = Rounds {
         rounds: cli.rounds,
         duration: Duration::from_millis(cli.round_ms),
         seal_mib: cli.seal_mib,
@@ -86,7 +102,23 @@ fn measure(cli: &Cli) -> Result<(), Error> {
     print(&summary.table()?)
 }
 
-fn write(path: &Path, summary: &Summary) -> Result<(), Error> {
+fn scale(cli: &Cli, plan: &Plan) -> Result<(), Error> {
+    let (disk_root, tmpfs) = directories(cli)?;
+    let absolute = std::path::absolute(disk_root.path()).map_err(io("find the directory"))?;
+    let scale = scaling::measure(plan, &absolute, tmpfs.path())?;
+    write(&cli.out.join("scale.json"), &scale)?;
+    print(&scale.table()?)
+}
+
+/// Makes directories of this run on the disk and in memory.
+fn directories(cli: &Cli) -> Result<(TempDir, TempDir), Error> {
+    std::fs::create_dir_all(&cli.out).map_err(io("make the output directory"))?;
+    let disk_root = tempfile::tempdir_in(&cli.out).map_err(io("make a directory"))?;
+    let tmpfs = tempfile::tempdir_in(&cli.tmpfs).map_err(io("make a directory in memory"))?;
+    Ok((disk_root, tmpfs))
+}
+
+fn write(path: &Path, summary: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_vec_pretty(summary).map_err(|_| Error::Bug("no JSON form"))?;
     std::fs::write(path, text).map_err(io("write the summary"))
 }

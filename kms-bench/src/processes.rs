@@ -1,6 +1,7 @@
 //! The child processes: echo and server, each alone with its clients.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -18,12 +19,17 @@ use crate::serve::LISTENING;
 /// How long a server may take to be ready: key generation on a slow disk.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// How long a server may take to tell its metrics.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A child process that is killed when it is dropped.
 #[derive(Debug)]
 pub struct Peer {
     child: Child,
     /// How to reach it.
     pub context: ResolvedContext,
+    /// Where it tells its metrics; the echo tells none.
+    admin: Option<SocketAddr>,
 }
 
 impl Peer {
@@ -51,7 +57,7 @@ impl Peer {
             tenant: None,
             timeout: DEFAULT_TIMEOUT,
         };
-        Ok(Self { child, context })
+        Ok(Self { child, context, admin: None })
     }
 
     /// Starts a dev server on a directory; returns what it says of its start too.
@@ -85,7 +91,7 @@ impl Peer {
         let ready = Ready { without_login: took.saturating_sub(token_login) };
         let config = Some(directory.join("cli.toml"));
         let context = ResolvedContext::resolve(&Overrides { config, ..Overrides::default() })?;
-        Ok((Self { child, context }, ready))
+        Ok((Self { child, context, admin: Some(said.admin) }, ready))
     }
 
     /// Returns the CPU time it has used.
@@ -103,6 +109,21 @@ impl Peer {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
         Some(kib / 1024.0)
+    }
+
+    /// Returns the value of a metric without labels.
+    pub fn metric(&self, name: &str) -> Result<f64, Error> {
+        let admin = self.admin.ok_or(Error::Untold("metrics of the echo"))?;
+        let failed = || io("ask for the metrics");
+        let mut stream = TcpStream::connect(admin).map_err(failed())?;
+        stream.set_read_timeout(Some(SCRAPE_TIMEOUT)).map_err(failed())?;
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).map_err(failed())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(failed())?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.ok_or(Error::Child { what: "the metrics", detail: format!("no `{name}`") })
     }
 
     /// Stops it with SIGTERM and awaits its end.
@@ -133,6 +154,8 @@ pub struct Ready {
 /// What a dev server says of its start.
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct ReadyFile {
+    /// Where operators ask.
+    admin: SocketAddr,
     /// How long the login took; it is the token's, not ours.
     token_login_ms: u64,
 }

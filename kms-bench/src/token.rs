@@ -9,7 +9,7 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::object::{Attribute, AttributeType};
-use cryptoki::session::UserType;
+use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 use kms_core::clock::{Clock, SystemClock};
 use kms_testkit::softhsm::{TOKEN_LABEL, USER_PIN};
@@ -24,8 +24,8 @@ const IV_BYTES: usize = 12;
 /// How many IVs one C_GenerateRandom gives: as many as the server's workers draw at once, so that neither is flattered.
 const BLOCK_IVS: usize = 64;
 
-/// Returns how many wraps of 32 bytes a second the token does on one lane: IVs drawn in blocks, then one encryption each.
-pub fn items_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
+/// Logs in to the bench's token.
+pub(crate) fn session(module: &Path) -> Result<Session, Error> {
     let module = Pkcs11::new(module)?;
     module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
     let mut found = None;
@@ -36,6 +36,12 @@ pub fn items_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
     }
     let session = module.open_ro_session(found.ok_or(Error::Bug("the bench token is gone"))?)?;
     session.login(UserType::User, Some(&AuthPin::new(USER_PIN.into())))?;
+    Ok(session)
+}
+
+/// Returns how many wraps of 32 bytes a second the token does on one lane: IVs drawn in blocks, then one encryption each.
+pub fn items_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
+    let session = session(module)?;
     let key = session.generate_key(
         &Mechanism::AesKeyGen,
         &[

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,7 @@ pub struct SoftToken {
     latch: OnceLock<LatchReason>,
     closed: AtomicBool,
     loaded: Arc<AtomicUsize>,
+    unwrapped: AtomicU64,
     /// One root change at a time.
     opening: Mutex<()>,
 }
@@ -63,6 +64,7 @@ impl SoftToken {
             latch: OnceLock::new(),
             closed: AtomicBool::new(false),
             loaded: Arc::default(),
+            unwrapped: AtomicU64::new(0),
             opening: Mutex::default(),
         }
     }
@@ -195,7 +197,7 @@ impl SoftToken {
 
     fn load(&self, source: &KeySource) -> Result<HsmKey, HsmError> {
         let secret = self.with_root(source.generation, |root| match &source.material {
-            Material::Wrapped(blob) => crypto::unwrap(&root.wrap, &blob.0),
+            Material::Wrapped(blob) => self.open(root, blob),
             Material::Resident(id) => {
                 self.objects().residents.get(id).cloned().ok_or(HsmError::ResidentMissing)
             }
@@ -230,9 +232,9 @@ impl SoftToken {
                 return Err(HsmError::Bug { reason: "a re-wrap of what is not wrapped" });
             };
             // Verifies the check value.
-            let opened = self.load(source).and_then(|_| {
-                self.with_root(source.generation, |root| crypto::unwrap(&root.wrap, &blob.0))
-            });
+            let opened = self
+                .load(source)
+                .and_then(|_| self.with_root(source.generation, |root| self.open(root, blob)));
             done.push(match opened {
                 Ok(secret) => self
                     .with_root(to, |root| crypto::wrap(&root.wrap, &secret).map(WrappedKey))
@@ -242,6 +244,11 @@ impl SoftToken {
             });
         }
         Ok(done)
+    }
+
+    fn open(&self, root: &Root, blob: &WrappedKey) -> Result<Secret, HsmError> {
+        self.unwrapped.fetch_add(1, Ordering::Relaxed);
+        crypto::unwrap(&root.wrap, &blob.0)
     }
 
     fn loaded(&self, aead: LessSafeKey) -> HsmKey {
@@ -381,6 +388,7 @@ impl Hsm for SoftToken {
             queue_length: 0,
             workers: 1,
             loaded_keys: self.loaded.load(Ordering::Acquire),
+            unwrapped_keys: self.unwrapped.load(Ordering::Relaxed),
             reconnects: 0,
         }
     }

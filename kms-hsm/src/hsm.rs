@@ -395,6 +395,8 @@ pub struct HsmStatus {
     pub workers: usize,
     /// Key objects loaded.
     pub loaded_keys: usize,
+    /// Wrapped keys opened since the start: one for each that is loaded, two for each that is re-wrapped.
+    pub unwrapped_keys: u64,
     /// How often the module was initialised anew since the start.
     pub reconnects: u64,
 }

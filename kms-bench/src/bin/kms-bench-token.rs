@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use kms_bench::scale::floor;
 use kms_bench::token;
 
 /// Measures the bare token and prints its items a second
@@ -16,11 +17,19 @@ struct Cli {
     module: PathBuf,
     /// For how long
     millis: u64,
+    /// What a root rollover asks of it, not what a wrap does
+    #[arg(long)]
+    rewrap: bool,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let items = token::items_per_second(&cli.module, Duration::from_millis(cli.millis));
+    let span = Duration::from_millis(cli.millis);
+    let items = if cli.rewrap {
+        floor::keys_per_second(&cli.module, span)
+    } else {
+        token::items_per_second(&cli.module, span)
+    };
     let written = match items {
         Ok(items) => writeln!(std::io::stdout(), "{items}"),
         Err(error) => writeln!(std::io::stderr(), "kms-bench-token: {error}")

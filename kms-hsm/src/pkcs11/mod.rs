@@ -223,6 +223,7 @@ impl Hsm for Pkcs11Hsm {
             queue_length: shared.queue_out.len(),
             workers: shared.workers.load(Ordering::Acquire),
             loaded_keys: shared.loaded.load(Ordering::Acquire),
+            unwrapped_keys: shared.unwrapped.load(Ordering::Relaxed),
             reconnects: shared.reconnects.load(Ordering::Acquire),
         }
     }

@@ -134,6 +134,18 @@ pub fn dropping_the_last_clone_unloads_the_key(device: &dyn Device) {
     assert_eq!(bench.hsm.status().loaded_keys, 0);
 }
 
+/// A key that is made was not stored; one that is loaded is opened once.
+pub fn every_wrapped_key_that_is_loaded_is_opened_once_and_counted(device: &dyn Device) {
+    let bench = bench(device);
+    let (source, made) = generated(&bench, 1);
+    drop(made);
+    let before = bench.hsm.status().unwrapped_keys;
+    for opened in 1..=3 {
+        drop(load(&bench, source.clone()).expect("load"));
+        assert_eq!(bench.hsm.status().unwrapped_keys - before, opened);
+    }
+}
+
 /// Wrapped keys and roots are no resident keys.
 pub fn resident_keys_are_listed_and_destroyed(device: &dyn Device) {
     let bench = bench(device);

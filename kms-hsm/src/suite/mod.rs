@@ -203,6 +203,7 @@ macro_rules! hsm_suite {
             keys::a_flipped_check_value_is_refused,
             keys::dropping_a_key_while_jobs_use_it_is_safe,
             keys::dropping_the_last_clone_unloads_the_key,
+            keys::every_wrapped_key_that_is_loaded_is_opened_once_and_counted,
             keys::resident_keys_are_listed_and_destroyed,
             keys::destroying_what_is_not_there_succeeds,
             keys::a_resident_id_is_not_taken_twice,

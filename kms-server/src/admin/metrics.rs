@@ -82,6 +82,12 @@ impl Gauges {
         )?;
         counter(
             encoder,
+            "holdfast_hsm_unwrapped_keys",
+            "Wrapped keys opened: one each load, two each re-wrap",
+            status.unwrapped_keys,
+        )?;
+        counter(
+            encoder,
             "holdfast_hsm_reconnects",
             "Times the module was initialised anew",
             status.reconnects,

@@ -181,6 +181,7 @@ impl Keeper {
         if blob.0.len() != WRAPPED_KEY_BYTES {
             return Err(broken("the wrapped key has another length"));
         }
+        self.shared.unwrapped.fetch_add(1, Ordering::Relaxed);
         match self.session()?.unwrap_key(&KWP, root.wrap, &blob.0, template) {
             Ok(object) => Ok(object),
             Err(error) => match Failure::from(error) {

@@ -1,0 +1,106 @@
+//! What a root rollover asks of the bare token for one key: C_UnwrapKey, the check value, C_WrapKey, C_DestroyObject and
+//! two HMACs; one session, one thread, nothing else of ours. In a process of its own.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::aead::GcmParams;
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
+use kms_core::clock::{Clock as _, SystemClock};
+use kms_testkit::SoftHsm;
+
+use crate::error::{Error, io};
+use crate::processes::binary;
+use crate::token::session;
+
+/// Bytes of a row that is MACed.
+const ROW_BYTES: usize = 300;
+/// Bytes of the AAD of a check value.
+const AAD_BYTES: usize = 40;
+/// Bytes of the pattern of a check value.
+const PATTERN_BYTES: usize = 32;
+
+/// Measures it on a new token; returns keys a second.
+pub(super) fn measure(directory: &Path, span: Duration) -> Result<f64, Error> {
+    let token = SoftHsm::create(directory);
+    let mut command = Command::new(binary("kms-bench-token")?);
+    command.arg("--rewrap").arg(kms_testkit::softhsm::module()).arg(span.as_millis().to_string());
+    command.env("SOFTHSM2_CONF", token.configuration()).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(io("start the token's process"))?;
+    let mut text = String::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_string(&mut text).map_err(io("read from the token's process"))?;
+    }
+    child.wait().map_err(io("await the token's process"))?;
+    let wrong = || Error::Child { what: "the token's process", detail: text.clone() };
+    text.trim().parse().map_err(|_| wrong())
+}
+
+/// Returns how many keys a second the token re-wraps.
+pub fn keys_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
+    let session = session(module)?;
+    let roots = [
+        Attribute::Token(false),
+        Attribute::Sensitive(true),
+        Attribute::Wrap(true),
+        Attribute::Unwrap(true),
+        Attribute::ValueLen(32.into()),
+    ];
+    let root = session.generate_key(&Mechanism::AesKeyGen, &roots)?;
+    let next = session.generate_key(&Mechanism::AesKeyGen, &roots)?;
+    let mac = session.generate_key(
+        &Mechanism::GenericSecretKeyGen,
+        &[
+            Attribute::Token(false),
+            Attribute::Sensitive(true),
+            Attribute::Sign(true),
+            Attribute::ValueLen(32.into()),
+        ],
+    )?;
+    let key = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(false),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(true),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+    ];
+    let made = session.generate_key(
+        &Mechanism::AesKeyGen,
+        &[
+            Attribute::Token(false),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(true),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(true),
+            Attribute::ValueLen(32.into()),
+        ],
+    )?;
+    let blob = session.wrap_key(&Mechanism::AesKeyWrapPad, root, made)?;
+    let (mut made_iv, mut iv) = ([7; 12], [7; 12]);
+    let check = {
+        let params = GcmParams::new(&mut made_iv, &[0x5a; AAD_BYTES], 128.into())?;
+        session.encrypt(&Mechanism::AesGcm(params), made, &[0x5a; PATTERN_BYTES])?
+    };
+    let start = SystemClock.monotonic();
+    let mut count = 0_u32;
+    loop {
+        let opened = session.unwrap_key(&Mechanism::AesKeyWrapPad, root, &blob, &key)?;
+        let params = GcmParams::new(&mut iv, &[0x5a; AAD_BYTES], 128.into())?;
+        session.decrypt(&Mechanism::AesGcm(params), opened, &check)?;
+        session.wrap_key(&Mechanism::AesKeyWrapPad, next, opened)?;
+        session.destroy_object(opened)?;
+        for _ in 0..2 {
+            session.sign(&Mechanism::Sha256Hmac, mac, &[0x5a; ROW_BYTES])?;
+        }
+        count += 1;
+        let elapsed = SystemClock.monotonic().saturating_duration_since(start);
+        if elapsed >= span {
+            return Ok(f64::from(count) / elapsed.as_secs_f64());
+        }
+    }
+}
