@@ -197,7 +197,7 @@ impl SoftToken {
 
     fn load(&self, source: &KeySource) -> Result<HsmKey, HsmError> {
         let secret = self.with_root(source.generation, |root| match &source.material {
-            Material::Wrapped(blob) => self.open(root, blob),
+            Material::Wrapped(blob) => self.open_blob(root, blob),
             Material::Resident(id) => {
                 self.objects().residents.get(id).cloned().ok_or(HsmError::ResidentMissing)
             }
@@ -234,7 +234,7 @@ impl SoftToken {
             // Verifies the check value.
             let opened = self
                 .load(source)
-                .and_then(|_| self.with_root(source.generation, |root| self.open(root, blob)));
+                .and_then(|_| self.with_root(source.generation, |root| self.open_blob(root, blob)));
             done.push(match opened {
                 Ok(secret) => self
                     .with_root(to, |root| crypto::wrap(&root.wrap, &secret).map(WrappedKey))
@@ -246,7 +246,7 @@ impl SoftToken {
         Ok(done)
     }
 
-    fn open(&self, root: &Root, blob: &WrappedKey) -> Result<Secret, HsmError> {
+    fn open_blob(&self, root: &Root, blob: &WrappedKey) -> Result<Secret, HsmError> {
         self.unwrapped.fetch_add(1, Ordering::Relaxed);
         crypto::unwrap(&root.wrap, &blob.0)
     }

@@ -132,8 +132,9 @@ async fn create(
     numbers: std::ops::Range<u32>,
     due: bool,
 ) -> Result<(), Error> {
-    let tenant: TenantName =
-        format!("tenants/{DEV_TENANT}").parse().map_err(|_| Error::Bug("the dev tenant has no name"))?;
+    let tenant: TenantName = format!("tenants/{DEV_TENANT}")
+        .parse()
+        .map_err(|_| Error::Bug("the dev tenant has no name"))?;
     let next = Arc::new(AtomicU32::new(numbers.start));
     let mut lanes: JoinSet<Result<(), Error>> = JoinSet::new();
     for _ in 0..LANES {

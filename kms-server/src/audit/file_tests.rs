@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use kms_core::audit::{AuditRecord, ManifestStamp, Phase};
 use kms_core::id::{IntentId, Revision};
 
+use super::mark::MARK_BYTES;
 use super::sample::record;
 use super::suite::{Bench, sink_suite};
 use super::verify::verify;
@@ -408,4 +409,130 @@ async fn a_record_that_is_too_long_does_not_make_a_log_that_failed_healthy() {
     // Its answer may come before its group is over; the writer's end does not.
     sink.close();
     assert!(!sink.healthy(), "nothing was written since");
+}
+
+/// Writes lines until the file has so many bytes, an intent and its outcome now and then.
+async fn grow(sink: &FileSink, path: &Path, bytes: u64) {
+    let mut number = 0_u8;
+    while fs::metadata(first_file(path)).unwrap().len() < bytes {
+        sink.append(vec![record(1); 500]).await.unwrap();
+        number = number.wrapping_add(1);
+        let id = Some(IntentId::from_bytes([number; 16]));
+        let intent = AuditRecord { phase: Phase::Intent, intent_id: id, ..record(1) };
+        sink.append(vec![intent]).await.unwrap();
+    }
+}
+
+/// Spoils one byte of a file.
+fn spoil(file: &Path, at: u64) {
+    let file = fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.write_all_at(b"\x01", at).unwrap();
+}
+
+#[tokio::test]
+async fn a_start_reads_from_the_mark_on_and_verifies_all_of_the_last_mebibyte() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    let mark = first_file(&path).with_extension("mark");
+    grow(&sink, &path, 3 * MARK_BYTES / 2).await;
+    assert!(!mark.exists(), "the first is written with the second");
+    grow(&sink, &path, 7 * MARK_BYTES / 2).await;
+    let past = sink.past();
+    sink.close();
+    assert!(!past.awaits_outcome(IntentId::from_bytes([0; 16])));
+    assert!(past.awaits_outcome(IntentId::from_bytes([1; 16])));
+    let content: serde_json::Value = serde_json::from_slice(&fs::read(&mark).unwrap()).unwrap();
+    let (place, lines) = (content["bytes"].as_u64().unwrap(), content["lines"].as_u64().unwrap());
+    let text = fs::read(first_file(&path)).unwrap();
+    let before = &text[..usize::try_from(place).unwrap()];
+    assert_eq!(before.split_inclusive(|byte| *byte == b'\n').count() as u64, lines);
+    assert!(text.len() as u64 - place >= MARK_BYTES);
+    let again = FileSink::open(&path).unwrap();
+    assert_eq!(again.past(), past);
+    again.append(vec![record(1)]).await.unwrap();
+    again.close();
+    verify(&path, None).unwrap();
+
+    spoil(&first_file(&path), place + 100);
+    let damaged = FileSink::open(&path).unwrap_err();
+    let AuditStartError::Damaged { line, .. } = damaged else { panic!("{damaged:?}") };
+    assert_eq!(line, lines + 1, "lines count from the start of the file");
+    fs::write(first_file(&path), &text).unwrap();
+
+    // What is before the mark a start takes as read; whoever verifies reads it.
+    spoil(&first_file(&path), 100);
+    FileSink::open(&path).unwrap().close();
+    verify(&path, None).unwrap_err();
+}
+
+#[tokio::test]
+async fn a_mark_that_does_not_fit_is_not_used() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    grow(&sink, &path, 5 * MARK_BYTES / 2).await;
+    let past = sink.past();
+    sink.close();
+    let mark = first_file(&path).with_extension("mark");
+    let good = fs::read(&mark).unwrap();
+    spoil(&first_file(&path), 100);
+    let change = |field: &str, value: serde_json::Value| {
+        let mut content: serde_json::Value = serde_json::from_slice(&good).unwrap();
+        content[field] = value;
+        serde_json::to_vec(&content).unwrap()
+    };
+    let content: serde_json::Value = serde_json::from_slice(&good).unwrap();
+    let (bytes, seq) = (content["bytes"].as_u64().unwrap(), content["seq"].as_u64().unwrap());
+    for spoiled in [
+        Vec::new(),
+        vec![0; good.len()],
+        good[..good.len() / 2].to_vec(),
+        change("bytes", (bytes + 1).into()),
+        change("bytes", (1_u64 << 40).into()),
+        change("seq", (seq + 1).into()),
+        change("hash", "00".repeat(32).into()),
+    ] {
+        fs::write(&mark, &spoiled).unwrap();
+        let found = FileSink::open(&path).unwrap_err();
+        assert!(matches!(found, AuditStartError::Damaged { line: 1, .. }), "{found:?}");
+    }
+    fs::write(&mark, &good).unwrap();
+    let sink = FileSink::open(&path).unwrap();
+    assert_eq!(sink.past(), past);
+    sink.close();
+}
+
+#[tokio::test]
+async fn a_torn_end_behind_a_mark_is_cut_off_and_the_log_goes_on() {
+    let (_root, path) = directory();
+    let sink = FileSink::open(&path).unwrap();
+    grow(&sink, &path, 5 * MARK_BYTES / 2).await;
+    sink.close();
+    let whole = fs::metadata(first_file(&path)).unwrap().len();
+    let mut file = fs::OpenOptions::new().append(true).open(first_file(&path)).unwrap();
+    file.write_all(b"{\"entry\":{\"seq\"").unwrap();
+    let sink = FileSink::open(&path).unwrap();
+    assert_eq!(fs::metadata(first_file(&path)).unwrap().len(), whole);
+    grow(&sink, &path, 6 * MARK_BYTES).await;
+    sink.close();
+    verify(&path, None).unwrap();
+    FileSink::open(&path).unwrap().close();
+}
+
+#[tokio::test]
+async fn a_file_that_is_full_takes_its_mark_along() {
+    let (_root, path) = directory();
+    let sink = FileSink::open_with(&path, 5 * MARK_BYTES / 2).unwrap();
+    grow(&sink, &path, 5 * MARK_BYTES / 2).await;
+    sink.append(vec![record(1)]).await.unwrap();
+    let past = sink.past();
+    sink.close();
+    let marks = || {
+        let names = fs::read_dir(&path).unwrap().map(|item| item.unwrap().path());
+        names.filter(|path| path.extension().is_some_and(|end| end == "mark")).count()
+    };
+    assert_eq!(marks(), 0);
+    let sink = FileSink::open(&path).unwrap();
+    assert_eq!(sink.past(), past);
+    sink.close();
+    verify(&path, None).unwrap();
 }

@@ -14,8 +14,9 @@ use kms_core::audit::AuditRecord;
 
 use super::chain::{Head, LineFault};
 use super::files::{LogFile, list, make_directory, sync_directory};
+use super::mark::{Mark, Marks};
 use super::past::{Past, read_summary, write_summary};
-use super::scan::{End, head_at, scan};
+use super::scan::{End, Place, head_at, scan};
 
 pub(super) const LOCK_FILE: &str = "audit.lock";
 /// Written and removed again to see that there is room, before the log calls itself mended.
@@ -63,6 +64,9 @@ pub(super) struct Log {
     durable_bytes: u64,
     rotate_bytes: u64,
     suspect: bool,
+    /// How many lines the file has.
+    lines: u64,
+    marks: Marks,
     /// What the durable lines say.
     past: Arc<Mutex<Past>>,
     /// Held as long as the log is open; the kernel releases it when the process dies.
@@ -70,7 +74,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Locks the directory, verifies the last file and its link to the one before, and cuts off a torn end.
+    /// Locks the directory, verifies the last file, from its mark on or, without one, whole and with its link to the one
+    /// before, and cuts off a torn end.
     pub(super) fn open(directory: &Path, rotate_bytes: u64) -> Result<Self, AuditStartError> {
         make_directory(directory).map_err(failed("make the directory"))?;
         let lock = lock(directory)?;
@@ -96,8 +101,14 @@ impl Log {
                 (last.clone(), last.open().map_err(failed("open the last file"))?, Some(start))
             }
         };
-        let mut past = past_before(&files, &file, start).map_err(failed("read the older files"))?;
-        let found = scan(&handle, start, |line| past.note_line(line))
+        let (from, start, mut past) = match Mark::read(&file, &handle) {
+            Some(Mark { place, head, past }) => (place, Some(head), past),
+            None => {
+                let past = past_before(&files, &file, start);
+                (Place::default(), start, past.map_err(failed("read the older files"))?)
+            }
+        };
+        let found = scan(&handle, from, start, |line| past.note_line(line))
             .map_err(failed("read the last file"))?;
         match found.end {
             End::Clean => {}
@@ -124,6 +135,8 @@ impl Log {
             durable_bytes: found.good_bytes,
             rotate_bytes,
             suspect: false,
+            lines: found.lines,
+            marks: Marks::default(),
             past: Arc::new(Mutex::new(past)),
             _lock: lock,
         })
@@ -159,12 +172,19 @@ impl Log {
         self.handle.sync_data()?;
         self.suspect = false;
         self.durable_bytes += lines.len() as u64;
+        self.lines += head.seq.saturating_sub(self.head.seq);
         self.head = head;
         if !heeded.is_empty() {
             let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
             for record in heeded {
                 past.note(record);
             }
+        }
+        if self.marks.is_due(self.durable_bytes) {
+            let place = Place { bytes: self.durable_bytes, lines: self.lines };
+            // A copy: nobody who asks for the past must wait for the disk.
+            let past = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.marks.take(&self.file, Mark { place, head, past });
         }
         Ok(())
     }
@@ -216,10 +236,12 @@ impl Log {
         };
         self.identity = identity(&handle.metadata()?);
         self.handle = handle;
-        // The next one stands for it; one that stays does no harm.
+        // The next one stands for them; one that stays does no harm.
         let _ = std::fs::remove_file(self.file.summary());
+        let _ = std::fs::remove_file(self.file.mark());
         self.file = next;
-        self.durable_bytes = 0;
+        (self.durable_bytes, self.lines) = (0, 0);
+        self.marks = Marks::default();
         Ok(())
     }
 }
@@ -250,7 +272,7 @@ fn past_before(files: &[LogFile], last: &LogFile, start: Option<Head>) -> io::Re
     );
     let mut past = Past::default();
     for file in files.iter().filter(|file| file.number < last.number) {
-        let found = scan(&file.open()?, None, |line| past.note_line(line))?;
+        let found = scan(&file.open()?, Place::default(), None, |line| past.note_line(line))?;
         if found.end != End::Clean {
             tracing::error!(
                 alert = "audit_file_damaged",

@@ -10,6 +10,7 @@ mod chain;
 mod file;
 mod files;
 mod log;
+mod mark;
 mod memory;
 mod past;
 pub mod refusals;

@@ -24,7 +24,7 @@ pub const ACCEPT_STORE: &str = "internal/AcceptStore";
 /// How operations begin that the server does by itself.
 const INTERNAL: &str = "internal/";
 /// A summary is never longer than this: a million tenants.
-const MAX_SUMMARY_BYTES: u64 = 256 << 20;
+pub(super) const MAX_SUMMARY_BYTES: u64 = 256 << 20;
 
 /// What the log says of the past.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,23 +7,32 @@
 //! Anything else is *broken*: edited or damaged.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 
 use super::chain::{Head, Line, LineFault, MAX_LINE_BYTES};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
+/// Where reading begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Bytes before it.
+    pub(super) bytes: u64,
+    /// Lines before it.
+    pub(super) lines: u64,
+}
+
 /// What a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scan {
-    /// Sequence number of the first line, if there is one.
+    /// Sequence number of the first line that was read, if there is one.
     pub(super) first: Option<u64>,
     /// The head after the last good line; `None` when there is no line and no start was given.
     pub(super) head: Option<Head>,
-    /// Number of good lines.
+    /// Number of good lines, with those before the place where reading began.
     pub(super) lines: u64,
-    /// Length of the good lines in bytes.
+    /// Their length in bytes.
     pub(super) good_bytes: u64,
     /// How it ends.
     pub(super) end: End,
@@ -40,15 +49,18 @@ pub(super) enum End {
     Broken(LineFault),
 }
 
-/// Reads a file from its start and hands every good line to `each`. `start` is what its first line must follow; `None`
+/// Reads a file from a place on and hands every good line to `each`. `start` is what the first line must follow; `None`
 /// takes the line's own word.
 pub(super) fn scan(
-    file: &File,
+    mut file: &File,
+    from: Place,
     start: Option<Head>,
     mut each: impl FnMut(&[u8]),
 ) -> io::Result<Scan> {
+    file.seek(SeekFrom::Start(from.bytes))?;
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, file);
-    let mut scan = Scan { first: None, head: start, lines: 0, good_bytes: 0, end: End::Clean };
+    let Place { bytes: good_bytes, lines } = from;
+    let mut scan = Scan { first: None, head: start, lines, good_bytes, end: End::Clean };
     let mut line = Vec::with_capacity(1024);
     while read_line(&mut reader, &mut line)? {
         match check(&line, scan.head) {

@@ -14,7 +14,7 @@ use super::chain::{Head, LineFault};
 use super::files::{LogFile, list};
 use super::log::{AuditStartError, LOCK_FILE};
 use super::past;
-use super::scan::{End, scan};
+use super::scan::{End, Place, scan};
 
 /// What a verified directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ fn walk(
             return Err(VerifyError::Missing { file: missing });
         }
         expected_file = file.next();
-        let found = scan(&File::open(&file.path)?, head, &mut each)?;
+        let found = scan(&File::open(&file.path)?, Place::default(), head, &mut each)?;
         match found.end {
             End::Clean => {}
             End::Torn(bytes) => {
