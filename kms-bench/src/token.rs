@@ -34,7 +34,7 @@ pub(crate) fn session(module: &Path) -> Result<Session, Error> {
             found = Some(slot);
         }
     }
-    let session = module.open_ro_session(found.ok_or(Error::Bug("the bench token is gone"))?)?;
+    let session = module.open_rw_session(found.ok_or(Error::Bug("the bench token is gone"))?)?;
     session.login(UserType::User, Some(&AuthPin::new(USER_PIN.into())))?;
     Ok(session)
 }

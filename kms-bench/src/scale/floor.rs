@@ -42,19 +42,22 @@ pub(super) fn measure(directory: &Path, span: Duration) -> Result<f64, Error> {
 /// Returns how many keys a second the token re-wraps.
 pub fn keys_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
     let session = session(module)?;
-    let roots = [
-        Attribute::Token(false),
+    // Roots are token objects, which SoftHSM reads from their files again for each call.
+    let root = [
+        Attribute::Token(true),
+        Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Wrap(true),
         Attribute::Unwrap(true),
         Attribute::ValueLen(32.into()),
     ];
-    let root = session.generate_key(&Mechanism::AesKeyGen, &roots)?;
-    let next = session.generate_key(&Mechanism::AesKeyGen, &roots)?;
+    let next = session.generate_key(&Mechanism::AesKeyGen, &root)?;
+    let root = session.generate_key(&Mechanism::AesKeyGen, &root)?;
     let mac = session.generate_key(
         &Mechanism::GenericSecretKeyGen,
         &[
-            Attribute::Token(false),
+            Attribute::Token(true),
+            Attribute::Private(true),
             Attribute::Sensitive(true),
             Attribute::Sign(true),
             Attribute::ValueLen(32.into()),
