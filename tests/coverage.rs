@@ -257,6 +257,7 @@ fn key_cases(key: &proto::Key, jobs: &Jobs) -> Vec<Case> {
         parent: format!("tenants/{TENANT}"),
         page_size: 0,
         page_token: String::new(),
+        ..Default::default()
     };
     let versions =
         proto::ListKeyVersionsRequest { parent: name(), page_size: 0, page_token: String::new() };

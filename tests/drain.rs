@@ -143,6 +143,7 @@ async fn trusts(server: &DevServer, ca: &Path) -> bool {
         parent: TENANT.to_owned(),
         page_size: 0,
         page_token: String::new(),
+        ..Default::default()
     };
     kms_testkit::client::key_client(&channel).list_keys(request).await.is_ok()
 }

@@ -13,6 +13,7 @@ pub mod error;
 pub mod exit;
 pub mod input;
 pub mod interrupt;
+pub mod inventory;
 pub mod output;
 pub mod terminal;
 pub mod verbs;

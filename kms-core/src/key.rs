@@ -94,6 +94,9 @@ pub enum Origin {
 macro_rules! names {
     ($type:ty { $($variant:path => $text:literal),+ $(,)? }) => {
         impl $type {
+            /// All names.
+            pub const NAMES: &'static [&'static str] = &[$($text),+];
+
             /// Returns the name used on the wire, in columns and in logs.
             pub const fn as_str(self) -> &'static str {
                 match self { $($variant => $text),+ }

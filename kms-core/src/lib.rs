@@ -12,6 +12,7 @@ pub mod context;
 pub mod domain;
 pub mod envelope;
 pub mod fault;
+pub mod filter;
 pub mod id;
 pub mod import;
 pub mod import_job;

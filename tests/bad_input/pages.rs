@@ -13,7 +13,12 @@ async fn list(
     page_token: &str,
 ) -> Result<proto::ListKeysResponse, Status> {
     let parent = format!("tenants/{tenant}");
-    let request = proto::ListKeysRequest { parent, page_size, page_token: page_token.to_owned() };
+    let request = proto::ListKeysRequest {
+        parent,
+        page_size,
+        page_token: page_token.to_owned(),
+        ..Default::default()
+    };
     client.keys().list_keys(request).await.map(Response::into_inner)
 }
 
@@ -115,6 +120,7 @@ async fn a_page_ends_before_it_is_larger_than_a_message() {
             parent: format!("tenants/{TENANT}"),
             page_size: 1000,
             page_token,
+            ..Default::default()
         };
         let mut keys = client.keys().max_decoding_message_size(usize::MAX);
         let page = keys.list_keys(list).await.unwrap().into_inner();

@@ -128,6 +128,7 @@ impl Examiner {
             parent: TENANT.to_owned(),
             page_size: 1_000,
             page_token: String::new(),
+            ..Default::default()
         };
         let listed = client.list_keys(request).await.unwrap().into_inner();
         assert!(listed.next_page_token.is_empty());

@@ -16,8 +16,8 @@ pub enum KeyCommand {
     Import(super::import::Import),
     /// Stage a version of key material that you bring, sealed to an import job
     ImportVersion(super::import::ImportVersion),
-    /// List the keys of the tenant
-    List(List),
+    /// List the keys of the tenant: all, or those that pass a filter
+    List(super::list::ListKeys),
     /// Describe a key, or one version of it
     Describe(Describe),
     /// List the versions of a key, oldest first
@@ -128,7 +128,7 @@ pub struct About {
     pub labels: Vec<(String, String)>,
 }
 
-/// `kms key list`.
+/// How much of a list.
 #[derive(Debug, Args)]
 pub struct List {
     /// Show at most this many

@@ -7,7 +7,9 @@ pub mod bench;
 pub mod context;
 pub mod data;
 pub mod import;
+pub mod inventory;
 pub mod key;
+pub mod list;
 pub mod rewrap_file;
 pub mod tools;
 
@@ -107,6 +109,9 @@ pub enum Command {
     /// Import jobs: key pairs of the HSM, to which you seal a key that you bring
     #[command(subcommand)]
     ImportJob(import::ImportJobCommand),
+    /// Inventories: what keys and versions there are, for people, machines and auditors
+    #[command(subcommand)]
+    Inventory(inventory::InventoryCommand),
     /// Wrap up to 64 KiB under a key
     Wrap(data::Wrap),
     /// Unwrap what `wrap` or `datakey` made

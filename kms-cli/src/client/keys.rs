@@ -35,6 +35,15 @@ pub struct NewKey {
     pub labels: Vec<(String, String)>,
 }
 
+/// Which keys, in which order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyQuery {
+    /// Which; all when empty.
+    pub filter: String,
+    /// In which order; that of their making when empty.
+    pub order_by: String,
+}
+
 /// What to change about a key; `None` leaves it.
 #[derive(Clone, Debug, Default)]
 pub struct KeyChange {
@@ -134,15 +143,17 @@ impl Client {
             .await
     }
 
-    /// Lists one page of a tenant's keys.
+    /// Lists one page of a tenant's keys that pass.
     pub async fn list_keys(
         &self,
         tenant: &TenantName,
+        query: &KeyQuery,
         page_size: u32,
         page_token: String,
     ) -> Result<Page<v1::Key>, ClientError> {
         let parent = tenant.to_string();
-        let request = v1::ListKeysRequest { parent, page_size, page_token };
+        let KeyQuery { filter, order_by } = query.clone();
+        let request = v1::ListKeysRequest { parent, page_size, page_token, filter, order_by };
         let send = |request| async { self.keys().list_keys(request).await };
         let v1::ListKeysResponse { keys, next_page_token } = self.call(request, send).await?;
         Ok(Page { entries: keys, next_page_token })

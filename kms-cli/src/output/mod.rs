@@ -230,7 +230,7 @@ fn write_all(output: &mut FileOutput, path: &Path, bytes: &[u8]) -> Result<(), C
 }
 
 /// Gives an error its path.
-fn at(path: &Path) -> impl Fn(OutputError) -> CliError {
+pub(crate) fn at(path: &Path) -> impl Fn(OutputError) -> CliError {
     |error| {
         let failed = |action, cause| CliError::File { action, path: path.into(), cause };
         match error {

@@ -13,7 +13,10 @@ use crate::args::key::{
     RequestIdArg, Rotate, RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Stage,
     Update, Usage, Versions,
 };
-use crate::client::keys::{KeyChange, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange};
+use crate::args::list::ListKeys;
+use crate::client::keys::{
+    KeyChange, KeyQuery, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange,
+};
 use crate::client::{Client, ClientError};
 use crate::context::ResolvedContext;
 use crate::error::CliError;
@@ -101,11 +104,13 @@ fn describe(session: &Session, args: &Describe) -> Result<(), CliError> {
     show(session.format, &KeyView::from(key))
 }
 
-fn list(session: &Session, args: List) -> Result<(), CliError> {
+fn list(session: &Session, args: ListKeys) -> Result<(), CliError> {
     let context = session.context()?;
     let tenant = context.tenant_name()?;
+    let query = KeyQuery { filter: args.whole_filter(), order_by: args.order_by.clone() };
     let page = session.with_client(&context, async |client: Client| {
-        Ok(pages(args, async |size, token| client.list_keys(&tenant, size, token).await).await?)
+        let turn = async |size, token| client.list_keys(&tenant, &query, size, token).await;
+        Ok(pages(args.list, turn).await?)
     })?;
     let keys = page.entries.into_iter().map(KeyView::from).collect();
     let view = KeysView { keys, next_page_token: page.next_page_token };
@@ -300,12 +305,16 @@ fn version_name(
     Ok(VersionName::new(context.key_name(key)?, number))
 }
 
+/// The most pages without an entry that are turned one after another: the keys of a tenant of a million, a hundred at a time.
+const MAX_EMPTY_PAGES: u32 = 10_000;
+
 /// Turns pages until there are `limit` entries or no more.
 async fn pages<T>(
     args: List,
     turn: impl AsyncFn(u32, String) -> Result<Page<T>, ClientError>,
 ) -> Result<Page<T>, ClientError> {
     let mut all = Page { entries: Vec::new(), next_page_token: args.page_token };
+    let mut empty_pages = 0;
     loop {
         let have = u32::try_from(all.entries.len()).unwrap_or(u32::MAX);
         let size = args.limit.saturating_sub(have).min(MAX_PAGE_SIZE);
@@ -313,11 +322,11 @@ async fn pages<T>(
             return Ok(all);
         }
         let page = turn(size, all.next_page_token).await?;
-        let empty = page.entries.is_empty();
+        empty_pages = if page.entries.is_empty() { empty_pages + 1 } else { 0 };
         all.entries.extend(page.entries);
         all.next_page_token = page.next_page_token;
-        // A server that sends empty pages for ever would hold us for ever.
-        if all.next_page_token.is_empty() || empty {
+        // With a filter a page may be empty and go on; a server that sends such pages for ever would hold us for ever.
+        if all.next_page_token.is_empty() || empty_pages >= MAX_EMPTY_PAGES {
             return Ok(all);
         }
     }

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod health;
 pub mod import;
 pub mod inspect;
+pub mod inventory;
 pub mod key;
 pub mod random;
 pub mod rewrap_file;
@@ -77,6 +78,7 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
     match cli.command {
         Command::Key(command) => key::run(&session, command),
         Command::ImportJob(command) => import::run(&session, command),
+        Command::Inventory(command) => inventory::run(&session, command),
         Command::Wrap(args) => data::wrap(&session, &args),
         Command::Unwrap(args) => data::unwrap(&session, &args),
         Command::Rewrap(args) => data::rewrap(&session, &args),

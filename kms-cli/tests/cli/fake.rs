@@ -37,6 +37,8 @@ pub(crate) struct Script {
     pub(crate) request_ids: Vec<String>,
     /// The encryption contexts of wraps, as sorted pairs.
     pub(crate) bindings: Vec<Vec<(String, String)>>,
+    /// Filters and orders of lists.
+    pub(crate) lists: Vec<(String, String)>,
     /// The masks of updates.
     pub(crate) masks: Vec<Vec<String>>,
     /// Whether mutations are done and never answered.

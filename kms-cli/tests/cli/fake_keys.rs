@@ -33,8 +33,13 @@ impl KeyService for Service {
         request: Request<v1::ListKeysRequest>,
     ) -> Answer<v1::ListKeysResponse> {
         drop(self.seen()?);
-        // Three keys, at most two on a page.
+        // Three keys, at most two on a page; an empty one before them when the filter says so.
         let request = request.into_inner();
+        self.0.lock().unwrap().lists.push((request.filter.clone(), request.order_by.clone()));
+        if request.filter.contains("far") && request.page_token.is_empty() {
+            let next_page_token = "0".into();
+            return Ok(Response::new(v1::ListKeysResponse { keys: Vec::new(), next_page_token }));
+        }
         let first: u32 = request.page_token.parse().unwrap_or(0);
         let end = 3.min(first + request.page_size.min(2));
         let keys = (first..end).map(|n| key(format!("{}/keys/k{n}", request.parent))).collect();

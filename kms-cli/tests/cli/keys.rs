@@ -192,3 +192,32 @@ fn lists_turn_pages_up_to_the_limit() {
     assert!(cut.stderr.contains(&format!("--page-token {token}")), "{}", cut.stderr);
     assert_eq!(world.kms(&["key", "list"], b"").stderr, "");
 }
+
+#[test]
+fn a_list_sends_its_filter_and_its_order_with_every_page() {
+    let world = World::new();
+    let words = ["key", "list", "--state", "enabled", "--owner", "a*", "--order-by", "name desc"];
+    let listed = world.kms(&[&words[..], &["--output", "json"]].concat(), b"");
+    assert_eq!(listed.json()["keys"].as_array().map(Vec::len), Some(3), "{}", listed.stderr);
+    let sent = ("state = ENABLED AND owner = \"a*\"".to_owned(), "name desc".to_owned());
+    assert_eq!(world.fake.script().lists, [sent.clone(), sent]);
+}
+
+#[test]
+fn a_page_without_keys_does_not_end_a_list() {
+    let world = World::new();
+    let listed = world.kms(&["key", "list", "--filter", "owner = far", "--output", "json"], b"");
+    assert_eq!(listed.json()["keys"].as_array().map(Vec::len), Some(3), "{}", listed.stderr);
+    assert_eq!(listed.json()["next_page_token"], "");
+}
+
+#[test]
+fn a_time_that_is_none_is_refused_before_anything_is_asked() {
+    let world = World::new();
+    for flag in ["--unused-since", "--rotation-due-before"] {
+        let refused = world.kms(&["key", "list", flag, "yesterday"], b"");
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains("RFC 3339"), "{}", refused.stderr);
+    }
+    assert!(world.fake.script().lists.is_empty());
+}

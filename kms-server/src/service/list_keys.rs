@@ -7,11 +7,9 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
 use kms_core::domain;
 use kms_core::id::{KeyUid, KeyVersion};
-use kms_core::key::{KeyRow, Sealed, VersionRow};
 use kms_core::secret::equal_in_constant_time;
 use std::time::Duration;
 
-use super::describe_key::describe_key;
 use super::kms::{Inner, Kms};
 use super::trail::Trail;
 use super::{
@@ -19,16 +17,12 @@ use super::{
     RequestContext, ServiceError, VersionDescription,
 };
 use crate::authz::{self, Target};
-use crate::store::{KeyRef, ListPosition, VersionChoice};
+use crate::store::VersionChoice;
 
 /// How long a page token lives (peers.md 4.11).
 pub const PAGE_TOKEN_LIFE: Duration = Duration::from_hours(1);
 /// What the keys of a page may take: a message is at most 4 MiB, and some room is left for what is added to it one day.
 pub(super) const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
-/// The most that a key takes on the wire beside its texts and labels: names, numbers, times, tags and lengths.
-const KEY_BYTES: usize = 384;
-/// What a label takes beside its texts.
-const LABEL_BYTES: usize = 8;
 /// Makes tokens recognisable to secret scanners.
 const TOKEN_PREFIX: &str = "hft_";
 /// Issue time, two numbers or a uid of position, MAC.
@@ -50,7 +44,7 @@ impl Kms {
     ) -> Result<Page<KeyDescription>, ServiceError> {
         let inner = &*self.inner;
         let mut trail = Trail::tenant(&list.tenant);
-        let result = inner.list_keys(request, &list, &mut trail).await;
+        let result = inner.select_keys(request, &list, &mut trail).await;
         inner.record(request, trail, result).await
     }
 
@@ -71,59 +65,6 @@ impl Kms {
 }
 
 impl Inner {
-    async fn list_keys(
-        &self,
-        request: &RequestContext,
-        list: &ListKeys,
-        trail: &mut Trail,
-    ) -> Result<Page<KeyDescription>, ServiceError> {
-        self.permit::<authz::ListKeys>(request, Target::tenant(&list.tenant), trail)?;
-        let size = page_size(list.page_size)?;
-        let scope = list.tenant.to_string();
-        let after = self.open_token(request, &scope, &list.page_token).await?;
-        let after = after.map(|position| {
-            let (time, uid) = split(&position);
-            ListPosition { create_time: Timestamp::from_unix_ms(time), uid }
-        });
-        let keys = self.store.list_keys(list.tenant.clone(), after, size + 1).await;
-        let mut keys = self.keyring.stored(keys)?;
-        let most = fitting(&keys).min(size as usize);
-        let more = keys.len() > most;
-        keys.truncate(most);
-        let mut primaries = Vec::with_capacity(keys.len());
-        for key in &keys {
-            let stored = self.store.key(KeyRef::Uid(key.row.uid), VersionChoice::Primary).await;
-            let version = self.keyring.stored(stored)?.and_then(|stored| stored.version);
-            primaries.push(version.ok_or_else(|| {
-                let detail = format!("the primary of key {} has vanished", key.row.uid);
-                ServiceError::from(self.keyring.integrity(detail))
-            })?);
-        }
-        self.keyring.verify_rows(&keys, &primaries, &[]).await?;
-        if keys.iter().any(|key| key.row.name.tenant() != &list.tenant) {
-            let detail = format!("the list of `{scope}` has another tenant's key");
-            return Err(self.keyring.integrity(detail).into());
-        }
-        let next = match keys.last().filter(|_| more) {
-            Some(end) => join(end.row.create_time.as_unix_ms(), end.row.uid.as_bytes()),
-            None => return Ok(self.page(&keys, &primaries, String::new())),
-        };
-        let token = self.make_token(request, &scope, &next).await?;
-        Ok(self.page(&keys, &primaries, token))
-    }
-
-    fn page(
-        &self,
-        keys: &[Sealed<KeyRow>],
-        primaries: &[Sealed<VersionRow>],
-        next_page_token: String,
-    ) -> Page<KeyDescription> {
-        let now = self.clock.now();
-        let pairs = keys.iter().zip(primaries);
-        let items = pairs.map(|(key, primary)| describe_key(&key.row, &primary.row, now));
-        Page { items: items.collect(), next_page_token }
-    }
-
     async fn list_versions(
         &self,
         request: &RequestContext,
@@ -211,18 +152,6 @@ impl Inner {
         let generation = self.keyring.config().generation;
         Ok(self.keyring.mac(input, generation, request.deadline).await?.0)
     }
-}
-
-/// Returns how many keys a page has room for, by [`MAX_PAGE_BYTES`]; always one.
-fn fitting(keys: &[Sealed<KeyRow>]) -> usize {
-    let mut bytes = 0_usize;
-    let fits = |key: &&Sealed<KeyRow>| {
-        let row = &key.row;
-        let labels = row.labels.iter().map(|(name, value)| name.len() + value.len() + LABEL_BYTES);
-        bytes += KEY_BYTES + row.owner.len() + row.usage.len() + labels.sum::<usize>();
-        bytes <= MAX_PAGE_BYTES
-    };
-    keys.iter().take_while(fits).count().max(1)
 }
 
 pub(super) fn page_size(asked: u32) -> Result<u32, ServiceError> {

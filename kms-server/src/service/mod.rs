@@ -36,6 +36,7 @@ mod recover;
 mod rewrap;
 mod root_rollover;
 mod rotate_key;
+mod select_keys;
 mod stage_key_version;
 mod trail;
 mod types;

@@ -357,6 +357,18 @@ pub struct ListKeys {
     pub page_size: u32,
     /// Empty for the first page.
     pub page_token: String,
+    /// Which keys; empty for all.
+    pub filter: String,
+    /// In which order; empty for that of their making.
+    pub order_by: String,
+}
+
+impl ListKeys {
+    /// Asks for the first page of all keys.
+    pub fn all(tenant: TenantName) -> Self {
+        let (page_token, filter, order_by) = (String::new(), String::new(), String::new());
+        Self { tenant, page_size: 0, page_token, filter, order_by }
+    }
 }
 
 /// Asks for a page of versions.

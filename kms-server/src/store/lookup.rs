@@ -51,6 +51,34 @@ pub struct ListPosition {
     pub uid: KeyUid,
 }
 
+/// In which order keys are listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListOrder {
+    /// By what.
+    pub by: ListBy,
+    /// The last first.
+    pub descending: bool,
+}
+
+/// By what keys are listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ListBy {
+    /// When they were created, and those of one time by uid.
+    #[default]
+    CreateTime,
+    /// Their ids.
+    KeyId,
+}
+
+/// A place in an ordered list of keys: behind this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListPlace {
+    /// Where it is by time.
+    pub position: ListPosition,
+    /// Its id.
+    pub key_id: String,
+}
+
 /// A place in a list of what is due: after this row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DuePosition {

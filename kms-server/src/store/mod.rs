@@ -35,8 +35,8 @@ pub use change::{
 pub use error::StoreError;
 pub use intent::{Intent, IntentKind};
 pub use lookup::{
-    DuePosition, HistoryPosition, JobPosition, KeyRef, ListPosition, Listed, StoredKey,
-    VersionChoice,
+    DuePosition, HistoryPosition, JobPosition, KeyRef, ListBy, ListOrder, ListPlace, ListPosition,
+    Listed, StoredKey, VersionChoice,
 };
 
 pub use reseal::{OldCounts, OldRows, RequestPosition, Resealed, RowsLimit, SealedRow};
@@ -107,6 +107,15 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         &self,
         tenant: TenantName,
         after: Option<ListPosition>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<KeyRow>>, StoreError>;
+
+    /// Lists keys of a tenant in an order, at most `limit`, behind `after`.
+    async fn list_keys_ordered(
+        &self,
+        tenant: TenantName,
+        order: ListOrder,
+        after: Option<ListPlace>,
         limit: u32,
     ) -> Result<Vec<Sealed<KeyRow>>, StoreError>;
 

@@ -71,6 +71,7 @@ macro_rules! store_suite {
             lists::history_is_paged_by_time_version_and_revision,
             lists::history_is_never_changed_and_has_one_entry_a_revision,
             lists::keys_are_paged_by_create_time_and_uid,
+            lists::keys_are_paged_in_every_order,
             lists::lists_are_bounded,
             lists::manifests_are_paged_by_tenant,
             lists::resident_ids_leave_out_destroyed_ones,

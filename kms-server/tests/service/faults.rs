@@ -26,8 +26,9 @@ use kms_hsm::{
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
     Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
-    KeyRef, ListPosition, Listed, NewKey, OldCounts, OldRows, RequestPosition, RequestRecord,
-    Resealed, Rollover, RowsLimit, Staging, Store, StoreError, StoredKey, VersionChoice,
+    KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
+    RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
+    StoredKey, VersionChoice,
 };
 use tokio::sync::Semaphore;
 
@@ -312,6 +313,15 @@ impl Store for FaultyStore {
         limit: u32,
     ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
         through!(self.list_keys(tenant, after, limit))
+    }
+    async fn list_keys_ordered(
+        &self,
+        tenant: TenantName,
+        order: ListOrder,
+        after: Option<ListPlace>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
+        through!(self.list_keys_ordered(tenant, order, after, limit))
     }
     async fn list_versions(
         &self,

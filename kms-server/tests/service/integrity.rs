@@ -122,11 +122,7 @@ async fn a_value_outside_its_type_raises_the_alert_wherever_it_is_read() {
             "describe" => world.kms.describe_key(&request, &name(KEY)).await.err(),
             "list" => {
                 let tenant = TenantName::from_id("t").unwrap();
-                let list = kms_server::service::ListKeys {
-                    tenant,
-                    page_size: 0,
-                    page_token: String::new(),
-                };
+                let list = kms_server::service::ListKeys::all(tenant);
                 world.kms.list_keys(&request, list).await.err()
             }
             "wrap" => world.kms.wrap(&request, wrap(KEY, b"x")).await.err(),

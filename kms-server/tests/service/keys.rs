@@ -82,8 +82,7 @@ async fn of_duplicates_in_flight_one_works_and_the_others_are_told_so() {
         assert!(matches!(result, Ok(_) | Err(ServiceError::OperationInProgress)));
     }
     let request = world.request("kms.v1.KeyService/ListKeys");
-    let list =
-        ListKeys { tenant: name(KEY).tenant().clone(), page_size: 0, page_token: String::new() };
+    let list = ListKeys::all(name(KEY).tenant().clone());
     assert_eq!(world.kms.list_keys(&request, list).await.unwrap().items.len(), 1);
 }
 
@@ -145,9 +144,9 @@ async fn pages_follow_each_other_and_tokens_are_bound_and_expire() {
         world.clock.advance(Duration::from_millis(1));
     }
     let list = |page_token: String| ListKeys {
-        tenant: name(KEY).tenant().clone(),
         page_size: 2,
         page_token,
+        ..ListKeys::all(name(KEY).tenant().clone())
     };
     let request = world.request("kms.v1.KeyService/ListKeys");
     let (mut seen, mut token) = (Vec::new(), String::new());
@@ -189,8 +188,7 @@ async fn a_page_token_is_issue_time_position_and_mac() {
         world.clock.advance(Duration::from_millis(1));
     }
     let request = world.request("kms.v1.KeyService/ListKeys");
-    let list =
-        ListKeys { tenant: name(KEY).tenant().clone(), page_size: 1, page_token: String::new() };
+    let list = ListKeys { page_size: 1, ..ListKeys::all(name(KEY).tenant().clone()) };
     let page = world.kms.list_keys(&request, list).await.unwrap();
     let text = page.next_page_token.strip_prefix("hft_").unwrap();
     let bytes = data_encoding::BASE64URL_NOPAD.decode(text.as_bytes()).unwrap();

@@ -12,6 +12,7 @@ mod crash;
 mod crypto;
 mod destruction;
 mod faults;
+mod filters;
 mod import;
 mod import_refusals;
 mod integrity;

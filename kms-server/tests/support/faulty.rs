@@ -16,8 +16,9 @@ use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 use kms_server::store::{
     Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
-    KeyRef, ListPosition, Listed, NewKey, OldCounts, OldRows, RequestPosition, RequestRecord,
-    Resealed, Rollover, RowsLimit, Staging, Store, StoreError, StoredKey, VersionChoice,
+    KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
+    RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
+    StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -89,6 +90,7 @@ forward! {
     add_root_pin(pin: RootPin, mac: RowMac) -> ();
     key(key: KeyRef, version: VersionChoice) -> Option<StoredKey>;
     list_keys(tenant: TenantName, after: Option<ListPosition>, limit: u32) -> Vec<Sealed<KeyRow>>;
+    list_keys_ordered(tenant: TenantName, order: ListOrder, after: Option<ListPlace>, limit: u32) -> Vec<Sealed<KeyRow>>;
     list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
     last_revision(key_uid: KeyUid, version: KeyVersion) -> Option<Revision>;
     list_consumers(key_uid: KeyUid) -> Vec<Sealed<ConsumerRow>>;

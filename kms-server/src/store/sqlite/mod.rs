@@ -47,9 +47,9 @@ use tokio::sync::watch;
 use self::writer::{Task, WriteJob};
 use super::{
     Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
-    KeyRef, ListPosition, Listed, MAX_REMEMBERED_REQUESTS, NewKey, OldCounts, OldRows,
-    RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
-    StoredKey, VersionChoice,
+    KeyRef, ListOrder, ListPlace, ListPosition, Listed, MAX_REMEMBERED_REQUESTS, NewKey, OldCounts,
+    OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store,
+    StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -240,6 +240,16 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
         self.read(move |db| read::list_keys(db, &tenant, after, limit)).await
+    }
+
+    async fn list_keys_ordered(
+        &self,
+        tenant: TenantName,
+        order: ListOrder,
+        after: Option<ListPlace>,
+        limit: u32,
+    ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
+        self.read(move |db| read::list_keys_ordered(db, &tenant, order, after, limit)).await
     }
 
     async fn list_versions(

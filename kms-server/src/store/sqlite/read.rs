@@ -10,12 +10,13 @@ use kms_core::manifest::Manifest;
 use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::usage::UsageRow;
+use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, Params, Row};
 
 use super::rows;
 use crate::store::{
-    DuePosition, HistoryPosition, Intent, JobPosition, KeyRef, ListPosition, Listed, MAX_LIST_ROWS,
-    RequestRecord, StoreError, StoredKey, VersionChoice,
+    DuePosition, HistoryPosition, Intent, JobPosition, KeyRef, ListBy, ListOrder, ListPlace,
+    ListPosition, Listed, MAX_LIST_ROWS, RequestRecord, StoreError, StoredKey, VersionChoice,
 };
 
 pub(super) fn root_pins(connection: &Connection) -> Result<Vec<(RootPin, RowMac)>, StoreError> {
@@ -74,6 +75,49 @@ pub(super) fn list_keys(
             rows::key,
         ),
     }
+}
+
+pub(super) fn list_keys_ordered(
+    connection: &Connection,
+    tenant: &TenantName,
+    order: ListOrder,
+    after: Option<ListPlace>,
+    limit: u32,
+) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
+    let ListOrder { by, descending } = order;
+    let (sql, from) = match (by, descending, after) {
+        (ListBy::CreateTime, false, after) => {
+            return list_keys(connection, tenant, after.map(|place| place.position), limit);
+        }
+        (ListBy::CreateTime, true, None) => (
+            "SELECT * FROM keys WHERE tenant = ?1 AND ?2 IS NULL AND ?3 IS NULL
+             ORDER BY create_time DESC, uid DESC LIMIT ?4",
+            (Value::Null, Value::Null),
+        ),
+        (ListBy::CreateTime, true, Some(ListPlace { position, .. })) => (
+            "SELECT * FROM keys WHERE tenant = ?1 AND (create_time, uid) < (?2, ?3)
+             ORDER BY create_time DESC, uid DESC LIMIT ?4",
+            (position.create_time.as_unix_ms().into(), position.uid.as_bytes().to_vec().into()),
+        ),
+        (ListBy::KeyId, false, after) => (
+            "SELECT * FROM keys WHERE tenant = ?1 AND key_id > ?2 AND ?3 IS NULL
+             ORDER BY key_id LIMIT ?4",
+            // No id is empty.
+            (after.map_or_else(String::new, |place| place.key_id).into(), Value::Null),
+        ),
+        (ListBy::KeyId, true, None) => (
+            "SELECT * FROM keys WHERE tenant = ?1 AND ?2 IS NULL AND ?3 IS NULL
+             ORDER BY key_id DESC LIMIT ?4",
+            (Value::Null, Value::Null),
+        ),
+        (ListBy::KeyId, true, Some(place)) => (
+            "SELECT * FROM keys WHERE tenant = ?1 AND key_id < ?2 AND ?3 IS NULL
+             ORDER BY key_id DESC LIMIT ?4",
+            (place.key_id.into(), Value::Null),
+        ),
+    };
+    let (first, second) = from;
+    many(connection, sql, (tenant.id(), first, second, limit.min(MAX_LIST_ROWS)), rows::key)
 }
 
 pub(super) fn list_versions(

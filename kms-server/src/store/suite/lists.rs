@@ -65,6 +65,51 @@ pub(crate) async fn keys_are_paged_by_create_time_and_uid(store: Arc<impl Store>
     assert_eq!(store.list_keys(other, None, 10).await, Ok(vec![]));
 }
 
+pub(crate) async fn keys_are_paged_in_every_order(store: Arc<impl Store>) {
+    let mut keys = Vec::new();
+    for number in 1..=9 {
+        let mut new = new_key(number);
+        new.key.row.create_time = time(i64::from(9 - number) / 3);
+        keys.push(new.key.clone());
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    for by in [ListBy::CreateTime, ListBy::KeyId] {
+        for descending in [false, true] {
+            let order = ListOrder { by, descending };
+            let mut expected = keys.clone();
+            match by {
+                ListBy::CreateTime => {
+                    expected.sort_by_key(|key| (key.row.create_time, key.row.uid));
+                }
+                ListBy::KeyId => {
+                    expected.sort_by_key(|key| key.row.name.key_id().to_owned());
+                }
+            }
+            if descending {
+                expected.reverse();
+            }
+            for page_size in [1, 2, 4, 9, 10] {
+                let (mut seen, mut after) = (Vec::new(), None);
+                loop {
+                    let page = store.list_keys_ordered(tenant(), order, after, page_size).await;
+                    let page = page.unwrap();
+                    assert!(page.len() <= page_size as usize);
+                    let Some(last) = page.last() else { break };
+                    let (create_time, uid) = (last.row.create_time, last.row.uid);
+                    let position = ListPosition { create_time, uid };
+                    after = Some(ListPlace { position, key_id: last.row.name.key_id().to_owned() });
+                    seen.extend(page);
+                }
+                assert_eq!(seen, expected, "{order:?} {page_size}");
+            }
+            let other = TenantName::from_id("t2").unwrap();
+            assert_eq!(store.list_keys_ordered(other, order, None, 10).await, Ok(vec![]));
+            assert_eq!(store.list_keys_ordered(tenant(), order, None, 0).await, Ok(vec![]));
+        }
+    }
+}
+
 pub(crate) async fn manifests_are_paged_by_tenant(store: Arc<impl Store>) {
     let mut expected = Vec::new();
     for (number, tenant) in (1..).zip(["t1", "b", "t", "z-z", "a"]) {

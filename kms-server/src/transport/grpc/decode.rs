@@ -101,8 +101,9 @@ pub(super) fn describe_key(message: proto::DescribeKeyRequest) -> Decoded<KeyNam
 }
 
 pub(super) fn list_keys(message: proto::ListKeysRequest) -> Decoded<ListKeys> {
-    let proto::ListKeysRequest { parent, page_size, page_token } = message;
-    Ok(ListKeys { tenant: parse("parent", &parent)?, page_size, page_token })
+    let proto::ListKeysRequest { parent, page_size, page_token, filter, order_by } = message;
+    let tenant = parse("parent", &parent)?;
+    Ok(ListKeys { tenant, page_size, page_token, filter, order_by })
 }
 
 pub(super) fn list_key_versions(
