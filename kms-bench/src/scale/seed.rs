@@ -49,7 +49,7 @@ const FORGOTTEN: u32 = 10_000;
 /// How often keys that are due give way; they were made thrice as long ago, whatever their jitter.
 const PERIOD: Duration = Duration::from_hours(1);
 /// How long one key may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// Who makes them.
 const PRINCIPAL: &str = "spiffe://holdfast.dev/bench/seed";
 
@@ -101,7 +101,7 @@ pub fn run(directory: &Path, seeding: Seeding) -> Result<(), Error> {
         for first in (0..seeding.keys).step_by(KEYS_A_DAY as usize) {
             if first > 0 {
                 clock.pass(DAY);
-                forget(&*store, &*clock).await?;
+                forget(&*store, &clock).await?;
             }
             let end = seeding.keys.min(first.saturating_add(KEYS_A_DAY));
             create(&kms, &clock, first..end, seeding.due).await?;

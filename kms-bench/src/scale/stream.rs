@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::processes::Peer;
 use crate::rounds::median;
 
-/// Streams, and batches, in flight at a time.
+/// Streams, and rounds, in flight at a time.
 const LANES: u64 = 8;
 /// Items of a batch.
 const BATCH: usize = 100;
@@ -41,12 +41,12 @@ async fn run(plan: &Plan, peer: &Peer, tenant: &TenantName) -> Result<Stream, Er
     let key = seed::name(tenant, 0)?.to_string();
     let old = old_envelope(&channel, &key).await?;
     let share = (plan.items / plan.windows as u64 / LANES).max(1);
-    let batches = (share / 10).max(BATCH as u64) / BATCH as u64;
+    let rounds = (share / 10).max(BATCH as u64) / BATCH as u64;
     let (mut ratios, mut speeds, mut rss) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..plan.windows {
         let streamed = lanes(|| stream(peer, &key, &old, share)).await?;
         rss.push(peer.rss_mib()?);
-        let batched = lanes(|| batch(peer, &key, &old, batches)).await?;
+        let batched = lanes(|| batch(peer, &key, &old, rounds)).await?;
         ratios.push(streamed / batched);
         speeds.push(streamed);
     }
@@ -143,14 +143,14 @@ fn batch(
     peer: &Peer,
     key: &str,
     old: &Bytes,
-    batches: u64,
+    rounds: u64,
 ) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
     let (context, key, old) = (peer.context.clone(), key.to_owned(), old.clone());
     async move {
         let mut client = CryptoServiceClient::new(kms_cli::client::channel(&context).await?);
         let item = v1::UnwrapRequest { key: key.clone(), ciphertext: old, ..Default::default() };
         let mut done = 0;
-        for _ in 0..batches {
+        for _ in 0..rounds {
             let request = v1::BatchUnwrapRequest { items: vec![item.clone(); BATCH] };
             let opened = client.batch_unwrap(request).await.map_err(|status| refused(&status))?;
             let opened = opened.into_inner().items.into_iter().filter_map(|item| item.result);

@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 
+use kms_core::clock::Timestamp;
 use serde_json::{Value, json, to_string};
 
 use super::{Entry, Heading};
@@ -69,7 +70,7 @@ fn component(key: &KeyView, version: &VersionView) -> Value {
         "HSM_WRAPPED" => json!({ "mechanism": "HSM", "algorithmRef": KWP }),
         _ => json!({ "mechanism": "HSM" }),
     };
-    let mut material = json!({
+    let material = json!({
         "type": "secret-key",
         "id": format!("{}/{}", key.uid, version.version),
         "state": state(version.state),
@@ -77,17 +78,16 @@ fn component(key: &KeyView, version: &VersionView) -> Value {
         "size": 256,
         "securedBy": secured_by,
     });
-    let expires = expires(key, version);
-    for (field, time) in [
-        ("creationDate", &version.create_time),
-        ("activationDate", &version.activate_time),
-        ("updateDate", &version.state_time),
-        ("expirationDate", &expires),
-    ] {
-        if !time.is_empty() {
-            material[field] = time.as_str().into();
-        }
-    }
+    let mut dates = vec![
+        ("creationDate", version.create_time.clone()),
+        ("activationDate", version.activate_time.clone()),
+        ("updateDate", version.state_time.clone()),
+        ("expirationDate", expires(key, version)),
+    ];
+    dates.retain(|(_, time)| !time.is_empty());
+    let dates = dates.into_iter().map(|(field, time)| (field.to_owned(), Value::String(time)));
+    let material: serde_json::Map<_, _> =
+        material.as_object().cloned().unwrap_or_default().into_iter().chain(dates).collect();
     json!({
         "type": "cryptographic-asset",
         "bom-ref": version.name,
@@ -139,7 +139,6 @@ fn state(state: &str) -> &'static str {
 
 /// The end of the originator-usage period; empty for a version that was never ACTIVE.
 fn expires(key: &KeyView, version: &VersionView) -> String {
-    use kms_core::clock::Timestamp;
     let active = version.state != "PRE_ACTIVATION";
     let period = u64::try_from(key.cryptoperiod_seconds).ok().filter(|_| active);
     let from = Timestamp::parse(&version.activate_time).zip(period);

@@ -131,9 +131,10 @@ impl Test {
         // AIP-160: a field that is there at all. A quoted star is a star.
         let asks_presence = operator == Operator::Has && value == "*" && !is_quoted;
         let compare = match &field {
-            Field::Name | Field::Owner | Field::Usage => text(operator, value)?,
-            Field::Label(_) if asks_presence => Compare::Present,
-            Field::Label(_) => text(operator, value)?,
+            Field::Label(_) | Field::NextRotationTime | Field::LastUseTime if asks_presence => {
+                Compare::Present
+            }
+            Field::Name | Field::Owner | Field::Usage | Field::Label(_) => text(operator, value)?,
             Field::Labels if operator == Operator::Has => Compare::HasLabel(value.to_owned()),
             Field::Labels => {
                 let what = "`labels` takes `:` and a key; a value is compared by labels.KEY";
@@ -143,7 +144,6 @@ impl Test {
             Field::Sensitivity => word(operator, value, Sensitivity::NAMES)?,
             Field::Protection => word(operator, value, Protection::NAMES)?,
             Field::Origin => word(operator, value, Origin::NAMES)?,
-            Field::NextRotationTime | Field::LastUseTime if asks_presence => Compare::Present,
             Field::CreateTime
             | Field::UpdateTime
             | Field::NextRotationTime

@@ -101,12 +101,12 @@ impl Log {
                 (last.clone(), last.open().map_err(failed("open the last file"))?, Some(start))
             }
         };
-        let (from, start, mut past) = match Mark::read(&file, &handle) {
-            Some(Mark { place, head, past }) => (place, Some(head), past),
-            None => {
-                let past = past_before(&files, &file, start);
-                (Place::default(), start, past.map_err(failed("read the older files"))?)
-            }
+        let marked = Mark::read(&file, &handle);
+        let (from, start, mut past) = if let Some(Mark { place, head, past }) = marked {
+            (place, Some(head), past)
+        } else {
+            let past = past_before(&files, &file, start).map_err(failed("read the older files"))?;
+            (Place::default(), start, past)
         };
         let found = scan(&handle, from, start, |line| past.note_line(line))
             .map_err(failed("read the last file"))?;

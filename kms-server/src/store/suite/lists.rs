@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
+use crate::store::{ListBy, ListOrder, ListPlace};
 
 pub(crate) async fn a_new_store_is_empty(store: Arc<impl Store>) {
     assert_eq!(store.root_pins().await, Ok(vec![]));
