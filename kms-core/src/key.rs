@@ -351,10 +351,11 @@ impl VersionRow {
             None => out.bytes(&[]),
         });
         match destruction {
-            Some(Destruction { time, returns_to, despite_consumers }) => out
+            Some(Destruction { time, returns_to, despite_consumers, despite_recent_use }) => out
                 .signed(time.as_unix_ms())
                 .text(returns_to.as_str())
                 .number((*despite_consumers).into())
+                .number((*despite_recent_use).into())
                 .finish(),
             None => out.bytes(&[]).finish(),
         }

@@ -122,6 +122,8 @@ pub struct Destruction {
     pub returns_to: VersionState,
     /// Whether it is made although consumers of the key are registered.
     pub despite_consumers: bool,
+    /// Whether it is made although the version was wanted of late: of a key of HIGH sensitivity, later attempts do not hold it.
+    pub despite_recent_use: bool,
 }
 
 /// Rotation by period: each version gives way to a new one when it is due.

@@ -41,10 +41,17 @@ pub struct Uses {
     pub process: Tally,
     /// Rewraps from it to another version.
     pub rewrap: Tally,
+    /// Attempts that were refused while its destruction was planned.
+    pub refused: Tally,
 }
 
 impl Uses {
-    /// Returns when it was used last, for whatever.
+    /// Returns when somebody used it last, or was refused to because its destruction is planned.
+    pub fn last_wanted(&self) -> Option<Timestamp> {
+        self.last().max(self.refused.last())
+    }
+
+    /// Returns when it was used last, for whatever; what was refused is no use.
     pub fn last(&self) -> Option<Timestamp> {
         [self.protect, self.process, self.rewrap].iter().filter_map(Tally::last).max()
     }
@@ -56,6 +63,7 @@ impl Uses {
             protect: self.protect.and(other.protect),
             process: self.process.and(other.process),
             rewrap: self.rewrap.and(other.rewrap),
+            refused: self.refused.and(other.refused),
         }
     }
 }
@@ -77,10 +85,10 @@ impl UsageRow {
     /// Returns the bytes whose MAC is stored beside the row.
     pub fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         let Self { key_uid, version, uses, revision } = self;
-        let Uses { protect, process, rewrap } = uses;
+        let Uses { protect, process, rewrap, refused } = uses;
         let primary_key = [&key_uid.as_bytes()[..], &version.get().to_be_bytes()].concat();
         let out = row("usage", &primary_key, *revision, generation);
-        [protect, process, rewrap]
+        [protect, process, rewrap, refused]
             .into_iter()
             .fold(out, |out, tally| match tally.span {
                 Some((first, last)) => {

@@ -102,7 +102,12 @@ fn counter_row() -> CounterRow {
 
 fn usage_row() -> UsageRow {
     let tally = |count, first, last| Tally { count, span: Some((time(first), time(last))) };
-    let uses = Uses { protect: tally(1, 2, 3), process: tally(4, 5, 6), rewrap: tally(7, 8, 9) };
+    let uses = Uses {
+        protect: tally(1, 2, 3),
+        process: tally(4, 5, 6),
+        rewrap: tally(7, 8, 9),
+        refused: tally(10, 11, 12),
+    };
     UsageRow { key_uid: uid(1), version: version(1), uses, revision: Revision::new(7) }
 }
 
@@ -290,7 +295,7 @@ fn every_edit_of_a_key_row_shows() {
 
 #[test]
 fn every_edit_of_a_version_row_shows() {
-    let edits: [fn(&mut VersionRow); 21] = [
+    let edits: [fn(&mut VersionRow); 22] = [
         |row| row.key_uid = uid(9),
         |row| row.version = version(2),
         |row| row.state = VersionState::Deactivated,
@@ -314,6 +319,10 @@ fn every_edit_of_a_version_row_shows() {
             let planned = destruction(1, VersionState::Compromised);
             row.destruction = Some(Destruction { despite_consumers: true, ..planned });
         },
+        |row| {
+            let planned = destruction(1, VersionState::Compromised);
+            row.destruction = Some(Destruction { despite_recent_use: true, ..planned });
+        },
         |row| row.revision = row.revision.next(),
     ];
     assert_all_differ(&version_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
@@ -324,7 +333,12 @@ fn rotation(seconds: u64, due: i64) -> Rotation {
 }
 
 fn destruction(unix_ms: i64, returns_to: VersionState) -> Destruction {
-    Destruction { time: time(unix_ms), returns_to, despite_consumers: false }
+    Destruction {
+        time: time(unix_ms),
+        returns_to,
+        despite_consumers: false,
+        despite_recent_use: false,
+    }
 }
 
 #[test]
@@ -399,7 +413,7 @@ fn every_edit_of_a_counter_row_shows() {
 
 #[test]
 fn every_edit_of_a_usage_row_shows() {
-    let edits: [fn(&mut UsageRow); 9] = [
+    let edits: [fn(&mut UsageRow); 11] = [
         |row| row.key_uid = uid(9),
         |row| row.version = version(2),
         |row| row.revision = row.revision.next(),
@@ -408,6 +422,8 @@ fn every_edit_of_a_usage_row_shows() {
         |row| row.uses.process.span = Some((time(5), time(7))),
         |row| row.uses.rewrap.count = 8,
         |row| row.uses.rewrap.span = None,
+        |row| row.uses.refused.count = 11,
+        |row| row.uses.refused.span = Some((time(11), time(13))),
         |row| std::mem::swap(&mut row.uses.protect, &mut row.uses.process),
     ];
     assert_all_differ(&usage_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));

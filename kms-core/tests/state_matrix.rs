@@ -80,6 +80,7 @@ fn every_move_leads_where_the_table_says_and_only_where_a_state_may_go() {
                     time: Timestamp::from_unix_ms(1),
                     returns_to: VersionState::Compromised,
                     despite_consumers: false,
+                    despite_recent_use: false,
                 };
                 let planned = (*from == VersionState::DestroyScheduled).then_some(destruction);
                 let Some(to) = step.leads(*from, planned) else { return '-' };

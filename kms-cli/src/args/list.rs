@@ -51,9 +51,6 @@ impl ListKeys {
     /// Returns one filter of all that was asked for.
     pub fn whole_filter(&self) -> String {
         let mut parts = Vec::new();
-        if !self.filter.trim().is_empty() {
-            parts.push(format!("({})", self.filter));
-        }
         if let Some(state) = self.state {
             let state = match state {
                 State::Enabled => "ENABLED",
@@ -84,7 +81,13 @@ impl ListKeys {
                 "create_time < \"{time}\" AND (NOT last_use_time:* OR last_use_time < \"{time}\")"
             ));
         }
-        parts.join(" AND ")
+        let flags = parts.join(" AND ");
+        match (self.filter.trim().is_empty(), flags.is_empty()) {
+            (true, _) => flags,
+            // As it was given: an error names its column.
+            (false, true) => self.filter.clone(),
+            (false, false) => format!("({}) AND {flags}", self.filter),
+        }
     }
 }
 
@@ -116,6 +119,7 @@ mod tests {
     fn flags_are_joined_to_one_filter_that_the_server_reads() {
         assert_eq!(whole(&[]), "");
         assert_eq!(whole(&["--filter", "  "]), "");
+        assert_eq!(whole(&["--filter", " owner = a"]), " owner = a", "columns stay");
         assert_eq!(
             whole(&["--filter", "owner = a OR owner = b", "--state", "disabled"]),
             "(owner = a OR owner = b) AND state = DISABLED"

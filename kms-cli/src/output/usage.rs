@@ -55,6 +55,8 @@ pub struct UsageView {
     pub process: TallyView,
     /// Rewraps from it.
     pub rewrap: TallyView,
+    /// Attempts that were refused while its destruction was planned.
+    pub refused: TallyView,
 }
 
 impl From<v1::VersionUsage> for UsageView {
@@ -66,6 +68,7 @@ impl From<v1::VersionUsage> for UsageView {
             protect,
             process,
             rewrap,
+            refused,
             retirement: _,
             evidence,
             blind_spots,
@@ -79,6 +82,7 @@ impl From<v1::VersionUsage> for UsageView {
             protect: protect.unwrap_or_default().into(),
             process: process.unwrap_or_default().into(),
             rewrap: rewrap.unwrap_or_default().into(),
+            refused: refused.unwrap_or_default().into(),
         }
     }
 }
@@ -91,6 +95,7 @@ impl View for UsageView {
             ("protected", self.protect.text()),
             ("processed", self.process.text()),
             ("rewrapped away", self.rewrap.text()),
+            ("refused", self.refused.text()),
             ("retirement", self.retirement.into()),
         ];
         rows.extend(self.evidence.iter().map(|line| ("evidence", line.clone())));

@@ -165,6 +165,10 @@ pub struct VersionView {
     pub root_generation: u32,
     /// From when on its material may be destroyed, RFC 3339; empty unless that is planned.
     pub destroy_time: String,
+    /// Whether that was planned although consumers were registered.
+    pub destroy_despite_consumers: bool,
+    /// Whether that was planned although it was used, or wanted, of late.
+    pub destroy_despite_recent_use: bool,
 }
 
 impl From<v1::KeyVersion> for VersionView {
@@ -186,6 +190,8 @@ impl From<v1::KeyVersion> for VersionView {
             activate_time,
             origin: _,
             local,
+            destroy_despite_consumers,
+            destroy_despite_recent_use,
         } = version;
         Self {
             name,
@@ -203,6 +209,8 @@ impl From<v1::KeyVersion> for VersionView {
             revision,
             root_generation,
             destroy_time: time_text(destroy_time.as_ref()),
+            destroy_despite_consumers,
+            destroy_despite_recent_use,
         }
     }
 }
@@ -237,6 +245,15 @@ impl View for VersionView {
         ]);
         if !self.destroy_time.is_empty() {
             table.add_row(["destroyed from", &self.destroy_time]);
+            let despite = match (self.destroy_despite_consumers, self.destroy_despite_recent_use) {
+                (true, true) => "consumers and recent use",
+                (true, false) => "consumers",
+                (false, true) => "recent use",
+                (false, false) => "",
+            };
+            if !despite.is_empty() {
+                table.add_row(["destroyed despite", despite]);
+            }
         }
         table
     }

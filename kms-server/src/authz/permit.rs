@@ -48,6 +48,8 @@ impl<'r> Target<'r> {
 pub struct Permit<'r, A: Action> {
     tenant: Option<&'r TenantName>,
     key: Option<&'r KeyName>,
+    principal: Arc<str>,
+    source: SocketAddr,
     policies: PolicyIds,
     revision: Arc<str>,
     action: PhantomData<A>,
@@ -62,6 +64,16 @@ impl<'r, A: Action> Permit<'r, A> {
     /// Returns the key it is for.
     pub const fn key(&self) -> Option<&'r KeyName> {
         self.key
+    }
+
+    /// Returns whom it was given to.
+    pub const fn principal(&self) -> &Arc<str> {
+        &self.principal
+    }
+
+    /// Returns where the request came from.
+    pub const fn source(&self) -> SocketAddr {
+        self.source
     }
 
     /// Returns the policies that allowed it.
@@ -100,7 +112,9 @@ pub fn authorize<'r, A: Action>(
     let revision = policy.revision();
     match policy.decide(&request) {
         Decision::Allow(policies) => {
-            Ok(Permit { tenant, key, policies, revision, action: PhantomData })
+            let principal = Arc::clone(&principal.id);
+            let action = PhantomData;
+            Ok(Permit { tenant, key, principal, source, policies, revision, action })
         }
         Decision::Deny(policies) => Err(Denied { policies, revision }),
     }

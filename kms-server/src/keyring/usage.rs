@@ -155,6 +155,9 @@ impl Keyring {
         let number = pinned.map_or(key.row.primary, |(number, _)| number);
         let version = self.version(key, number).await?;
         let state = self.state(&version);
+        if state == VersionState::DestroyScheduled {
+            return Err(self.wanted(&version, permit));
+        }
         match state.permits(Use::Protect) {
             Verdict::Yes | Verdict::PrimaryOrPinned => {}
             Verdict::WithPermission | Verdict::No | Verdict::NoWithAlert | Verdict::Metadata => {
@@ -183,7 +186,7 @@ impl Keyring {
     ) -> Result<Processing, KeyringError> {
         fits(permit, &key.row.name)?;
         let allowed = || compromised().is_some_and(|permit| fits(&permit, &key.row.name).is_ok());
-        let from = self.source(key, header, Use::Process, allowed).await?;
+        let from = self.source(permit, key, header, Use::Process, allowed).await?;
         self.count(&from.version, UseKind::Process);
         Ok(from)
     }
@@ -203,7 +206,7 @@ impl Keyring {
     ) -> Result<Rewrapping, KeyringError> {
         fits(permit, &key.row.name)?;
         let allowed = || compromised().is_some_and(|permit| fits(&permit, &key.row.name).is_ok());
-        let from = self.source(key, header, Use::RewrapFrom, allowed).await?;
+        let from = self.source(permit, key, header, Use::RewrapFrom, allowed).await?;
         if from.version() == key.row.primary && self.state(&from.version) == VersionState::Active {
             return Ok(Rewrapping::Current(from));
         }
@@ -212,8 +215,9 @@ impl Keyring {
         Ok(Rewrapping::Needed { from, to })
     }
 
-    async fn source(
+    async fn source<A: Action>(
         &self,
+        permit: &Permit<'_, A>,
         key: &Arc<CachedKey>,
         header: &Header,
         purpose: Use,
@@ -228,6 +232,10 @@ impl Keyring {
             other => other,
         })?;
         let state = self.state(&version);
+        // Whatever is wanted of it: who depends on it is to be heard.
+        if state == VersionState::DestroyScheduled {
+            return Err(self.wanted(&version, permit));
+        }
         let name = &*version.name_text;
         match state.permits(purpose) {
             Verdict::Yes => {}
@@ -235,17 +243,29 @@ impl Keyring {
                 self.shared.counters.compromised_uses.increment();
                 tracing::warn!(alert = "compromised_use", key_version = name, "permitted");
             }
-            Verdict::NoWithAlert => {
-                self.shared.counters.destroy_scheduled_uses.increment();
-                tracing::warn!(alert = "destroy_scheduled_use", key_version = name, "refused");
-                return Err(KeyringError::NotPermittedByState(state));
-            }
             Verdict::WithPermission
+            | Verdict::NoWithAlert
             | Verdict::PrimaryOrPinned
             | Verdict::No
             | Verdict::Metadata => return Err(KeyringError::NotPermittedByState(state)),
         }
         Ok(Processing { key: loaded(&version)?, version })
+    }
+
+    /// Refuses a version whose destruction is planned, tells who wanted it, and counts that: of a key of HIGH sensitivity it
+    /// holds the destruction.
+    fn wanted<A: Action>(&self, version: &LoadedVersion, permit: &Permit<'_, A>) -> KeyringError {
+        self.shared.counters.destroy_scheduled_uses.increment();
+        self.count(version, UseKind::Refused);
+        tracing::warn!(
+            alert = "destroy_scheduled_use",
+            key_version = &*version.name_text,
+            principal = &**permit.principal(),
+            source = %permit.source(),
+            action = A::KIND.as_str(),
+            "refused"
+        );
+        KeyringError::NotPermittedByState(VersionState::DestroyScheduled)
     }
 
     /// Before a version is looked at: what is disabled is not loaded either.

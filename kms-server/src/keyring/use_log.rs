@@ -28,6 +28,8 @@ pub(super) enum UseKind {
     Protect,
     Process,
     Rewrap,
+    /// Refused, as its destruction is planned.
+    Refused,
 }
 
 /// A tally that threads add to. Its span is that of all it ever counted: spans only widen, so that is no less true.
@@ -69,6 +71,7 @@ pub(super) struct LoadedUses {
     protect: Running,
     process: Running,
     rewrap: Running,
+    refused: Running,
 }
 
 impl LoadedUses {
@@ -79,6 +82,7 @@ impl LoadedUses {
             protect: Running::new(),
             process: Running::new(),
             rewrap: Running::new(),
+            refused: Running::new(),
         })
     }
 
@@ -87,6 +91,7 @@ impl LoadedUses {
             protect: self.protect.take(),
             process: self.process.take(),
             rewrap: self.rewrap.take(),
+            refused: self.refused.take(),
         }
     }
 }
@@ -108,6 +113,7 @@ impl UseLog {
             UseKind::Protect => uses.protect.add(now),
             UseKind::Process => uses.process.add(now),
             UseKind::Rewrap => uses.rewrap.add(now),
+            UseKind::Refused => uses.refused.add(now),
         }
         // Invariant: counted first. A writer takes the mark away before it takes the counts, so whoever finds the mark set
         // is counted by that writer, and whoever does not puts the version on the list anew.
@@ -279,12 +285,14 @@ mod tests {
         let expected = Uses {
             protect: Tally { count: 2, span: Some((time(5), time(9))) },
             process: Tally { count: 1, span: Some((time(7), time(7))) },
-            rewrap: Tally::default(),
+            ..Uses::default()
         };
         assert_eq!(taken, BTreeMap::from([(id(1), expected)]));
         assert!(log.take().is_empty());
         assert!(log.count(&uses, UseKind::Rewrap, time(11)), "and again");
-        assert_eq!(log.take()[&id(1)].rewrap.count, 1);
+        assert!(log.count(&uses, UseKind::Refused, time(12)));
+        let taken = log.take()[&id(1)];
+        assert_eq!((taken.rewrap.count, taken.refused.count), (1, 1));
     }
 
     #[test]

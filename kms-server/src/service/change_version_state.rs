@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kms_core::canonical::CanonicalWriter;
+use kms_core::clock::Timestamp;
 use kms_core::id::{KeyUid, KeyVersion, RequestId};
 use kms_core::key::{Sealed, VersionRow};
 use kms_core::lifecycle::{Destruction, Transition};
@@ -292,12 +293,20 @@ impl Mutation for Move {
         let state = old.row.state_at(now);
         let next = self.step.leads(&old.row, state)?;
         let destruction = match self.step {
-            Step::ScheduleDestruction { window, allow_consumers, .. } => Some(Destruction {
-                time: now.after(window),
-                returns_to: state,
-                // Who knew of none did not decide about those who come later.
-                despite_consumers: allow_consumers && turn.fresh.key.row.consumers > 0,
-            }),
+            Step::ScheduleDestruction { window, allow_consumers, allow_recent_use } => {
+                Some(Destruction {
+                    time: now.after(window),
+                    returns_to: state,
+                    // Who knew of none did not decide about those who come later.
+                    despite_consumers: allow_consumers && turn.fresh.key.row.consumers > 0,
+                    despite_recent_use: allow_recent_use
+                        && change
+                            .inner
+                            .wanted_of_late(old.row.key_uid, old.row.version)
+                            .await?
+                            .is_some(),
+                })
+            }
             Step::Suspend
             | Step::Resume
             | Step::Deactivate
@@ -371,11 +380,20 @@ impl Change<'_> {
 impl Inner {
     /// Refuses a version that was used within [`QUIET_PERIOD`]: those who used it would lose what it protects.
     async fn check_unused(&self, uid: KeyUid, version: KeyVersion) -> Result<(), ServiceError> {
-        let last = self.keyring.uses(uid, version).await?.last();
-        match last.filter(|last| last.after(QUIET_PERIOD) > self.clock.now()) {
+        match self.wanted_of_late(uid, version).await? {
             Some(last) => Err(ServiceError::RecentlyUsed { last }),
             None => Ok(()),
         }
+    }
+
+    /// Returns when somebody used, or wanted, a version last, if that was within [`QUIET_PERIOD`].
+    async fn wanted_of_late(
+        &self,
+        uid: KeyUid,
+        version: KeyVersion,
+    ) -> Result<Option<Timestamp>, ServiceError> {
+        let last = self.keyring.uses(uid, version).await?.last_wanted();
+        Ok(last.filter(|last| last.after(QUIET_PERIOD) > self.clock.now()))
     }
 
     /// Writes down a deactivation that is due, as principal `internal`.

@@ -214,5 +214,9 @@ pub(super) fn describe_version(
         revision: row.revision,
         root_generation: *generation,
         destroy_time: row.destruction.map(|planned| planned.time),
+        destroy_despite_consumers: row.destruction.is_some_and(|planned| planned.despite_consumers),
+        destroy_despite_recent_use: row
+            .destruction
+            .is_some_and(|planned| planned.despite_recent_use),
     }
 }

@@ -9,11 +9,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
-use kms_core::key::{Material, VersionRow, WrappedKey};
+use kms_core::key::{Material, Sensitivity, VersionRow, WrappedKey};
 use kms_core::lifecycle::Transition;
 use kms_core::name::{TenantName, VersionName};
 use kms_core::state::VersionState;
@@ -32,6 +33,9 @@ use crate::authz::{self, Target};
 use crate::store::{IntentKind, VersionChoice};
 
 const OPERATION: &str = "internal/DestroyKeyVersion";
+/// How long nobody may have wanted a version of a key of HIGH sensitivity before it is destroyed. Its destruction is planned
+/// for longer than this at least, and everybody is refused meanwhile: who depends on it is heard, and it waits.
+pub const SCREAM_PERIOD: Duration = Duration::from_hours(7 * 24);
 
 impl Kms {
     /// Gives a staged version up. It was never used, so there is no window.
@@ -75,7 +79,8 @@ impl Inner {
                 continue;
             }
             match self.destroy(&name).await {
-                Ok(()) => done.destroyed += 1,
+                Ok(true) => done.destroyed += 1,
+                Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%error, key_version = %name, "a destruction is still due");
                     done.failed += 1;
@@ -85,15 +90,39 @@ impl Inner {
         Ok(())
     }
 
-    async fn destroy(self: &Arc<Self>, name: &VersionName) -> Result<(), ServiceError> {
+    /// Returns whether nothing is left to do: it is held while it is wanted.
+    async fn destroy(self: &Arc<Self>, name: &VersionName) -> Result<bool, ServiceError> {
         let request = self.internal_request(OPERATION)?;
         let mut trail = Trail::key(name.key());
         let destroy =
             Destroy { name: name.clone(), reason: "window over".to_owned(), discards: None };
         match self.mutate(&request, destroy, &mut trail).await {
             // Cancelled or done meanwhile.
-            Ok(_) | Err(ServiceError::IllegalTransition { .. }) => Ok(()),
+            Ok(_) | Err(ServiceError::IllegalTransition { .. }) => Ok(true),
+            Err(ServiceError::RecentlyUsed { last }) => {
+                tracing::warn!(
+                    alert = "destruction_held",
+                    key_version = %name,
+                    wanted = %last,
+                    "somebody wants it: it is destroyed when nobody has for 7 days"
+                );
+                Ok(false)
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses a version of a key of HIGH sensitivity that somebody wanted within [`SCREAM_PERIOD`].
+    async fn check_silence(&self, fresh: &Fresh) -> Result<(), ServiceError> {
+        let Fresh { key, version } = fresh;
+        let despite = version.row.destruction.is_none_or(|planned| planned.despite_recent_use);
+        if key.row.sensitivity != Sensitivity::High || despite {
+            return Ok(());
+        }
+        let uses = self.keyring.uses(key.row.uid, version.row.version).await?;
+        match uses.last_wanted().filter(|last| last.after(SCREAM_PERIOD) > self.clock.now()) {
+            Some(last) => Err(ServiceError::RecentlyUsed { last }),
+            None => Ok(()),
         }
     }
 }
@@ -178,6 +207,9 @@ impl Mutation for Destroy {
         let despite = version.row.destruction.is_none_or(|planned| planned.despite_consumers);
         if key.row.consumers > 0 && !despite {
             return Err(ServiceError::ConsumersRegistered { count: key.row.consumers });
+        }
+        if self.discards.is_none() {
+            inner.check_silence(&turn.fresh).await?;
         }
         let kind = match self.discards {
             Some(_) => IntentKind::DiscardKeyVersion,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kms_core::clock::Timestamp;
 use kms_core::name::VersionName;
 use kms_core::state::VersionState;
-use kms_core::usage::Uses;
+use kms_core::usage::{Tally, Uses};
 
 use super::describe_key::Fresh;
 use super::kms::{Inner, Kms};
@@ -103,7 +103,7 @@ fn judge(subject: &Subject, now: Timestamp) -> (Retirement, Vec<String>) {
             "it is ACTIVE: callers who pin it may still protect with it".into(),
         );
     }
-    let opened = [uses.process.last(), uses.rewrap.last()].into_iter().flatten().max();
+    let opened = [uses.process, uses.rewrap, uses.refused].iter().filter_map(Tally::last).max();
     match opened.or(uses.protect.last()) {
         Some(last) if last.after(QUIET_PERIOD) > now => {
             found(Retirement::InUse, format!("used last at {last}, less than 30 days ago"));
@@ -112,6 +112,12 @@ fn judge(subject: &Subject, now: Timestamp) -> (Retirement, Vec<String>) {
             found(Retirement::Safe, format!("used last at {last}, more than 30 days ago"));
         }
         None => {}
+    }
+    if uses.refused.count > 0 {
+        let last = uses.refused.last().map(|last| format!(", last at {last}")).unwrap_or_default();
+        let text =
+            format!("wanted {} times while its destruction was planned{last}", uses.refused.count);
+        found(Retirement::Quiet, text);
     }
     let left = uses.protect.count.saturating_sub(uses.rewrap.count);
     if left > 0 {
@@ -125,8 +131,6 @@ fn judge(subject: &Subject, now: Timestamp) -> (Retirement, Vec<String>) {
 
 #[cfg(test)]
 mod tests {
-    use kms_core::usage::Tally;
-
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_unix_ms(1_700_000_000_000);
@@ -144,7 +148,7 @@ mod tests {
     #[test]
     fn what_may_still_be_used_is_in_use() {
         let old = QUIET_PERIOD * 2;
-        let uses = Uses { protect: tally(1, old), rewrap: tally(1, old), process: tally(0, old) };
+        let uses = Uses { protect: tally(1, old), rewrap: tally(1, old), ..Uses::default() };
         assert_eq!(judged(VersionState::Active, true, uses), Retirement::InUse);
         assert_eq!(judged(VersionState::Active, false, uses), Retirement::InUse);
         let unused = Uses::default();
@@ -167,6 +171,7 @@ mod tests {
         let uses = |protects, rewraps| Uses {
             protect: tally(protects, old),
             rewrap: tally(rewraps, old),
+            refused: tally(0, old),
             process: Tally::default(),
         };
         assert_eq!(judged(VersionState::Deactivated, false, uses(3, 2)), Retirement::Quiet);

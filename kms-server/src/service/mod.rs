@@ -46,6 +46,7 @@ mod verify_manifest;
 mod wrap;
 
 pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
+pub use destroy_due::SCREAM_PERIOD;
 pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
 pub use get_version_usage::QUIET_PERIOD;
 pub use import_types::*;

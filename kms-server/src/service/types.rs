@@ -461,6 +461,10 @@ pub struct VersionDescription {
     pub root_generation: RootGeneration,
     /// From when on its material may be destroyed; only while that is planned.
     pub destroy_time: Option<kms_core::clock::Timestamp>,
+    /// Whether that was planned although consumers were registered.
+    pub destroy_despite_consumers: bool,
+    /// Whether that was planned although it was used, or wanted, of late.
+    pub destroy_despite_recent_use: bool,
 }
 
 /// One entry of a key's history.

@@ -65,6 +65,7 @@ async fn every_move_from_every_state_does_what_the_table_says() {
                 time: kms_core::clock::Timestamp::from_unix_ms(0),
                 returns_to: VersionState::Deactivated,
                 despite_consumers: false,
+                despite_recent_use: false,
             };
             let planned = (from == VersionState::DestroyScheduled).then_some(planned);
             let after = history(&world).await;

@@ -28,6 +28,7 @@ mod refusals;
 mod rollback;
 mod root_rollover;
 mod rotation;
+mod scream;
 mod staging;
 mod states;
 mod support;

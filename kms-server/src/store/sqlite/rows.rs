@@ -87,8 +87,9 @@ impl Columns<'_> {
         let Some(time) = self.read::<Option<i64>>("destroy_time")? else { return Ok(None) };
         let returns_to = self.parsed("destroy_returns", VersionState::parse)?;
         let despite_consumers = self.read("destroy_despite_consumers")?;
+        let despite_recent_use = self.read("destroy_despite_use")?;
         let time = Timestamp::from_unix_ms(time);
-        Ok(Some(Destruction { time, returns_to, despite_consumers }))
+        Ok(Some(Destruction { time, returns_to, despite_consumers, despite_recent_use }))
     }
 
     fn uid(&self, column: &'static str) -> Result<KeyUid, StoreError> {
@@ -248,6 +249,7 @@ pub(super) fn usage(row: &Row<'_>) -> Result<Sealed<UsageRow>, StoreError> {
             protect: tally("protects", "first_protect", "last_protect")?,
             process: tally("processes", "first_process", "last_process")?,
             rewrap: tally("rewraps", "first_rewrap", "last_rewrap")?,
+            refused: tally("refusals", "first_refusal", "last_refusal")?,
         },
         revision: columns.revision()?,
     })

@@ -107,10 +107,12 @@ pub(super) fn insert_version(
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO versions (key_uid, version, state, material_kind, material, check_blob, origin,
             create_time, state_time, state_reason, state_actor, activate_time, deactivate_time,
-            destroy_time, destroy_returns, destroy_despite_consumers, revision, generation, mac)
+            destroy_time, destroy_returns, destroy_despite_consumers, destroy_despite_use, revision,
+            generation, mac)
          VALUES (:key_uid, :version, :state, :material_kind, :material, :check_blob, :origin,
             :create_time, :state_time, :state_reason, :state_actor, :activate_time, :deactivate_time,
-            :destroy_time, :destroy_returns, :destroy_despite_consumers, :revision, :generation, :mac)";
+            :destroy_time, :destroy_returns, :destroy_despite_consumers, :destroy_despite_use, :revision,
+            :generation, :mac)";
     with_version_parameters(version, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::RevisionMismatch)
     })
@@ -126,7 +128,8 @@ pub(super) fn replace_version(
             state_time = :state_time, state_reason = :state_reason, state_actor = :state_actor,
             activate_time = :activate_time, deactivate_time = :deactivate_time, destroy_time = :destroy_time,
             destroy_returns = :destroy_returns,
-            destroy_despite_consumers = :destroy_despite_consumers, revision = :revision, generation = :generation,
+            destroy_despite_consumers = :destroy_despite_consumers,
+            destroy_despite_use = :destroy_despite_use, revision = :revision, generation = :generation,
             mac = :mac
          WHERE key_uid = :key_uid AND version = :version AND revision = :expected";
     let expected = integer(expected.get())?;
@@ -184,6 +187,7 @@ pub(super) fn with_version_parameters<T>(
         ":destroy_time": destruction.map(|planned| planned.time.as_unix_ms()),
         ":destroy_returns": destruction.map(|planned| planned.returns_to.as_str()),
         ":destroy_despite_consumers": destruction.is_some_and(|planned| planned.despite_consumers),
+        ":destroy_despite_use": destruction.is_some_and(|planned| planned.despite_recent_use),
         ":revision": integer(revision.get())?,
         ":generation": generation.get(),
         ":mac": mac.0,

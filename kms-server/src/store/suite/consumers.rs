@@ -63,8 +63,12 @@ pub(crate) async fn a_destruction_waits_for_the_last_consumer(store: Arc<impl St
         new.key.row.consumers = consumers;
         new.version.row.state = VersionState::DestroyScheduled;
         let returns_to = VersionState::Compromised;
-        new.version.row.destruction =
-            Some(Destruction { time: time(i64::from(number)), returns_to, despite_consumers });
+        new.version.row.destruction = Some(Destruction {
+            time: time(i64::from(number)),
+            returns_to,
+            despite_consumers,
+            despite_recent_use: false,
+        });
         store.open_intent(sealed(intent(number))).await.unwrap();
         store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
     }

@@ -92,6 +92,7 @@ pub(crate) async fn due_destructions_are_those_planned_the_first_first(store: Ar
                 time: time(due),
                 returns_to: VersionState::Compromised,
                 despite_consumers: false,
+                despite_recent_use: false,
             });
         }
         store.open_intent(sealed(intent(number))).await.unwrap();
@@ -121,6 +122,7 @@ async fn nine_due(store: &Arc<impl Store>, state: VersionState) -> Vec<KeyUid> {
                     time: due,
                     returns_to: VersionState::Deactivated,
                     despite_consumers: false,
+                    despite_recent_use: false,
                 });
             }
         }

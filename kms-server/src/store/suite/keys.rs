@@ -245,6 +245,7 @@ pub(crate) async fn a_destroyed_version_stays_destroyed(store: Arc<impl Store>) 
             time: time(9),
             returns_to: VersionState::Compromised,
             despite_consumers: false,
+            despite_recent_use: false,
         });
         if state == VersionState::Destroyed {
             row.material = Material::Wrapped(WrappedKey(vec![]));

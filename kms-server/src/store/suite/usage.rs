@@ -10,6 +10,7 @@ fn usage(count: u64, revision: u64) -> Sealed<UsageRow> {
     let uses = Uses {
         protect,
         rewrap: Tally { count: 1, span: Some((time(1), time(2))) },
+        refused: Tally { count: count / 2, span: (count > 1).then(|| (time(3), time(4))) },
         ..Uses::default()
     };
     let revision = Revision::new(revision);

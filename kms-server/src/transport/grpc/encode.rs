@@ -150,6 +150,8 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         revision,
         root_generation,
         destroy_time,
+        destroy_despite_consumers,
+        destroy_despite_recent_use,
     } = result;
     let local = origin == Origin::Generated;
     let origin = match origin {
@@ -172,6 +174,8 @@ pub(super) fn version(result: VersionDescription) -> proto::KeyVersion {
         activate_time: activate_time.map(time),
         origin: origin.into(),
         local,
+        destroy_despite_consumers,
+        destroy_despite_recent_use,
     }
 }
 
@@ -217,7 +221,7 @@ pub(super) fn compromised(result: Compromised) -> proto::CompromiseKeyVersionRes
 
 pub(super) fn usage(result: VersionUsage) -> proto::VersionUsage {
     let VersionUsage { name, state, uses, retirement, evidence, blind_spots } = result;
-    let Uses { protect, process, rewrap } = uses;
+    let Uses { protect, process, rewrap, refused } = uses;
     let retirement = match retirement {
         Retirement::Safe => proto::Retirement::Safe,
         Retirement::Quiet => proto::Retirement::Quiet,
@@ -229,6 +233,7 @@ pub(super) fn usage(result: VersionUsage) -> proto::VersionUsage {
         protect: Some(tally(protect)),
         process: Some(tally(process)),
         rewrap: Some(tally(rewrap)),
+        refused: Some(tally(refused)),
         retirement: retirement.into(),
         evidence,
         blind_spots,

@@ -77,6 +77,7 @@ CREATE TABLE versions (
     destroy_returns TEXT    CHECK (destroy_returns IN ('DEACTIVATED', 'COMPROMISED')),
     -- 1 when it is made although consumers of the key are registered.
     destroy_despite_consumers INTEGER NOT NULL CHECK (destroy_despite_consumers IN (0, 1)),
+    destroy_despite_use       INTEGER NOT NULL CHECK (destroy_despite_use IN (0, 1)),
     revision        INTEGER NOT NULL CHECK (revision >= 1),
     generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
     mac             BLOB    NOT NULL CHECK (length(mac) = 32),
@@ -157,6 +158,10 @@ CREATE TABLE usage (
     rewraps       INTEGER NOT NULL CHECK (rewraps >= 0),
     first_rewrap  INTEGER,
     last_rewrap   INTEGER,
+    -- Attempts while the destruction is planned.
+    refusals      INTEGER NOT NULL CHECK (refusals >= 0),
+    first_refusal INTEGER,
+    last_refusal  INTEGER,
     revision      INTEGER NOT NULL CHECK (revision >= 1),
     generation    INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
     mac           BLOB    NOT NULL CHECK (length(mac) = 32),
@@ -164,7 +169,8 @@ CREATE TABLE usage (
     FOREIGN KEY (key_uid, version) REFERENCES versions (key_uid, version),
     CHECK ((first_protect IS NULL) = (last_protect IS NULL)),
     CHECK ((first_process IS NULL) = (last_process IS NULL)),
-    CHECK ((first_rewrap IS NULL) = (last_rewrap IS NULL))
+    CHECK ((first_rewrap IS NULL) = (last_rewrap IS NULL)),
+    CHECK ((first_refusal IS NULL) = (last_refusal IS NULL))
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE manifests (
@@ -251,11 +257,11 @@ CREATE TRIGGER versions_guard BEFORE UPDATE ON versions
 WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation AND
         (NEW.state, NEW.material_kind, NEW.check_blob, NEW.state_time, NEW.state_reason, NEW.state_actor,
          NEW.activate_time, NEW.deactivate_time, NEW.destroy_time, NEW.destroy_returns,
-         NEW.destroy_despite_consumers)
+         NEW.destroy_despite_consumers, NEW.destroy_despite_use)
         IS
         (OLD.state, OLD.material_kind, OLD.check_blob, OLD.state_time, OLD.state_reason, OLD.state_actor,
          OLD.activate_time, OLD.deactivate_time, OLD.destroy_time, OLD.destroy_returns,
-         OLD.destroy_despite_consumers)))
+         OLD.destroy_despite_consumers, OLD.destroy_despite_use)))
     OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
     OR NEW.create_time IS NOT OLD.create_time OR NEW.origin IS NOT OLD.origin
     OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
@@ -273,9 +279,11 @@ BEGIN SELECT RAISE(ABORT, 'counters: more was given back than one lease'); END;
 -- Counts only grow.
 CREATE TRIGGER usage_guard BEFORE UPDATE ON usage
 WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation
-        AND (NEW.protects, NEW.processes, NEW.rewraps) IS (OLD.protects, OLD.processes, OLD.rewraps)))
+        AND (NEW.protects, NEW.processes, NEW.rewraps, NEW.refusals)
+            IS (OLD.protects, OLD.processes, OLD.rewraps, OLD.refusals)))
     OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
     OR NEW.protects < OLD.protects OR NEW.processes < OLD.processes OR NEW.rewraps < OLD.rewraps
+    OR NEW.refusals < OLD.refusals
 BEGIN SELECT RAISE(ABORT, 'usage: a count went back'); END;
 
 CREATE TRIGGER manifests_guard BEFORE UPDATE ON manifests
