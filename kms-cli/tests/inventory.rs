@@ -55,8 +55,7 @@ fn version(key: &str, number: u32, state: &'static str) -> VersionView {
         revision: 3,
         root_generation: 1,
         destroy_time: destroy.into(),
-        destroy_despite_consumers: false,
-        destroy_despite_recent_use: state == "DESTROY_SCHEDULED",
+        destroy_despite: if destroy.is_empty() { Vec::new() } else { vec!["recent use"] },
     }
 }
 

@@ -165,10 +165,8 @@ pub struct VersionView {
     pub root_generation: u32,
     /// From when on its material may be destroyed, RFC 3339; empty unless that is planned.
     pub destroy_time: String,
-    /// Whether that was planned although consumers were registered.
-    pub destroy_despite_consumers: bool,
-    /// Whether that was planned although it was used, or wanted, of late.
-    pub destroy_despite_recent_use: bool,
+    /// What that was planned in spite of: `consumers`, `recent use`.
+    pub destroy_despite: Vec<&'static str>,
 }
 
 impl From<v1::KeyVersion> for VersionView {
@@ -193,6 +191,8 @@ impl From<v1::KeyVersion> for VersionView {
             destroy_despite_consumers,
             destroy_despite_recent_use,
         } = version;
+        let despite =
+            [(destroy_despite_consumers, "consumers"), (destroy_despite_recent_use, "recent use")];
         Self {
             name,
             version,
@@ -209,8 +209,10 @@ impl From<v1::KeyVersion> for VersionView {
             revision,
             root_generation,
             destroy_time: time_text(destroy_time.as_ref()),
-            destroy_despite_consumers,
-            destroy_despite_recent_use,
+            destroy_despite: despite
+                .into_iter()
+                .filter_map(|(is_so, what)| is_so.then_some(what))
+                .collect(),
         }
     }
 }
@@ -245,14 +247,9 @@ impl View for VersionView {
         ]);
         if !self.destroy_time.is_empty() {
             table.add_row(["destroyed from", &self.destroy_time]);
-            let despite = match (self.destroy_despite_consumers, self.destroy_despite_recent_use) {
-                (true, true) => "consumers and recent use",
-                (true, false) => "consumers",
-                (false, true) => "recent use",
-                (false, false) => "",
-            };
+            let despite = self.destroy_despite.join(" and ");
             if !despite.is_empty() {
-                table.add_row(["destroyed despite", despite]);
+                table.add_row(["destroyed despite", &despite]);
             }
         }
         table
