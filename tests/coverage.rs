@@ -206,6 +206,23 @@ fn key_cases(key: &proto::Key, jobs: &Jobs) -> Vec<Case> {
         proto::DisableKeyRequest { name: name(), reason: reason(), request_id: request_id() };
     let enable =
         proto::EnableKeyRequest { name: name(), reason: reason(), request_id: request_id() };
+    let disable_again =
+        proto::DisableKeyRequest { name: name(), reason: reason(), request_id: request_id() };
+    let enable_again =
+        proto::EnableKeyRequest { name: name(), reason: reason(), request_id: request_id() };
+    let schedule_key = proto::ScheduleKeyDestructionRequest {
+        name: name(),
+        window: None,
+        reason: reason(),
+        request_id: request_id(),
+        allow_recent_use: true,
+        allow_consumers: false,
+    };
+    let cancel_key = proto::CancelKeyDestructionRequest {
+        name: name(),
+        reason: reason(),
+        request_id: request_id(),
+    };
     let suspend = proto::SuspendKeyVersionRequest {
         name: version(),
         reason: reason(),
@@ -274,6 +291,10 @@ fn key_cases(key: &proto::Key, jobs: &Jobs) -> Vec<Case> {
         case("kms.v1.KeyService/ImportKeyVersion", &import),
         case("kms.v1.KeyService/DisableKey", &disable),
         case("kms.v1.KeyService/EnableKey", &enable),
+        case("kms.v1.KeyService/DisableKey", &disable_again),
+        case("kms.v1.KeyService/ScheduleKeyDestruction", &schedule_key),
+        case("kms.v1.KeyService/CancelKeyDestruction", &cancel_key),
+        case("kms.v1.KeyService/EnableKey", &enable_again),
         case(
             "kms.v1.KeyService/DescribeKeyVersion",
             &proto::DescribeKeyVersionRequest { name: version() },

@@ -79,6 +79,9 @@ fn entries() -> Vec<Entry> {
         consumer_count: 1,
         rotation_period_seconds: 2_592_000,
         next_rotation_time: "2026-03-03T08:00:00.000Z".into(),
+        destroy_time: String::new(),
+        destroy_despite: Vec::new(),
+        destruction_begun: false,
     };
     let all = (1..).zip(STATES).map(|(number, state)| version("tenants/t1/keys/a", number, state));
     let resident = KeyView {

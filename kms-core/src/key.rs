@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::domain;
 use crate::envelope::{IV_BYTES, Iv};
 use crate::id::{KeyUid, KeyVersion, Revision, RootGeneration};
-use crate::lifecycle::{Destruction, Rotation};
+use crate::lifecycle::{Destruction, KeyDestruction, Rotation};
 use crate::name::KeyName;
 use crate::state::VersionState;
 
@@ -79,6 +79,10 @@ pub enum KeyState {
     Enabled,
     /// None of its versions protects or processes, whatever their states.
     Disabled,
+    /// As DISABLED, and all of it is destroyed at a time; until that begins it can be given up.
+    DestroyScheduled,
+    /// All its versions are destroyed; a tombstone stays, and its name is never given again.
+    Destroyed,
 }
 
 /// Where the material of a version comes from.
@@ -119,7 +123,12 @@ macro_rules! names {
 names!(Origin { Self::Generated => "GENERATED", Self::Imported => "IMPORTED" });
 names!(Purpose { Self::Wrap => "WRAP" });
 names!(Protection { Self::HsmWrapped => "HSM_WRAPPED", Self::HsmResident => "HSM_RESIDENT" });
-names!(KeyState { Self::Enabled => "ENABLED", Self::Disabled => "DISABLED" });
+names!(KeyState {
+    Self::Enabled => "ENABLED",
+    Self::Disabled => "DISABLED",
+    Self::DestroyScheduled => "DESTROY_SCHEDULED",
+    Self::Destroyed => "DESTROYED",
+});
 names!(Sensitivity { Self::Low => "LOW", Self::Medium => "MEDIUM", Self::High => "HIGH" });
 
 /// The PKCS#11 CKA_ID of a token object: derived once from randomness, recorded, never parsed.
@@ -216,6 +225,8 @@ pub struct KeyRow {
     pub consumers: u32,
     /// Rotation by period, when it is wanted.
     pub rotation: Option<Rotation>,
+    /// The planned destruction of the whole key; there exactly as long as the state is DESTROY_SCHEDULED.
+    pub destruction: Option<KeyDestruction>,
 }
 
 impl KeyRow {
@@ -239,6 +250,7 @@ impl KeyRow {
             latest,
             consumers,
             rotation,
+            destruction,
         } = self;
         let fixed = row("keys", uid.as_bytes(), *revision, generation)
             .text(name.tenant().id())
@@ -259,6 +271,14 @@ impl KeyRow {
             Some(Rotation { period, due }) => {
                 fixed.number(period.as_secs()).signed(due.as_unix_ms())
             }
+            None => fixed.bytes(&[]),
+        };
+        let fixed = match destruction {
+            Some(KeyDestruction { time, despite_consumers, despite_recent_use, begun }) => fixed
+                .signed(time.as_unix_ms())
+                .number((*despite_consumers).into())
+                .number((*despite_recent_use).into())
+                .number((*begun).into()),
             None => fixed.bytes(&[]),
         };
         let fixed = fixed.number(labels.len() as u64);

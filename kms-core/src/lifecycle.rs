@@ -126,6 +126,19 @@ pub struct Destruction {
     pub despite_recent_use: bool,
 }
 
+/// The planned destruction of a whole key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyDestruction {
+    /// From when on its versions may be destroyed.
+    pub time: Timestamp,
+    /// Whether it is made although consumers of the key are registered.
+    pub despite_consumers: bool,
+    /// Whether it is made although the key was wanted of late: of a key of HIGH sensitivity, later attempts do not hold it.
+    pub despite_recent_use: bool,
+    /// Whether versions are being destroyed: from then on there is no way back.
+    pub begun: bool,
+}
+
 /// Rotation by period: each version gives way to a new one when it is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotation {

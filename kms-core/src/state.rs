@@ -131,6 +131,18 @@ impl VersionState {
         }
     }
 
+    /// Returns the states that a version goes through when its whole key is destroyed, in order; each is one step of
+    /// [`VersionState::can_become`]. Its key was disabled for the whole window.
+    pub const fn to_destroyed(self) -> &'static [Self] {
+        use VersionState as S;
+        match self {
+            S::PreActivation | S::DestroyScheduled => &[S::Destroyed],
+            S::Active | S::Suspended => &[S::Deactivated, S::DestroyScheduled, S::Destroyed],
+            S::Deactivated | S::Compromised => &[S::DestroyScheduled, S::Destroyed],
+            S::Destroyed => &[],
+        }
+    }
+
     /// Returns the name used on the wire, in columns and in logs.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -41,12 +41,12 @@ pub struct Uses {
     pub process: Tally,
     /// Rewraps from it to another version.
     pub rewrap: Tally,
-    /// Attempts that were refused while its destruction was planned.
+    /// Attempts that were refused while its key was disabled or its destruction planned.
     pub refused: Tally,
 }
 
 impl Uses {
-    /// Returns when somebody used it last, or was refused to because its destruction is planned.
+    /// Returns when somebody used it last, or was refused to while it was out of use on purpose.
     pub fn last_wanted(&self) -> Option<Timestamp> {
         self.last().max(self.refused.last())
     }

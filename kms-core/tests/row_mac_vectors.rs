@@ -22,7 +22,7 @@ use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Origin, Protection, Purpose, RowMac,
     Sensitivity, VersionRow, WrappedKey,
 };
-use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
+use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, KeyDestruction, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
@@ -74,7 +74,13 @@ fn key_row() -> KeyRow {
         latest: version(2),
         consumers: 0,
         rotation: None,
+        destruction: None,
     }
+}
+
+fn key_destruction(at: i64) -> KeyDestruction {
+    let (despite_consumers, despite_recent_use, begun) = (false, false, false);
+    KeyDestruction { time: time(at), despite_consumers, despite_recent_use, begun }
 }
 
 fn version_row() -> VersionRow {
@@ -190,6 +196,11 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
             KeyRow { rotation: Some(rotation(90 * 86_400, 8)), ..key_row() }.mac_input(first)
         }),
         ("keys, disabled", { KeyRow { state: KeyState::Disabled, ..key_row() }.mac_input(first) }),
+        ("keys, destruction scheduled", {
+            let state = KeyState::DestroyScheduled;
+            let destruction = Some(key_destruction(8));
+            KeyRow { state, destruction, ..key_row() }.mac_input(first)
+        }),
         ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
         ("consumers", consumer_row().mac_input(first)),
         ("import_jobs", import_job_row().mac_input(first)),
@@ -263,7 +274,7 @@ fn assert_all_differ<R: Clone>(row: &R, edits: &[fn(&mut R)], mac_input: impl Fn
 
 #[test]
 fn every_edit_of_a_key_row_shows() {
-    let edits: [fn(&mut KeyRow); 23] = [
+    let edits: [fn(&mut KeyRow); 28] = [
         |row| row.uid = uid(9),
         |row| row.name = key_name("other", "backups"),
         |row| row.name = key_name("acme", "other"),
@@ -286,6 +297,17 @@ fn every_edit_of_a_key_row_shows() {
         |row| row.rotation = Some(rotation(1, 0)),
         |row| row.rotation = Some(rotation(2, 0)),
         |row| row.rotation = Some(rotation(2, 1)),
+        |row| row.destruction = Some(key_destruction(1)),
+        |row| row.destruction = Some(key_destruction(2)),
+        |row| {
+            row.destruction =
+                Some(KeyDestruction { despite_consumers: true, ..key_destruction(1) });
+        },
+        |row| {
+            row.destruction =
+                Some(KeyDestruction { despite_recent_use: true, ..key_destruction(1) });
+        },
+        |row| row.destruction = Some(KeyDestruction { begun: true, ..key_destruction(1) }),
         // An owner that grows into the next field.
         |row| row.owner = "storage teamMEDIUM".into(),
     ];

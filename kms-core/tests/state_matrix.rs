@@ -105,6 +105,18 @@ fn every_move_leads_where_the_table_says_and_only_where_a_state_may_go() {
 }
 
 #[test]
+fn a_version_of_a_key_that_is_destroyed_goes_to_its_end_in_steps_that_it_may_take() {
+    for from in VersionState::ALL {
+        let mut at = from;
+        for next in from.to_destroyed() {
+            assert!(at.can_become(*next), "{at} to {next}, from {from}");
+            at = *next;
+        }
+        assert_eq!(at, VersionState::Destroyed, "from {from}");
+    }
+}
+
+#[test]
 fn a_destruction_that_was_not_planned_cannot_be_cancelled() {
     assert_eq!(Transition::CancelDestruction.leads(VersionState::DestroyScheduled, None), None);
 }

@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 40] = [
+pub const ACTIONS: [&str; 42] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -66,6 +66,8 @@ pub const ACTIONS: [&str; 40] = [
     "discard_key_version",
     "disable_key",
     "enable_key",
+    "schedule_key_destruction",
+    "cancel_key_destruction",
     "describe_key_version",
     "list_key_versions",
     "suspend_key_version",

@@ -7,7 +7,7 @@ use tonic::transport::Channel;
 use crate::support_dev::{TENANT, new_key, request_id};
 
 /// The methods, each with a result that the audit log tells of.
-pub const TOLD: [(&str, &str); 41] = [
+pub const TOLD: [(&str, &str); 43] = [
     ("CreateKey", "OK"),
     ("DescribeKey", "OK"),
     ("DescribeKey", "KEY_NOT_FOUND"),
@@ -28,6 +28,8 @@ pub const TOLD: [(&str, &str); 41] = [
     ("RemoveConsumer", "OK"),
     ("DisableKey", "OK"),
     ("EnableKey", "OK"),
+    ("ScheduleKeyDestruction", "OK"),
+    ("CancelKeyDestruction", "OK"),
     ("DescribeKeyVersion", "OK"),
     ("ListKeyVersions", "OK"),
     ("SuspendKeyVersion", "OK"),
@@ -221,5 +223,10 @@ async fn refused(channel: &Channel, name: &String) {
     let wrap = proto::WrapRequest { key: name.clone(), ..Default::default() };
     let wrap = proto::WrapRequest { plaintext: vec![7; 32].into(), ..wrap };
     kms_testkit::client::crypto_client(channel).wrap(wrap).await.unwrap_err();
+    let allow = (None, true, false);
+    let schedule = change!(ScheduleKeyDestructionRequest, name, window: allow.0,
+        allow_recent_use: allow.1, allow_consumers: allow.2);
+    keys.schedule_key_destruction(schedule).await.unwrap();
+    keys.cancel_key_destruction(change!(CancelKeyDestructionRequest, name)).await.unwrap();
     keys.enable_key(change!(EnableKeyRequest, name)).await.unwrap();
 }

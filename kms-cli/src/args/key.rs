@@ -44,10 +44,10 @@ pub enum KeyCommand {
     Deactivate(ChangeState),
     /// Mark a version compromised, for ever; a primary is replaced by a new version at once
     Compromise(ChangeState),
-    /// Plan the destruction of a deactivated or compromised version
+    /// Plan the destruction of a deactivated or compromised version, or of a whole disabled key
     ScheduleDestruction(ScheduleDestruction),
     /// Give a planned destruction up
-    CancelDestruction(ChangeState),
+    CancelDestruction(CancelDestruction),
     /// Consumers: who depends on a key; no version in use is destroyed as long as there is one
     #[command(subcommand)]
     Consumer(ConsumerCommand),
@@ -230,7 +230,7 @@ pub struct ChangeKeyState {
     pub request_id: RequestIdArg,
 }
 
-/// `kms key activate`, `discard`, `suspend`, `resume`, `deactivate`, `compromise` and `cancel-destruction`.
+/// `kms key activate`, `discard`, `suspend`, `resume`, `deactivate` and `compromise`.
 #[derive(Debug, Args)]
 pub struct ChangeState {
     /// Id or name of the key; with `/versions/N` of the version
@@ -252,6 +252,9 @@ pub struct ScheduleDestruction {
     /// The version, and why.
     #[command(flatten)]
     pub change: ChangeState,
+    /// The key with all its versions; it must be disabled
+    #[arg(long, conflicts_with = "number")]
+    pub whole_key: bool,
     /// How long until then, 7d to 365d: it can be cancelled meanwhile
     #[arg(long, value_name = "PERIOD", value_parser = period, default_value = "30d")]
     pub window: Duration,
@@ -261,6 +264,17 @@ pub struct ScheduleDestruction {
     /// Also when the key has consumers; takes a permission of its own
     #[arg(long)]
     pub allow_consumers: bool,
+}
+
+/// `kms key cancel-destruction`.
+#[derive(Debug, Args)]
+pub struct CancelDestruction {
+    /// The version, and why.
+    #[command(flatten)]
+    pub change: ChangeState,
+    /// The destruction of the whole key; it is disabled then
+    #[arg(long, conflicts_with = "number")]
+    pub whole_key: bool,
 }
 
 /// The verbs of `kms key consumer`.

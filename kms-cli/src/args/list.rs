@@ -45,6 +45,10 @@ pub enum State {
     Enabled,
     /// Disabled
     Disabled,
+    /// To be destroyed as a whole
+    DestroyScheduled,
+    /// Destroyed as a whole
+    Destroyed,
 }
 
 impl ListKeys {
@@ -55,6 +59,8 @@ impl ListKeys {
             let state = match state {
                 State::Enabled => "ENABLED",
                 State::Disabled => "DISABLED",
+                State::DestroyScheduled => "DESTROY_SCHEDULED",
+                State::Destroyed => "DESTROYED",
             };
             parts.push(format!("state = {state}"));
         }

@@ -82,16 +82,33 @@ pub enum StateChange {
     /// To DEACTIVATED.
     Deactivate,
     /// To DESTROY_SCHEDULED.
-    ScheduleDestruction {
-        /// For so long.
-        window: Duration,
-        /// Also when it was used of late.
-        allow_recent_use: bool,
-        /// Also when the key has consumers.
-        allow_consumers: bool,
-    },
+    ScheduleDestruction(Destruction),
     /// DESTROY_SCHEDULED back.
     CancelDestruction,
+}
+
+/// Which way a whole key goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyStateChange {
+    /// To DISABLED.
+    Disable,
+    /// DISABLED back.
+    Enable,
+    /// DISABLED to DESTROY_SCHEDULED.
+    ScheduleDestruction(Destruction),
+    /// DESTROY_SCHEDULED back.
+    CancelDestruction,
+}
+
+/// A destruction that is to be planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destruction {
+    /// How long until then.
+    pub window: Duration,
+    /// Also when it was used of late.
+    pub allow_recent_use: bool,
+    /// Also when the key has consumers.
+    pub allow_consumers: bool,
 }
 
 /// A page of a list.
@@ -267,30 +284,45 @@ impl Client {
         }
     }
 
-    /// Disables a key.
-    pub async fn disable_key(
+    /// Changes whether a key may be used at all, or plans its end.
+    pub async fn change_key_state(
         &self,
         name: &KeyName,
+        change: KeyStateChange,
         reason: String,
         id: RequestId,
     ) -> Result<v1::Key, ClientError> {
-        let (name, request_id) = (name.to_string(), id.to_string());
-        let request = v1::DisableKeyRequest { name, reason, request_id };
-        self.mutate(once(id), request, |request| async { self.keys().disable_key(request).await })
-            .await
-    }
-
-    /// Enables a disabled key.
-    pub async fn enable_key(
-        &self,
-        name: &KeyName,
-        reason: String,
-        id: RequestId,
-    ) -> Result<v1::Key, ClientError> {
-        let (name, request_id) = (name.to_string(), id.to_string());
-        let request = v1::EnableKeyRequest { name, reason, request_id };
-        self.mutate(once(id), request, |request| async { self.keys().enable_key(request).await })
-            .await
+        let (name, request_id, first) = (name.to_string(), id.to_string(), once(id));
+        match change {
+            KeyStateChange::Disable => {
+                let request = v1::DisableKeyRequest { name, reason, request_id };
+                let send = |request| async { self.keys().disable_key(request).await };
+                self.mutate(first, request, send).await
+            }
+            KeyStateChange::Enable => {
+                let request = v1::EnableKeyRequest { name, reason, request_id };
+                let send = |request| async { self.keys().enable_key(request).await };
+                self.mutate(first, request, send).await
+            }
+            KeyStateChange::ScheduleDestruction(destruction) => {
+                let Destruction { window, allow_recent_use, allow_consumers } = destruction;
+                let request = v1::ScheduleKeyDestructionRequest {
+                    name,
+                    window: Some(duration(window)),
+                    reason,
+                    request_id,
+                    allow_recent_use,
+                    allow_consumers,
+                };
+                let send = |request| async { self.keys().schedule_key_destruction(request).await };
+                self.mutate(first, request, send).await
+            }
+            KeyStateChange::CancelDestruction => {
+                let request = v1::CancelKeyDestructionRequest { name, reason, request_id };
+                let send = |request| async { self.keys().cancel_key_destruction(request).await };
+                self.mutate(first, request, send).await
+            }
+        }
     }
 
     /// Registers a consumer of a key.
@@ -401,7 +433,8 @@ impl Client {
                 let send = |request| async { self.keys().deactivate_key_version(request).await };
                 self.mutate(once(id), request, send).await
             }
-            StateChange::ScheduleDestruction { window, allow_recent_use, allow_consumers } => {
+            StateChange::ScheduleDestruction(destruction) => {
+                let Destruction { window, allow_recent_use, allow_consumers } = destruction;
                 let request = v1::ScheduleKeyVersionDestructionRequest {
                     name,
                     window: Some(duration(window)),

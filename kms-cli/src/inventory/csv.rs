@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use super::Entry;
 
 /// The columns.
-pub const COLUMNS: [&str; 28] = [
+pub const COLUMNS: [&str; 29] = [
     "key",
     "key_uid",
     "purpose",
@@ -24,6 +24,7 @@ pub const COLUMNS: [&str; 28] = [
     "rotation_period_seconds",
     "next_rotation_time",
     "consumer_count",
+    "key_destroy_time",
     "version",
     "version_state",
     "primary",
@@ -66,6 +67,7 @@ pub(super) fn add(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
             key.rotation_period_seconds.to_string(),
             key.next_rotation_time.clone(),
             key.consumer_count.to_string(),
+            key.destroy_time.clone(),
             version.version.to_string(),
             version.state.to_owned(),
             version.primary.to_string(),

@@ -55,7 +55,7 @@ pub struct UsageView {
     pub process: TallyView,
     /// Rewraps from it.
     pub rewrap: TallyView,
-    /// Attempts that were refused while its destruction was planned.
+    /// Attempts that were refused while its key was disabled, or its destruction planned.
     pub refused: TallyView,
 }
 

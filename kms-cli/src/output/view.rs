@@ -50,6 +50,12 @@ pub struct KeyView {
     pub rotation_period_seconds: i64,
     /// When the primary gives way, RFC 3339; empty without rotation by period.
     pub next_rotation_time: String,
+    /// From when on it may be destroyed as a whole, RFC 3339; empty unless that is planned.
+    pub destroy_time: String,
+    /// What that was planned in spite of: `consumers`, `recent use`.
+    pub destroy_despite: Vec<&'static str>,
+    /// Whether its versions are being destroyed: that cannot be cancelled.
+    pub destruction_begun: bool,
 }
 
 impl From<v1::Key> for KeyView {
@@ -76,6 +82,10 @@ impl From<v1::Key> for KeyView {
             next_rotation_time,
             state: _,
             consumer_count,
+            destroy_time,
+            destroy_despite_consumers,
+            destroy_despite_recent_use,
+            destruction_begun,
         } = key;
         Self {
             name,
@@ -96,7 +106,27 @@ impl From<v1::Key> for KeyView {
             consumer_count,
             rotation_period_seconds: rotation_period.map_or(0, |period| period.seconds),
             next_rotation_time: time_text(next_rotation_time.as_ref()),
+            destroy_time: time_text(destroy_time.as_ref()),
+            destroy_despite: despite(destroy_despite_consumers, destroy_despite_recent_use),
+            destruction_begun,
         }
+    }
+}
+
+/// Names what a destruction was planned in spite of.
+fn despite(consumers: bool, recent_use: bool) -> Vec<&'static str> {
+    let all = [(consumers, "consumers"), (recent_use, "recent use")];
+    all.into_iter().filter_map(|(is_so, what)| is_so.then_some(what)).collect()
+}
+
+/// Adds when something is destroyed, if that is planned.
+fn add_destruction(table: &mut Table, time: &str, despite: &[&'static str]) {
+    if time.is_empty() {
+        return;
+    }
+    table.add_row(["destroyed from", time]);
+    if !despite.is_empty() {
+        table.add_row(["destroyed despite", &despite.join(" and ")]);
     }
 }
 
@@ -109,7 +139,7 @@ fn key_state_name(state: v1::KeyState) -> &'static str {
 impl View for KeyView {
     fn table(&self) -> Table {
         let labels = self.labels.iter().map(|(key, value)| format!("{key}={value}"));
-        facts(&[
+        let mut table = facts(&[
             ("name", self.name.clone()),
             ("uid", self.uid.clone()),
             ("purpose", self.purpose.into()),
@@ -128,7 +158,12 @@ impl View for KeyView {
             ("consumers", self.consumer_count.to_string()),
             ("rotated every", rotation_text(self.rotation_period_seconds)),
             ("next rotation", self.next_rotation_time.clone()),
-        ])
+        ]);
+        add_destruction(&mut table, &self.destroy_time, &self.destroy_despite);
+        if self.destruction_begun {
+            table.add_row(["destruction", "begun; it cannot be cancelled"]);
+        }
+        table
     }
 }
 
@@ -191,8 +226,6 @@ impl From<v1::KeyVersion> for VersionView {
             destroy_despite_consumers,
             destroy_despite_recent_use,
         } = version;
-        let despite =
-            [(destroy_despite_consumers, "consumers"), (destroy_despite_recent_use, "recent use")];
         Self {
             name,
             version,
@@ -209,10 +242,7 @@ impl From<v1::KeyVersion> for VersionView {
             revision,
             root_generation,
             destroy_time: time_text(destroy_time.as_ref()),
-            destroy_despite: despite
-                .into_iter()
-                .filter_map(|(is_so, what)| is_so.then_some(what))
-                .collect(),
+            destroy_despite: despite(destroy_despite_consumers, destroy_despite_recent_use),
         }
     }
 }
@@ -245,13 +275,7 @@ impl View for VersionView {
             ("revision", self.revision.to_string()),
             ("root generation", self.root_generation.to_string()),
         ]);
-        if !self.destroy_time.is_empty() {
-            table.add_row(["destroyed from", &self.destroy_time]);
-            let despite = self.destroy_despite.join(" and ");
-            if !despite.is_empty() {
-                table.add_row(["destroyed despite", &despite]);
-            }
-        }
+        add_destruction(&mut table, &self.destroy_time, &self.destroy_despite);
         table
     }
 }

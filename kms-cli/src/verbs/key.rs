@@ -9,13 +9,14 @@ use kms_proto::v1;
 
 use super::{Session, request_id};
 use crate::args::key::{
-    About, ChangeKeyState, ChangeState, Create, Describe, KeyCommand, List, Protection,
-    RequestIdArg, Rotate, RotationCommand, ScheduleDestruction, Sensitivity, SetRotation, Stage,
-    Update, Usage, Versions,
+    About, CancelDestruction, ChangeKeyState, ChangeState, Create, Describe, KeyCommand, List,
+    Protection, RequestIdArg, Rotate, RotationCommand, ScheduleDestruction, Sensitivity,
+    SetRotation, Stage, Update, Usage, Versions,
 };
 use crate::args::list::ListKeys;
 use crate::client::keys::{
-    KeyChange, KeyQuery, MAX_PAGE_SIZE, NewKey, Page, Rotation, StateChange,
+    Destruction, KeyChange, KeyQuery, KeyStateChange, MAX_PAGE_SIZE, NewKey, Page, Rotation,
+    StateChange,
 };
 use crate::client::{Client, ClientError};
 use crate::context::ResolvedContext;
@@ -42,19 +43,32 @@ pub fn run(session: &Session, command: KeyCommand) -> Result<(), CliError> {
         KeyCommand::Activate(args) => activate(session, args),
         KeyCommand::Discard(args) => change_state(session, args, StateChange::Discard),
         KeyCommand::Update(args) => update(session, args),
-        KeyCommand::Disable(args) => change_key_state(session, args, false),
-        KeyCommand::Enable(args) => change_key_state(session, args, true),
+        KeyCommand::Disable(args) => change_key_state(session, args, KeyStateChange::Disable),
+        KeyCommand::Enable(args) => change_key_state(session, args, KeyStateChange::Enable),
         KeyCommand::Suspend(args) => change_state(session, args, StateChange::Suspend),
         KeyCommand::Resume(args) => change_state(session, args, StateChange::Resume),
         KeyCommand::Deactivate(args) => change_state(session, args, StateChange::Deactivate),
         KeyCommand::Compromise(args) => compromise(session, args),
         KeyCommand::ScheduleDestruction(args) => {
-            let ScheduleDestruction { change, window, allow_recent_use, allow_consumers } = args;
-            let to = StateChange::ScheduleDestruction { window, allow_recent_use, allow_consumers };
-            change_state(session, change, to)
+            let ScheduleDestruction {
+                change,
+                whole_key,
+                window,
+                allow_recent_use,
+                allow_consumers,
+            } = args;
+            let destruction = Destruction { window, allow_recent_use, allow_consumers };
+            if whole_key {
+                let to = KeyStateChange::ScheduleDestruction(destruction);
+                return change_key_state(session, of_key(change), to);
+            }
+            change_state(session, change, StateChange::ScheduleDestruction(destruction))
         }
-        KeyCommand::CancelDestruction(args) => {
-            change_state(session, args, StateChange::CancelDestruction)
+        KeyCommand::CancelDestruction(CancelDestruction { change, whole_key: true }) => {
+            change_key_state(session, of_key(change), KeyStateChange::CancelDestruction)
+        }
+        KeyCommand::CancelDestruction(CancelDestruction { change, whole_key: false }) => {
+            change_state(session, change, StateChange::CancelDestruction)
         }
         KeyCommand::Consumer(command) => super::consumer::run(session, command),
         KeyCommand::Usage(args) => usage(session, &args),
@@ -219,19 +233,21 @@ fn change_key(
 fn change_key_state(
     session: &Session,
     args: ChangeKeyState,
-    enabled: bool,
+    change: KeyStateChange,
 ) -> Result<(), CliError> {
     let context = session.context()?;
     let id = request_id(&args.request_id);
     let name = context.key_name(&args.key)?;
     let key = session.with_client(&context, async |client: Client| {
-        Ok(if enabled {
-            client.enable_key(&name, args.reason, id).await?
-        } else {
-            client.disable_key(&name, args.reason, id).await?
-        })
+        Ok(client.change_key_state(&name, change, args.reason, id).await?)
     })?;
     show(session.format, &KeyView::from(key))
+}
+
+/// The parser refuses a number beside `--whole-key`; a version's name is none of a key.
+fn of_key(change: ChangeState) -> ChangeKeyState {
+    let ChangeState { key, number: _, reason, request_id } = change;
+    ChangeKeyState { key, reason, request_id }
 }
 
 fn change_state(session: &Session, args: ChangeState, change: StateChange) -> Result<(), CliError> {

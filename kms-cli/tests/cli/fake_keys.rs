@@ -258,6 +258,34 @@ impl KeyService for Service {
         Ok(Response::new(v1::Key { state, ..key(request.name) }))
     }
 
+    async fn schedule_key_destruction(
+        &self,
+        request: Request<v1::ScheduleKeyDestructionRequest>,
+    ) -> Answer<v1::Key> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let seconds = request.window.map_or(0, |window| window.seconds);
+        let state = v1::KeyState::DestroyScheduled.into();
+        Ok(Response::new(v1::Key {
+            state,
+            primary_version: 0,
+            destroy_time: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            destroy_despite_consumers: request.allow_consumers,
+            destroy_despite_recent_use: request.allow_recent_use,
+            ..key(request.name)
+        }))
+    }
+
+    async fn cancel_key_destruction(
+        &self,
+        request: Request<v1::CancelKeyDestructionRequest>,
+    ) -> Answer<v1::Key> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let state = v1::KeyState::Disabled.into();
+        Ok(Response::new(v1::Key { state, primary_version: 0, ..key(request.name) }))
+    }
+
     async fn compromise_key_version(
         &self,
         request: Request<v1::CompromiseKeyVersionRequest>,

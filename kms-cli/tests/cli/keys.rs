@@ -73,6 +73,33 @@ fn a_key_is_disabled_and_enabled_for_a_reason() {
 }
 
 #[test]
+fn the_destruction_of_a_whole_key_is_planned_and_given_up() {
+    let world = World::new();
+    let run = |words: &[&str]| {
+        let more = ["--reason", "r", "--whole-key"];
+        world.kms(&[&["key"], words, &more].concat(), b"")
+    };
+    let json = ["--output", "json"];
+    let scheduled = run(&[&["schedule-destruction", "k"], &json[..]].concat()).json();
+    assert_eq!(scheduled["name"], "tenants/t1/keys/k");
+    assert_eq!(scheduled["state"], "DESTROY_SCHEDULED");
+    assert_eq!(scheduled["destroy_time"], "1970-01-31T00:00:00.000Z", "30 days");
+    assert_eq!(scheduled["destroy_despite"], serde_json::json!([]));
+    let all = ["schedule-destruction", "k", "--window", "7d", "--allow-consumers"];
+    let told = run(&[&all, &["--allow-recent-use"][..]].concat());
+    let told = told.text();
+    assert!(told.contains("1970-01-08") && told.contains("consumers and recent use"), "{told}");
+    let cancelled = run(&[&["cancel-destruction", "k"], &json[..]].concat()).json();
+    assert_eq!((&cancelled["state"], &cancelled["destroy_time"]), (&"DISABLED".into(), &"".into()));
+    // A version beside it, or in the name, is a mistake that must not cost a key.
+    for wrong in [&["k", "3"][..], &["k/versions/3"]] {
+        for verb in ["schedule-destruction", "cancel-destruction"] {
+            assert_eq!(run(&[&[verb], wrong].concat()).code, 2, "{verb} {wrong:?}");
+        }
+    }
+}
+
+#[test]
 fn a_version_is_staged_activated_and_discarded() {
     let world = World::new();
     let more = ["--reason", "r", "--output", "json"];

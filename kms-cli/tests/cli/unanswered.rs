@@ -23,7 +23,7 @@ const CREATE: [&str; 11] = [
 ];
 
 /// Every kind of command that changes a key.
-const CHANGES: [&[&str]; 11] = [
+const CHANGES: [&[&str]; 13] = [
     &CREATE,
     &["key", "rotate", "k"],
     &["key", "update", "k", "--owner", "o"],
@@ -35,6 +35,8 @@ const CHANGES: [&[&str]; 11] = [
     &["key", "deactivate", "k", "3", "--reason", "r"],
     &["key", "compromise", "k", "3", "--reason", "r"],
     &["key", "schedule-destruction", "k", "3", "--reason", "r"],
+    &["key", "schedule-destruction", "k", "--whole-key", "--reason", "r"],
+    &["key", "cancel-destruction", "k", "--whole-key", "--reason", "r"],
 ];
 
 fn error(run: &Run) -> serde_json::Value {

@@ -87,6 +87,10 @@ actions! {
     DisableKey = "disable_key",
     /// Enable a key.
     EnableKey = "enable_key",
+    /// Plan the destruction of a whole key.
+    ScheduleKeyDestruction = "schedule_key_destruction",
+    /// Give the planned destruction of a whole key up.
+    CancelKeyDestruction = "cancel_key_destruction",
     /// Describe a version.
     DescribeKeyVersion = "describe_key_version",
     /// List versions.
@@ -101,9 +105,9 @@ actions! {
     CompromiseKeyVersion = "compromise_key_version",
     /// Plan the destruction of a version.
     ScheduleKeyVersionDestruction = "schedule_key_version_destruction",
-    /// Plan the destruction of a version that was used within 30 days; besides `schedule_key_version_destruction`.
+    /// Plan the destruction of what was used within 30 days; besides the permission to plan.
     DestroyRecentlyUsed = "destroy_recently_used",
-    /// Plan the destruction of a version of a key that has consumers; besides `schedule_key_version_destruction`.
+    /// Plan the destruction of a key that has consumers, or of its version; besides the permission to plan.
     DestroyWithConsumers = "destroy_with_consumers",
     /// Give a planned destruction up.
     CancelKeyVersionDestruction = "cancel_key_version_destruction",

@@ -17,11 +17,12 @@ use crate::authn::x509::{is_host_name, is_spiffe_id};
 pub const MAX_GRANTS: usize = 10_000;
 /// What the server may do by itself: roll over what is due, reconcile, and activate or destroy what was planned when its time
 /// has come, and take away import jobs that have expired.
-const INTERNAL_ACTIONS: [ActionKind; 5] = [
+const INTERNAL_ACTIONS: [ActionKind; 6] = [
     ActionKind::CancelImportJob,
     ActionKind::RotateKey,
     ActionKind::ActivateKeyVersion,
     ActionKind::ScheduleKeyVersionDestruction,
+    ActionKind::ScheduleKeyDestruction,
     ActionKind::RollOverRoot,
 ];
 

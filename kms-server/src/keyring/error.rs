@@ -20,6 +20,12 @@ pub enum KeyringError {
     /// The key is DISABLED.
     #[error("the key is disabled")]
     KeyDisabled,
+    /// The destruction of the whole key is planned.
+    #[error("the destruction of the key is scheduled")]
+    KeyDestroyScheduled,
+    /// The key is DESTROYED.
+    #[error("the key is destroyed")]
+    KeyDestroyed,
     /// The state of the version does not permit the use.
     #[error("the key version is {0}")]
     NotPermittedByState(VersionState),
@@ -62,6 +68,8 @@ impl KeyringError {
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
             | Self::KeyDisabled
+            | Self::KeyDestroyScheduled
+            | Self::KeyDestroyed
             | Self::NotPermittedByState(_)
             | Self::Exhausted
             | Self::CryptoperiodExceeded
@@ -83,6 +91,8 @@ impl KeyringError {
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
             | Self::KeyDisabled
+            | Self::KeyDestroyScheduled
+            | Self::KeyDestroyed
             | Self::NotPermittedByState(_)
             | Self::Exhausted
             | Self::CryptoperiodExceeded

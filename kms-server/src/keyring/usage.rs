@@ -7,7 +7,7 @@ use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, Header, Iv, Suite};
 use kms_core::id::KeyVersion;
 use kms_core::key::{KeyState, Sensitivity};
-use kms_core::name::KeyName;
+use kms_core::name::{KeyName, VersionName};
 use kms_core::secret::Plaintext;
 use kms_core::state::{Use, Verdict, VersionState};
 use kms_hsm::{CryptoOp, HsmKey};
@@ -139,7 +139,8 @@ impl Keyring {
     /// Makes the primary, or a pinned version, ready to protect, and counts one invocation.
     ///
     /// # Errors
-    /// [`KeyringError::KeyDisabled`]; [`KeyringError::NotPermittedByState`] unless the version is ACTIVE;
+    /// [`KeyringError::KeyDisabled`], [`KeyringError::KeyDestroyScheduled`], [`KeyringError::KeyDestroyed`];
+    /// [`KeyringError::NotPermittedByState`] unless the version is ACTIVE;
     /// [`KeyringError::CryptoperiodExceeded`] for a key of HIGH sensitivity; [`KeyringError::Exhausted`] at 2^32.
     pub async fn protect<A: Protects>(
         &self,
@@ -151,8 +152,8 @@ impl Keyring {
         if let Some((_, permit)) = pinned {
             fits(permit, &key.row.name)?;
         }
-        self.check_enabled(key)?;
         let number = pinned.map_or(key.row.primary, |(number, _)| number);
+        self.check_enabled(key, number, permit)?;
         let version = self.version(key, number).await?;
         let state = self.state(&version);
         if state == VersionState::DestroyScheduled {
@@ -176,7 +177,8 @@ impl Keyring {
     ///
     /// # Errors
     /// [`KeyringError::CiphertextInvalid`] when the envelope is another key's, or names a version that never was;
-    /// [`KeyringError::KeyDisabled`]; [`KeyringError::NotPermittedByState`] when the state does not permit it.
+    /// [`KeyringError::KeyDisabled`], [`KeyringError::KeyDestroyScheduled`], [`KeyringError::KeyDestroyed`];
+    /// [`KeyringError::NotPermittedByState`] when the state does not permit it.
     pub async fn process<'p>(
         &self,
         permit: &Permit<'_, Unwrap>,
@@ -226,7 +228,7 @@ impl Keyring {
         if header.key_uid != key.row.uid {
             return Err(KeyringError::CiphertextInvalid);
         }
-        self.check_enabled(key)?;
+        self.check_enabled(key, header.version, permit)?;
         let version = self.version(key, header.version).await.map_err(|error| match error {
             KeyringError::VersionNotFound(_) => KeyringError::CiphertextInvalid,
             other => other,
@@ -255,28 +257,49 @@ impl Keyring {
     /// Refuses a version whose destruction is planned, tells who wanted it, and counts that: of a key of HIGH sensitivity it
     /// holds the destruction.
     fn wanted<A: Action>(&self, version: &LoadedVersion, permit: &Permit<'_, A>) -> KeyringError {
-        self.shared.counters.destroy_scheduled_uses.increment();
         self.count(version, UseKind::Refused);
+        self.tell_wanted(&version.name_text, permit);
+        KeyringError::NotPermittedByState(VersionState::DestroyScheduled)
+    }
+
+    fn tell_wanted<A: Action>(&self, key_version: &str, permit: &Permit<'_, A>) {
+        self.shared.counters.destroy_scheduled_uses.increment();
         tracing::warn!(
             alert = "destroy_scheduled_use",
-            key_version = &*version.name_text,
+            key_version,
             principal = &**permit.principal(),
             source = %permit.source(),
             action = A::KIND.as_str(),
             "refused"
         );
-        KeyringError::NotPermittedByState(VersionState::DestroyScheduled)
     }
 
-    /// Before a version is looked at: what is disabled is not loaded either.
-    fn check_enabled(&self, key: &CachedKey) -> Result<(), KeyringError> {
-        match key.row.state {
-            KeyState::Enabled => Ok(()),
+    /// Before a version is looked at: what is disabled is not loaded either. That somebody wanted it is counted all the same.
+    fn check_enabled<A: Action>(
+        &self,
+        key: &CachedKey,
+        number: KeyVersion,
+        permit: &Permit<'_, A>,
+    ) -> Result<(), KeyringError> {
+        let error = match key.row.state {
+            KeyState::Enabled => return Ok(()),
+            KeyState::Destroyed => return Err(KeyringError::KeyDestroyed),
             KeyState::Disabled => {
                 self.shared.counters.disabled_key_uses.increment();
-                Err(KeyringError::KeyDisabled)
+                KeyringError::KeyDisabled
             }
+            KeyState::DestroyScheduled => {
+                let name = VersionName::new(key.row.name.clone(), number);
+                self.tell_wanted(&name.to_string(), permit);
+                KeyringError::KeyDestroyScheduled
+            }
+        };
+        let (id, now) = ((key.row.uid, number), self.shared.clock.now());
+        // Nothing can be noted of a version that an envelope names and that never was.
+        if number <= key.row.latest && !self.shared.uses.count_refused(id, now) {
+            self.shared.counters.uses_not_noted.increment();
         }
+        Err(error)
     }
 
     /// Refuses what is over its cryptoperiod for keys of HIGH sensitivity; others are told of once a load.

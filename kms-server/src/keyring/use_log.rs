@@ -28,7 +28,7 @@ pub(super) enum UseKind {
     Protect,
     Process,
     Rewrap,
-    /// Refused, as its destruction is planned.
+    /// Refused, as its key is disabled, or its destruction is planned.
     Refused,
 }
 
@@ -126,6 +126,17 @@ impl UseLog {
             }
             waiting.push(Arc::clone(uses));
         }
+        true
+    }
+
+    /// Counts an attempt to use a version that was refused before it was loaded; returns whether there was room.
+    pub(super) fn count_refused(&self, id: Id, now: Timestamp) -> bool {
+        let mut left = lock(&self.left);
+        if left.len() >= MAX_UNWRITTEN && !left.contains_key(&id) {
+            return false;
+        }
+        let refused = Tally { count: 1, span: Some((now, now)) };
+        add(&mut left, id, Uses { refused, ..Uses::default() });
         true
     }
 

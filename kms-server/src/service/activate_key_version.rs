@@ -184,7 +184,9 @@ impl Inner {
                 Err(
                     ServiceError::IllegalTransition { .. }
                     | ServiceError::RevisionMismatch
-                    | ServiceError::KeyDisabled,
+                    | ServiceError::KeyDisabled
+                    | ServiceError::KeyDestroyScheduled
+                    | ServiceError::KeyDestroyed,
                 ) => {}
                 Err(error) => done.rollover_failed(name.key(), error)?,
             }

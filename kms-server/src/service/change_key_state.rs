@@ -25,7 +25,7 @@ impl Kms {
         request: &RequestContext,
         change: ChangeKeyState,
     ) -> Result<KeyDescription, ServiceError> {
-        self.mutate(request, Switch::to(KeyState::Disabled, change)).await
+        self.mutate(request, Switch::to(Wanted::Disabled, change)).await
     }
 
     /// Enables a disabled key.
@@ -37,20 +37,35 @@ impl Kms {
         request: &RequestContext,
         change: ChangeKeyState,
     ) -> Result<KeyDescription, ServiceError> {
-        self.mutate(request, Switch::to(KeyState::Enabled, change)).await
+        self.mutate(request, Switch::to(Wanted::Enabled, change)).await
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Wanted {
+    Disabled,
+    Enabled,
+}
+
+impl Wanted {
+    const fn state(self) -> KeyState {
+        match self {
+            Self::Disabled => KeyState::Disabled,
+            Self::Enabled => KeyState::Enabled,
+        }
     }
 }
 
 /// What becomes of a key, and why.
 struct Switch {
-    to: KeyState,
+    to: Wanted,
     name: KeyName,
     reason: String,
     request_id: RequestId,
 }
 
 impl Switch {
-    fn to(to: KeyState, change: ChangeKeyState) -> Self {
+    fn to(to: Wanted, change: ChangeKeyState) -> Self {
         let ChangeKeyState { name, reason, request_id } = change;
         Self { to, name, reason, request_id }
     }
@@ -80,10 +95,8 @@ impl Mutation for Switch {
     ) -> Result<(), ServiceError> {
         let target = Target::key(&self.name);
         match self.to {
-            KeyState::Disabled => {
-                inner.permit::<authz::DisableKey>(request, target, trail).map(drop)
-            }
-            KeyState::Enabled => inner.permit::<authz::EnableKey>(request, target, trail).map(drop),
+            Wanted::Disabled => inner.permit::<authz::DisableKey>(request, target, trail).map(drop),
+            Wanted::Enabled => inner.permit::<authz::EnableKey>(request, target, trail).map(drop),
         }
     }
 
@@ -101,10 +114,12 @@ impl Mutation for Switch {
         let row = &turn.fresh.key.row;
         trail.key_uid = Some(row.uid);
         let kind = match (self.to, row.state) {
-            (KeyState::Disabled, KeyState::Disabled) => return Err(ServiceError::KeyDisabled),
-            (KeyState::Enabled, KeyState::Enabled) => return Err(ServiceError::KeyEnabled),
-            (KeyState::Disabled, KeyState::Enabled) => IntentKind::DisableKey,
-            (KeyState::Enabled, KeyState::Disabled) => IntentKind::EnableKey,
+            (Wanted::Disabled, KeyState::Disabled) => return Err(ServiceError::KeyDisabled),
+            (Wanted::Enabled, KeyState::Enabled) => return Err(ServiceError::KeyEnabled),
+            (_, KeyState::DestroyScheduled) => return Err(ServiceError::KeyDestroyScheduled),
+            (_, KeyState::Destroyed) => return Err(ServiceError::KeyDestroyed),
+            (Wanted::Disabled, KeyState::Enabled) => IntentKind::DisableKey,
+            (Wanted::Enabled, KeyState::Disabled) => IntentKind::EnableKey,
         };
         let subject = Subject::of_key(kind, row);
         Ok((subject, turn))
@@ -112,8 +127,8 @@ impl Mutation for Switch {
 
     async fn apply(self, change: &mut Change<'_>, turn: Turn) -> Result<KeyDescription, Failure> {
         let old = &turn.fresh.key.row;
-        let detail = serde_json::json!({ "state": [old.state.as_str(), self.to.as_str()] });
-        let key = KeyRow { state: self.to, ..old.clone() };
+        let detail = serde_json::json!({ "state": [old.state.as_str(), self.to.state().as_str()] });
+        let key = KeyRow { state: self.to.state(), ..old.clone() };
         change.replace_key(&turn.fresh, key, detail.to_string(), self.reason).await
     }
 }

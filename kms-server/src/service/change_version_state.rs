@@ -264,7 +264,16 @@ impl Mutation for Move {
         trail: &mut Trail,
     ) -> Result<(Subject, Turn), ServiceError> {
         let number = self.name.version();
-        let turn = inner.turn(self.name.key(), VersionChoice::Number(number)).await?;
+        let choice = VersionChoice::Number(number);
+        let turn = match self.step {
+            // It is in force already; this writes it down.
+            Step::EndOverlap => inner.turn_whatever(self.name.key(), choice).await?,
+            Step::Suspend
+            | Step::Resume
+            | Step::Deactivate
+            | Step::ScheduleDestruction { .. }
+            | Step::CancelDestruction => inner.turn(self.name.key(), choice).await?,
+        };
         let Fresh { key, version } = &turn.fresh;
         trail.key_uid = Some(key.row.uid);
         self.step.leads(&version.row, version.row.state_at(inner.clock.now()))?;

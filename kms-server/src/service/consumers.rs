@@ -4,7 +4,7 @@
 use kms_core::canonical::CanonicalWriter;
 use kms_core::consumer::{ConsumerRow, MAX_CONSUMERS};
 use kms_core::id::RequestId;
-use kms_core::key::{KeyRow, Sealed};
+use kms_core::key::{KeyRow, KeyState, Sealed};
 use kms_core::name::{ConsumerName, KeyName};
 
 use super::change::{Change, Failure, RowChanges};
@@ -69,7 +69,8 @@ impl Inner {
         self.permit::<authz::ListConsumers>(request, Target::key(name), trail)?;
         // Under the turn: a consumer that comes between the two reads would look like tampering.
         let left = request.deadline.saturating_duration_since(self.clock.monotonic());
-        let turn = tokio::time::timeout(left, self.turn(name, VersionChoice::Primary)).await;
+        let turn =
+            tokio::time::timeout(left, self.turn_whatever(name, VersionChoice::Primary)).await;
         let turn = turn.unwrap_or(Err(ServiceError::QueueDeadline))?;
         let key = &turn.fresh.key.row;
         trail.key_uid = Some(key.uid);
@@ -135,9 +136,10 @@ impl Mutation for RegisterConsumer {
         inner: &Inner,
         trail: &mut Trail,
     ) -> Result<(Subject, Turn), ServiceError> {
-        let turn = inner.turn(self.name.key(), VersionChoice::Primary).await?;
+        let turn = inner.turn_whatever(self.name.key(), VersionChoice::Primary).await?;
         let key = &turn.fresh.key.row;
         trail.key_uid = Some(key.uid);
+        check_there(key)?;
         let consumers = inner.consumers(key).await?;
         if consumers.iter().any(|there| there.row.consumer_id == self.name.consumer_id()) {
             return Err(ServiceError::ConsumerExists { name: self.name.clone() });
@@ -208,9 +210,10 @@ impl Mutation for RemoveConsumer {
         inner: &Inner,
         trail: &mut Trail,
     ) -> Result<(Subject, Self::Basis), ServiceError> {
-        let turn = inner.turn(self.name.key(), VersionChoice::Primary).await?;
+        let turn = inner.turn_whatever(self.name.key(), VersionChoice::Primary).await?;
         let key = &turn.fresh.key.row;
         trail.key_uid = Some(key.uid);
+        check_there(key)?;
         let consumers = inner.consumers(key).await?;
         let is_meant =
             |consumer: &Sealed<ConsumerRow>| consumer.row.consumer_id == self.name.consumer_id();
@@ -233,6 +236,15 @@ impl Mutation for RemoveConsumer {
         let edited = Edited { count, edit: ConsumerEdit::Remove(consumer), detail };
         change.change_consumers(&turn.fresh, edited, self.reason, result).await
     }
+}
+
+/// A tombstone has no consumers to come or go, and neither has what is on its way to be one.
+fn check_there(key: &KeyRow) -> Result<(), ServiceError> {
+    let begun = key.destruction.is_some_and(|planned| planned.begun);
+    if begun || key.state == KeyState::Destroyed {
+        return Err(ServiceError::KeyDestroyed);
+    }
+    Ok(())
 }
 
 /// What the history of a key says of a consumer.

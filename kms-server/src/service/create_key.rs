@@ -110,6 +110,7 @@ impl Change<'_> {
             purpose: create.purpose,
             protection: create.protection,
             state: KeyState::Enabled,
+            destruction: None,
             owner: create.owner,
             sensitivity: create.sensitivity,
             usage: create.usage,

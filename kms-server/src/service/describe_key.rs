@@ -181,6 +181,7 @@ pub(super) fn describe_key(key: &KeyRow, primary: &VersionRow, now: Timestamp) -
         version_count: key.latest.get(),
         consumer_count: key.consumers,
         rotation: key.rotation,
+        destruction: key.destruction,
     }
 }
 

@@ -1,4 +1,5 @@
-//! Destroying versions: those whose window is over, and staged ones that are given up (DiscardKeyVersion).
+//! Destroying versions: those whose window is over, those of a key that is destroyed as a whole, and staged ones that are
+//! given up (DiscardKeyVersion).
 //!
 //! Irreversible, so it is never done on the word of one row: all rows of the tenant are verified against its manifest, and
 //! that against the log's last stamp of it, before anything goes. An old row that was put back, of a destruction that was
@@ -15,7 +16,7 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
 use kms_core::key::{Material, Sensitivity, VersionRow, WrappedKey};
-use kms_core::lifecycle::Transition;
+use kms_core::lifecycle::HistoryRow;
 use kms_core::name::{TenantName, VersionName};
 use kms_core::state::VersionState;
 
@@ -48,7 +49,7 @@ impl Kms {
         change: ChangeVersionState,
     ) -> Result<VersionDescription, ServiceError> {
         let ChangeVersionState { name, reason, request_id } = change;
-        self.mutate(request, Destroy { name, reason, discards: Some(request_id) }).await
+        self.mutate(request, Destroy { name, reason, cause: Cause::Discarded(request_id) }).await
     }
 }
 
@@ -63,18 +64,10 @@ impl Inner {
         cursor.read(&due, MAX_DUE, |due| {
             place(&due.row, due.row.destruction.map(|planned| planned.time))
         });
-        let (mut whole, mut broken) = (HashSet::<TenantName>::new(), HashSet::new());
+        let mut verified = Verified::default();
         for due in self.readable("destructions", due, done) {
             let Some(name) = self.name_of_due(&due.row, done).await? else { continue };
-            let tenant = name.key().tenant();
-            if !whole.contains(tenant) && !broken.contains(tenant) {
-                match self.walk_verified(tenant).await {
-                    Ok(_) => drop(whole.insert(tenant.clone())),
-                    Err(ServiceError::KeyIntegrity { .. }) => drop(broken.insert(tenant.clone())),
-                    Err(error) => return Err(error),
-                }
-            }
-            if broken.contains(tenant) {
+            if !verified.holds(self, name.key().tenant()).await? {
                 done.failed += 1;
                 continue;
             }
@@ -94,8 +87,11 @@ impl Inner {
     async fn destroy(self: &Arc<Self>, name: &VersionName) -> Result<bool, ServiceError> {
         let request = self.internal_request(OPERATION)?;
         let mut trail = Trail::key(name.key());
-        let destroy =
-            Destroy { name: name.clone(), reason: "window over".to_owned(), discards: None };
+        let destroy = Destroy {
+            name: name.clone(),
+            reason: "window over".to_owned(),
+            cause: Cause::WindowOver,
+        };
         match self.mutate(&request, destroy, &mut trail).await {
             // Cancelled or done meanwhile.
             Ok(_) | Err(ServiceError::IllegalTransition { .. }) => Ok(true),
@@ -127,24 +123,95 @@ impl Inner {
     }
 }
 
-/// The destruction of a version whose window is over, or that is staged and given up.
-struct Destroy {
+/// The tenants whose rows were looked at in one run.
+#[derive(Default)]
+pub(super) struct Verified {
+    whole: HashSet<TenantName>,
+    broken: HashSet<TenantName>,
+}
+
+impl Verified {
+    /// Returns whether the rows of a tenant are what its manifest says; looks once.
+    pub(super) async fn holds(
+        &mut self,
+        inner: &Inner,
+        tenant: &TenantName,
+    ) -> Result<bool, ServiceError> {
+        if !self.whole.contains(tenant) && !self.broken.contains(tenant) {
+            match inner.walk_verified(tenant).await {
+                Ok(_) => drop(self.whole.insert(tenant.clone())),
+                Err(ServiceError::KeyIntegrity { .. }) => drop(self.broken.insert(tenant.clone())),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(!self.broken.contains(tenant))
+    }
+}
+
+/// Why a version is destroyed.
+#[derive(Clone, Copy)]
+enum Cause {
+    /// Its own window is over.
+    WindowOver,
+    /// The destruction of its whole key has begun.
+    WithKey,
+    /// It is staged, and given up; with the caller's id of the request.
+    Discarded(RequestId),
+}
+
+/// The destruction of a version.
+pub(super) struct Destroy {
     name: VersionName,
     reason: String,
-    /// The caller's id of the request when a staged version is given up.
-    discards: Option<RequestId>,
+    cause: Cause,
 }
 
 impl Destroy {
-    fn leads(&self, row: &VersionRow, now: Timestamp) -> Result<VersionState, ServiceError> {
+    /// Makes the destruction of a version of a key whose destruction has begun.
+    pub(super) fn with_key(name: VersionName) -> Self {
+        Self { name, reason: "destroyed with its key".to_owned(), cause: Cause::WithKey }
+    }
+
+    /// Returns the states that it goes through, in order; the last is DESTROYED.
+    fn leads(
+        &self,
+        fresh: &Fresh,
+        now: Timestamp,
+    ) -> Result<&'static [VersionState], ServiceError> {
+        let row = &fresh.version.row;
         let state = row.state_at(now);
-        let due = row.destruction.is_some_and(|planned| planned.time <= now);
-        let (step, may) = match self.discards {
-            Some(_) => (Transition::Discard, true),
-            None => (Transition::Destroy, due),
+        let is_due = match self.cause {
+            Cause::WindowOver => row.destruction.is_some_and(|planned| planned.time <= now),
+            Cause::WithKey => fresh.key.row.destruction.is_some_and(|planned| planned.begun),
+            Cause::Discarded(_) => state == VersionState::PreActivation,
         };
-        let illegal = ServiceError::IllegalTransition { from: state, to: step.aims_at() };
-        step.leads(state, row.destruction).filter(|_| may).ok_or(illegal)
+        let illegal = ServiceError::IllegalTransition { from: state, to: VersionState::Destroyed };
+        let path = state.to_destroyed();
+        if is_due && !path.is_empty() { Ok(path) } else { Err(illegal) }
+    }
+
+    const fn discards(&self) -> Option<RequestId> {
+        match self.cause {
+            Cause::Discarded(id) => Some(id),
+            Cause::WindowOver | Cause::WithKey => None,
+        }
+    }
+
+    /// Refuses what is wanted: who depends on a version is heard. Of a whole key that was decided when it began.
+    async fn check_unwanted(&self, inner: &Inner, fresh: &Fresh) -> Result<(), ServiceError> {
+        let Fresh { key, version } = fresh;
+        if matches!(self.cause, Cause::WithKey) {
+            return Ok(());
+        }
+        // One that registers while the destruction is planned holds it.
+        let despite = version.row.destruction.is_none_or(|planned| planned.despite_consumers);
+        if key.row.consumers > 0 && !despite {
+            return Err(ServiceError::ConsumersRegistered { count: key.row.consumers });
+        }
+        match self.cause {
+            Cause::WindowOver => inner.check_silence(fresh).await,
+            Cause::WithKey | Cause::Discarded(_) => Ok(()),
+        }
     }
 }
 
@@ -159,11 +226,11 @@ impl Mutation for Destroy {
     }
 
     fn request_id(&self) -> Option<RequestId> {
-        self.discards
+        self.discards()
     }
 
     fn reason(&self) -> Option<&str> {
-        self.discards.map(|_| &*self.reason)
+        self.discards().map(|_| &*self.reason)
     }
 
     fn permit(
@@ -173,7 +240,7 @@ impl Mutation for Destroy {
         trail: &mut Trail,
     ) -> Result<(), ServiceError> {
         let target = Target::key(self.name.key());
-        if self.discards.is_some() {
+        if self.discards().is_some() {
             return inner.permit::<authz::DiscardKeyVersion>(request, target, trail).map(drop);
         }
         // Whoever scheduled it was permitted to; this is the same change, at its time.
@@ -191,31 +258,27 @@ impl Mutation for Destroy {
         trail: &mut Trail,
     ) -> Result<(Subject, Turn), ServiceError> {
         let number = self.name.version();
-        if self.discards.is_some() {
+        if self.discards().is_some() {
             // Before the walk, which takes a while and the tenant's turn: most mistakes show in one row.
             let choice = VersionChoice::Number(number);
             let there = inner.fresh(self.name.key(), choice).await?;
-            self.leads(&there.version.row, inner.clock.now())?;
+            self.leads(&there, inner.clock.now())?;
             // Of what is due this was done for all at once.
             inner.walk_verified(self.name.key().tenant()).await?;
         }
-        let turn = inner.turn(self.name.key(), VersionChoice::Number(number)).await?;
-        let Fresh { key, version } = &turn.fresh;
-        trail.key_uid = Some(key.row.uid);
-        self.leads(&version.row, inner.clock.now())?;
-        // One that registers while the destruction is planned holds it.
-        let despite = version.row.destruction.is_none_or(|planned| planned.despite_consumers);
-        if key.row.consumers > 0 && !despite {
-            return Err(ServiceError::ConsumersRegistered { count: key.row.consumers });
-        }
-        if self.discards.is_none() {
-            inner.check_silence(&turn.fresh).await?;
-        }
-        let kind = match self.discards {
-            Some(_) => IntentKind::DiscardKeyVersion,
-            None => IntentKind::DestroyKeyVersion,
+        let choice = VersionChoice::Number(number);
+        let (turn, kind) = match self.cause {
+            Cause::Discarded(_) => {
+                (inner.turn(self.name.key(), choice).await?, IntentKind::DiscardKeyVersion)
+            }
+            Cause::WindowOver | Cause::WithKey => {
+                (inner.turn_whatever(self.name.key(), choice).await?, IntentKind::DestroyKeyVersion)
+            }
         };
-        let subject = Subject::of_version(kind, &key.row, number);
+        trail.key_uid = Some(turn.fresh.key.row.uid);
+        self.leads(&turn.fresh, inner.clock.now())?;
+        self.check_unwanted(inner, &turn.fresh).await?;
+        let subject = Subject::of_version(kind, &turn.fresh.key.row, number);
         Ok((subject, turn))
     }
 
@@ -226,13 +289,14 @@ impl Mutation for Destroy {
     ) -> Result<VersionDescription, Failure> {
         let Fresh { key, version: old } = &turn.fresh;
         let now = change.inner.clock.now();
-        let state = self.leads(&old.row, now)?;
+        let path = self.leads(&turn.fresh, now)?;
+        let is_used = old.row.state != VersionState::PreActivation;
         let resident = match old.row.material {
             Material::Resident(id) => Some(id),
             Material::Wrapped(_) => None,
         };
         let row = VersionRow {
-            state,
+            state: VersionState::Destroyed,
             material: match &old.row.material {
                 Material::Resident(id) => Material::Resident(*id),
                 Material::Wrapped(_) => Material::Wrapped(WrappedKey(Vec::new())),
@@ -240,23 +304,17 @@ impl Mutation for Destroy {
             state_time: now,
             state_reason: self.reason,
             state_actor: (&*change.request.principal.id).into(),
-            activate_time: match self.discards {
-                // What never was in use has no time when it came into use.
-                Some(_) => None,
-                None => old.row.activate_time,
-            },
+            // What never was in use has no time when it came into use.
+            activate_time: old.row.activate_time.filter(|_| is_used),
             destruction: None,
-            revision: old.row.revision.next(),
+            // A revision for each step of the way.
+            revision: path.iter().fold(old.row.revision, |revision, _| revision.next()),
             ..old.row.clone()
         };
-        let from = Some((old.row.state, old.row.revision));
+        let history = steps(&old.row, path, &row);
         let row = change.seal_under(old.generation, row).await?;
         let description = change.described(&turn.fresh, &row).await?;
-        let rows = RowChanges {
-            added: &[row.mac],
-            removed: &[old.mac],
-            history: vec![moved(from, &row.row)],
-        };
+        let rows = RowChanges { added: &[row.mac], removed: &[old.mac], history };
         // Before the object goes: this compares the manifest with the log.
         let closing = change.closing(key.row.name.tenant(), rows, &description).await?;
         if let Some(id) = resident {
@@ -267,4 +325,16 @@ impl Mutation for Destroy {
         change.settle(committed).await?;
         Ok(description)
     }
+}
+
+/// Makes the history entry of each step of the way of a version to its end.
+fn steps(old: &VersionRow, path: &[VersionState], ended: &VersionRow) -> Vec<HistoryRow> {
+    let mut from = (old.state, old.revision);
+    let step = |state: &VersionState| {
+        let row = VersionRow { state: *state, revision: from.1.next(), ..ended.clone() };
+        let entry = moved(Some(from), &row);
+        from = (row.state, row.revision);
+        entry
+    };
+    path.iter().map(step).collect()
 }

@@ -27,6 +27,7 @@ pub(super) struct DueCursors {
     pub(super) activations: DueCursor,
     pub(super) rotations: DueCursor,
     pub(super) destructions: DueCursor,
+    pub(super) key_destructions: DueCursor,
     pub(super) import_jobs: DueCursor<JobPosition>,
 }
 

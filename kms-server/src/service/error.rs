@@ -8,11 +8,8 @@ use kms_core::id::KeyVersion;
 use kms_core::import::ImportMethod;
 use kms_core::name::{ConsumerName, ImportJobName, KeyName, VersionName};
 use kms_core::state::VersionState;
-use kms_hsm::HsmError;
 
-use crate::audit::AuditError;
-use crate::keyring::KeyringError;
-use crate::store::{MAX_REMEMBERED_REQUESTS, StoreError};
+use crate::store::MAX_REMEMBERED_REQUESTS;
 
 /// When trying again may help, where the layer below does not say.
 pub const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -188,6 +185,18 @@ pub enum ServiceError {
     /// The key is enabled: there is nothing to enable.
     #[error("the key is enabled already")]
     KeyEnabled,
+    /// The key is enabled, and is to be destroyed.
+    #[error("the key is enabled; disable it before its destruction is scheduled")]
+    KeyNotDisabled,
+    /// The destruction of the key is not planned: there is nothing to cancel.
+    #[error("the destruction of the key is not scheduled")]
+    KeyNotScheduled,
+    /// The destruction of the whole key is planned.
+    #[error("the destruction of the key is scheduled; cancel that first")]
+    KeyDestroyScheduled,
+    /// The whole key is destroyed, or its versions are being destroyed.
+    #[error("the key is destroyed, or its destruction has begun; that cannot be undone")]
+    KeyDestroyed,
     /// The key has used up its version numbers.
     #[error("the key has used up its version numbers")]
     VersionsExhausted,
@@ -316,6 +325,10 @@ impl ServiceError {
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
             Self::KeyDisabled => "KEY_DISABLED",
             Self::KeyEnabled => "KEY_ENABLED",
+            Self::KeyNotDisabled => "KEY_NOT_DISABLED",
+            Self::KeyNotScheduled => "KEY_NOT_SCHEDULED",
+            Self::KeyDestroyScheduled => "KEY_DESTROY_SCHEDULED",
+            Self::KeyDestroyed => "KEY_DESTROYED",
             Self::VersionsExhausted => "VERSIONS_EXHAUSTED",
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::OperationInProgress => "OPERATION_IN_PROGRESS",
@@ -369,6 +382,10 @@ impl ServiceError {
             | Self::CryptoperiodExceeded
             | Self::KeyDisabled
             | Self::KeyEnabled
+            | Self::KeyNotDisabled
+            | Self::KeyNotScheduled
+            | Self::KeyDestroyScheduled
+            | Self::KeyDestroyed
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::OperationInProgress
@@ -444,6 +461,10 @@ impl ServiceError {
             | Self::CryptoperiodExceeded
             | Self::KeyDisabled
             | Self::KeyEnabled
+            | Self::KeyNotDisabled
+            | Self::KeyNotScheduled
+            | Self::KeyDestroyScheduled
+            | Self::KeyDestroyed
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::RevisionMismatch
@@ -499,6 +520,10 @@ impl ServiceError {
             | Self::CryptoperiodExceeded
             | Self::KeyDisabled
             | Self::KeyEnabled
+            | Self::KeyNotDisabled
+            | Self::KeyNotScheduled
+            | Self::KeyDestroyScheduled
+            | Self::KeyDestroyed
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::OperationInProgress
@@ -515,79 +540,5 @@ impl ServiceError {
     /// Makes a [`ServiceError::FieldViolation`].
     pub fn field(field: &'static str, description: impl Into<String>) -> Self {
         Self::FieldViolation { field, description: description.into() }
-    }
-}
-
-impl From<HsmError> for ServiceError {
-    fn from(error: HsmError) -> Self {
-        match error {
-            HsmError::CiphertextInvalid => Self::CiphertextInvalid,
-            HsmError::Saturated { retry_after } => {
-                Self::HsmSaturated { full: Full::Queue, retry_after }
-            }
-            HsmError::QueueDeadline => Self::QueueDeadline,
-            HsmError::CallDeadline => Self::HsmDeadline,
-            HsmError::Unavailable { detail, retry_after } => {
-                Self::HsmUnavailable { detail, retry_after }
-            }
-            HsmError::Latched { reason } => Self::HsmLatched { detail: reason.to_string() },
-            HsmError::KeyIntegrity { detail } => Self::KeyIntegrity { detail },
-            HsmError::ResidentMissing => {
-                Self::KeyIntegrity { detail: "the token object of the key is missing".into() }
-            }
-            HsmError::ImportKeyMissing => Self::ImportJobLost,
-            HsmError::ImportMaterialInvalid => Self::ImportMaterialInvalid,
-            HsmError::ImportKeyLength => Self::ImportKeyLength,
-            HsmError::ImportCheckMismatch => Self::ImportCheckMismatch,
-            HsmError::MechanismMissing { mechanism } => Self::MechanismUnsupported { mechanism },
-            HsmError::TokenFull { detail } => Self::HsmFull { detail },
-            HsmError::Bug { reason } => Self::Bug { reason },
-            // `HsmError` is non-exhaustive: what we do not know is fatal and opaque.
-            _ => Self::Bug { reason: "an hsm error that the service does not know" },
-        }
-    }
-}
-
-impl From<StoreError> for ServiceError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::RevisionMismatch => Self::RevisionMismatch,
-            StoreError::NameTaken => Self::Bug { reason: "name taken outside of creation" },
-            StoreError::RequestIdTaken => Self::OperationInProgress,
-            StoreError::RequestsFull => Self::RequestsFull,
-            StoreError::NotFound => Self::KeyIntegrity { detail: "a row has vanished".into() },
-            StoreError::Damaged { detail } => Self::KeyIntegrity { detail },
-            StoreError::Unwritable { detail }
-            | StoreError::Unavailable { detail }
-            | StoreError::Schema { detail } => Self::StoreUnavailable { detail },
-            StoreError::Saturated => {
-                Self::StoreUnavailable { detail: "the store queue is full".into() }
-            }
-        }
-    }
-}
-
-impl From<AuditError> for ServiceError {
-    fn from(error: AuditError) -> Self {
-        Self::AuditUnavailable { detail: error.to_string() }
-    }
-}
-
-impl From<KeyringError> for ServiceError {
-    fn from(error: KeyringError) -> Self {
-        match error {
-            KeyringError::KeyNotFound(name) => Self::KeyNotFound { name },
-            KeyringError::VersionNotFound(name) => Self::VersionNotFound { name },
-            KeyringError::NotPermittedByState(state) => Self::KeyNotActive { state },
-            KeyringError::Exhausted => Self::KeyExhausted,
-            KeyringError::KeyDisabled => Self::KeyDisabled,
-            KeyringError::CryptoperiodExceeded => Self::CryptoperiodExceeded,
-            KeyringError::CiphertextInvalid => Self::CiphertextInvalid,
-            KeyringError::Integrity { detail } => Self::KeyIntegrity { detail },
-            KeyringError::Hsm(error) => error.into(),
-            KeyringError::Store(error) => error.into(),
-            KeyringError::Audit(error) => error.into(),
-            KeyringError::Bug { reason } => Self::Bug { reason },
-        }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kms_core::audit::Phase;
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
-use kms_core::key::{CkaId, KeyRow, Protection};
+use kms_core::key::{CkaId, KeyRow, KeyState, Protection};
 use kms_core::name::KeyName;
 use kms_hsm::HsmError;
 use serde::Serialize;
@@ -212,8 +212,22 @@ impl Inner {
         read.unwrap_or(Err(ServiceError::QueueDeadline))
     }
 
-    /// Waits for the turn to change a key, and reads it.
+    /// Waits for the turn to change a key, and reads it; refused while it is to be destroyed, or is.
     pub(super) async fn turn(
+        &self,
+        name: &KeyName,
+        choice: VersionChoice,
+    ) -> Result<Turn, ServiceError> {
+        let turn = self.turn_whatever(name, choice).await?;
+        match turn.fresh.key.row.state {
+            KeyState::Enabled | KeyState::Disabled => Ok(turn),
+            KeyState::DestroyScheduled => Err(ServiceError::KeyDestroyScheduled),
+            KeyState::Destroyed => Err(ServiceError::KeyDestroyed),
+        }
+    }
+
+    /// Waits for the turn to change a key, and reads it, whatever its state.
+    pub(super) async fn turn_whatever(
         &self,
         name: &KeyName,
         choice: VersionChoice,

@@ -52,6 +52,8 @@ pub struct Reconciled {
     pub rotated: usize,
     /// Versions whose window was over, and that are destroyed now.
     pub destroyed: usize,
+    /// Keys that are destroyed as a whole now.
+    pub keys_destroyed: usize,
     /// Import jobs that have expired, and are gone now.
     pub import_jobs: usize,
     /// HSM objects that no row and no intent names.
@@ -173,6 +175,8 @@ impl Inner {
         if grace.is_some() {
             let destroyed = self.destroy_due(&mut done).await;
             note("destructions", destroyed, &mut done);
+            let destroyed = self.destroy_keys_due(&mut done).await;
+            note("key destructions", destroyed, &mut done);
             let expired = self.expire_import_jobs(&mut done).await;
             note("import jobs", expired, &mut done);
             // Before the rotations: what is planned for a key takes the place of what would be made.

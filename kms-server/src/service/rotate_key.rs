@@ -53,7 +53,7 @@ impl Kms {
             match done {
                 Ok(_) => rotated += 1,
                 // Somebody else was faster, or wants no use of it; the next lease tells of it again.
-                Err(ServiceError::RevisionMismatch | ServiceError::KeyDisabled) => {}
+                Err(error) if is_over(&error) => {}
                 Err(error) => {
                     tracing::error!(alert = "rollover_failed", %error, "tried again with the next lease");
                 }
@@ -61,6 +61,17 @@ impl Kms {
         }
         rotated
     }
+}
+
+/// Returns whether a rollover was due and is not any more: the key was rotated, or taken out of use.
+const fn is_over(error: &ServiceError) -> bool {
+    matches!(
+        error,
+        ServiceError::RevisionMismatch
+            | ServiceError::KeyDisabled
+            | ServiceError::KeyDestroyScheduled
+            | ServiceError::KeyDestroyed
+    )
 }
 
 /// A rollover that somebody asked for, or that is due.
@@ -285,7 +296,7 @@ impl Inner {
             match self.record_unless_begun(&request, trail, rotated).await {
                 Ok(_) => done.rotated += 1,
                 // Rotated, changed or disabled meanwhile.
-                Err(ServiceError::RevisionMismatch | ServiceError::KeyDisabled) => {}
+                Err(error) if is_over(&error) => {}
                 Err(error) => done.rollover_failed(&name, error)?,
             }
         }

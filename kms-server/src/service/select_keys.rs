@@ -7,6 +7,7 @@ use kms_core::clock::Timestamp;
 use kms_core::filter::{Filter, KeyFacts};
 use kms_core::id::KeyVersion;
 use kms_core::key::{KeyRow, Sealed, VersionRow};
+use kms_core::usage::Uses;
 
 use super::describe_key::describe_key;
 use super::kms::Inner;
@@ -207,8 +208,11 @@ impl Inner {
         primary: &VersionRow,
     ) -> Result<bool, ServiceError> {
         let Some(filter) = &selection.filter else { return Ok(true) };
-        let last_use_time =
-            if selection.asks_last_use() { self.last_use(key).await? } else { None };
+        let last_use_time = if selection.asks_last_use() {
+            self.last_of_versions(key, Uses::last).await?
+        } else {
+            None
+        };
         let name = key.name.to_string();
         Ok(filter.passes(&KeyFacts {
             name: &name,
@@ -228,12 +232,16 @@ impl Inner {
         }))
     }
 
-    /// Returns when any version of a key was used last.
-    async fn last_use(&self, key: &KeyRow) -> Result<Option<Timestamp>, ServiceError> {
+    /// Returns the last of a time that each version of a key has.
+    pub(super) async fn last_of_versions(
+        &self,
+        key: &KeyRow,
+        time: fn(&Uses) -> Option<Timestamp>,
+    ) -> Result<Option<Timestamp>, ServiceError> {
         let mut last = None;
         let mut version = Some(KeyVersion::FIRST);
         while let Some(number) = version.filter(|number| *number <= key.latest) {
-            last = last.max(self.keyring.uses(key.uid, number).await?.last());
+            last = last.max(time(&self.keyring.uses(key.uid, number).await?));
             version = number.next();
         }
         Ok(last)

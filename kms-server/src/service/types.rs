@@ -263,7 +263,7 @@ pub struct ChangeVersionState {
     pub request_id: RequestId,
 }
 
-/// Asks to disable or enable a key.
+/// Asks to disable or enable a key, or to give its destruction up.
 #[derive(Clone, Debug)]
 pub struct ChangeKeyState {
     /// Name.
@@ -282,6 +282,23 @@ pub struct ScheduleDestruction {
     /// How long until then, 7 to 365 days.
     pub window: Duration,
     /// Whether it may have been used within the last 30 days; takes a permission of its own.
+    pub allow_recent_use: bool,
+    /// Whether the key may have consumers; takes a permission of its own.
+    pub allow_consumers: bool,
+    /// 1 to 256 bytes.
+    pub reason: String,
+    /// Makes a repeat safe.
+    pub request_id: RequestId,
+}
+
+/// Asks to plan the destruction of a whole key.
+#[derive(Clone, Debug)]
+pub struct ScheduleKeyDestruction {
+    /// Name.
+    pub name: KeyName,
+    /// How long until then, 7 to 365 days.
+    pub window: Duration,
+    /// Whether any version may have been wanted within the last 30 days; takes a permission of its own.
     pub allow_recent_use: bool,
     /// Whether the key may have consumers; takes a permission of its own.
     pub allow_consumers: bool,
@@ -428,6 +445,8 @@ pub struct KeyDescription {
     pub consumer_count: u32,
     /// Rotation by period, when it is wanted.
     pub rotation: Option<kms_core::lifecycle::Rotation>,
+    /// The planned destruction of the whole key.
+    pub destruction: Option<kms_core::lifecycle::KeyDestruction>,
 }
 
 /// A version, as callers see it.

@@ -62,6 +62,12 @@ pub enum IntentKind {
     DisableKey,
     /// EnableKey.
     EnableKey,
+    /// ScheduleKeyDestruction.
+    ScheduleKeyDestruction,
+    /// CancelKeyDestruction.
+    CancelKeyDestruction,
+    /// The destruction of a whole key begins, or has ended.
+    DestroyKey,
     /// SuspendKeyVersion.
     SuspendKeyVersion,
     /// ResumeKeyVersion.
@@ -82,7 +88,7 @@ pub enum IntentKind {
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::CreateKey,
         Self::RotateKey,
         Self::StageKeyVersion,
@@ -97,6 +103,9 @@ impl IntentKind {
         Self::RemoveConsumer,
         Self::DisableKey,
         Self::EnableKey,
+        Self::ScheduleKeyDestruction,
+        Self::CancelKeyDestruction,
+        Self::DestroyKey,
         Self::SuspendKeyVersion,
         Self::ResumeKeyVersion,
         Self::DeactivateKeyVersion,
@@ -124,6 +133,9 @@ impl IntentKind {
             Self::RemoveConsumer => "REMOVE_CONSUMER",
             Self::DisableKey => "DISABLE_KEY",
             Self::EnableKey => "ENABLE_KEY",
+            Self::ScheduleKeyDestruction => "SCHEDULE_KEY_DESTRUCTION",
+            Self::CancelKeyDestruction => "CANCEL_KEY_DESTRUCTION",
+            Self::DestroyKey => "DESTROY_KEY",
             Self::SuspendKeyVersion => "SUSPEND_KEY_VERSION",
             Self::ResumeKeyVersion => "RESUME_KEY_VERSION",
             Self::DeactivateKeyVersion => "DEACTIVATE_KEY_VERSION",

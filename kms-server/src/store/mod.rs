@@ -307,6 +307,15 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError>;
 
+    /// Lists keys whose planned destruction is due at `now` and begun already, or not held by a consumer, at most `limit`,
+    /// those due first first, after `after`.
+    async fn due_key_destructions(
+        &self,
+        now: Timestamp,
+        after: Option<DuePosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<KeyRow>>, StoreError>;
+
     /// Writes and reads a row of its own, to prove that the database can be written. For readiness.
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError>;
 

@@ -23,7 +23,7 @@ use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, KeyState, MAX_INVOCATIONS, Material, Origin, Protection,
     Purpose, RowMac, Sealed, Sensitivity, VersionRow, WrappedKey,
 };
-use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
+use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, KeyDestruction, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RootPin;
@@ -50,6 +50,8 @@ macro_rules! store_suite {
             due::due_deactivations_are_those_of_active_versions,
             due::due_destructions_are_those_planned_the_first_first,
             due::due_destructions_go_on_after_a_place,
+            due::due_key_destructions_are_those_not_held_or_begun,
+            due::due_key_destructions_go_on_after_a_place,
             due::due_rotations_are_those_of_active_primaries_of_enabled_keys,
             keys::a_destroyed_version_stays_destroyed,
             keys::a_key_is_updated_only_at_its_revision,
@@ -155,6 +157,7 @@ pub(crate) fn key_row(number: u8) -> KeyRow {
         latest: KeyVersion::FIRST,
         consumers: 0,
         rotation: None,
+        destruction: None,
     }
 }
 

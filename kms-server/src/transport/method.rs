@@ -73,6 +73,10 @@ methods! {
     DisableKey => "kms.v1.KeyService/DisableKey",
     /// EnableKey.
     EnableKey => "kms.v1.KeyService/EnableKey",
+    /// ScheduleKeyDestruction.
+    ScheduleKeyDestruction => "kms.v1.KeyService/ScheduleKeyDestruction",
+    /// CancelKeyDestruction.
+    CancelKeyDestruction => "kms.v1.KeyService/CancelKeyDestruction",
     /// DescribeKeyVersion.
     DescribeKeyVersion => "kms.v1.KeyService/DescribeKeyVersion",
     /// ListKeyVersions.

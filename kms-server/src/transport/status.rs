@@ -98,6 +98,10 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::CryptoperiodExceeded
         | ServiceError::KeyDisabled
         | ServiceError::KeyEnabled
+        | ServiceError::KeyNotDisabled
+        | ServiceError::KeyNotScheduled
+        | ServiceError::KeyDestroyScheduled
+        | ServiceError::KeyDestroyed
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
         ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
         ServiceError::ResourceExists { .. } | ServiceError::ConsumerExists { .. } => {
@@ -334,6 +338,11 @@ mod tests {
             => ("CRYPTOPERIOD_EXCEEDED", Code::FailedPrecondition, Caller, None),
         KeyDisabled: E::KeyDisabled => ("KEY_DISABLED", Code::FailedPrecondition, Caller, None),
         KeyEnabled: E::KeyEnabled => ("KEY_ENABLED", Code::FailedPrecondition, Caller, None),
+        KeyNotDisabled: E::KeyNotDisabled => ("KEY_NOT_DISABLED", Code::FailedPrecondition, Caller, None),
+        KeyNotScheduled: E::KeyNotScheduled => ("KEY_NOT_SCHEDULED", Code::FailedPrecondition, Caller, None),
+        KeyDestroyScheduled: E::KeyDestroyScheduled
+            => ("KEY_DESTROY_SCHEDULED", Code::FailedPrecondition, Caller, None),
+        KeyDestroyed: E::KeyDestroyed => ("KEY_DESTROYED", Code::FailedPrecondition, Caller, None),
         VersionsExhausted: E::VersionsExhausted => ("VERSIONS_EXHAUSTED", Code::FailedPrecondition, Caller, None),
         RequestIdReused: E::RequestIdReused => ("REQUEST_ID_REUSED", Code::InvalidArgument, Caller, None),
         OperationInProgress: E::OperationInProgress => ("OPERATION_IN_PROGRESS", Code::Aborted, Caller, Some(500)),

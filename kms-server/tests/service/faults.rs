@@ -534,6 +534,14 @@ impl Store for FaultyStore {
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
         through!(self.due_destructions(now, after, limit))
     }
+    async fn due_key_destructions(
+        &self,
+        now: Timestamp,
+        after: Option<DuePosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
+        through!(self.due_key_destructions(now, after, limit))
+    }
     async fn due_deactivations(
         &self,
         now: Timestamp,

@@ -11,8 +11,8 @@ use kms_core::state::VersionState;
 use kms_hsm::TokenKeys;
 use kms_server::service::{
     CancelImportJob, ChangeKeyState, ChangeVersionState, CreateKey, ImportKey, ImportKeyVersion,
-    RegisterConsumer, RemoveConsumer, RotateKey, ScheduleDestruction, ServiceError,
-    StageKeyVersion, UpdateKey,
+    RegisterConsumer, RemoveConsumer, RotateKey, ScheduleDestruction, ScheduleKeyDestruction,
+    ServiceError, StageKeyVersion, UpdateKey,
 };
 use kms_server::store::{KeyRef, VersionChoice};
 
@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     Discard,
     Disable,
     Enable,
+    ScheduleKey,
+    CancelKey,
     Suspend,
     Resume,
     Deactivate,
@@ -75,6 +77,8 @@ pub(crate) fn cases() -> impl Iterator<Item = Case> {
         Kind::Discard,
         Kind::Disable,
         Kind::Enable,
+        Kind::ScheduleKey,
+        Kind::CancelKey,
         Kind::Suspend,
         Kind::Resume,
         Kind::Deactivate,
@@ -109,7 +113,8 @@ impl Case {
             | Kind::Compromise => &[Kind::Create],
             Kind::Remove => &[Kind::Create, Kind::Register],
             Kind::Activate | Kind::Discard => &[Kind::Create, Kind::Stage],
-            Kind::Enable => &[Kind::Create, Kind::Disable],
+            Kind::Enable | Kind::ScheduleKey => &[Kind::Create, Kind::Disable],
+            Kind::CancelKey => &[Kind::Create, Kind::Disable, Kind::ScheduleKey],
             Kind::Resume => &[Kind::Create, Kind::Suspend],
             Kind::Deactivate | Kind::CompromiseOld => &[Kind::Create, Kind::Rotate],
             Kind::Schedule => &[Kind::Create, Kind::Rotate, Kind::Deactivate],
@@ -205,6 +210,23 @@ impl Case {
             Kind::Enable => {
                 let request = world.request("kms.v1.KeyService/EnableKey");
                 kms.enable_key(&request, key_change()).await.map(|made| text(&made))
+            }
+            Kind::ScheduleKey => {
+                let ChangeKeyState { name, reason, request_id } = key_change();
+                let schedule = ScheduleKeyDestruction {
+                    name,
+                    window: DEFAULT_DESTRUCTION_WINDOW,
+                    allow_recent_use: false,
+                    allow_consumers: false,
+                    reason,
+                    request_id,
+                };
+                let request = world.request("kms.v1.KeyService/ScheduleKeyDestruction");
+                kms.schedule_key_destruction(&request, schedule).await.map(|made| text(&made))
+            }
+            Kind::CancelKey => {
+                let request = world.request("kms.v1.KeyService/CancelKeyDestruction");
+                kms.cancel_key_destruction(&request, key_change()).await.map(|made| text(&made))
             }
             Kind::Suspend => {
                 let request = world.request("kms.v1.KeyService/SuspendKeyVersion");

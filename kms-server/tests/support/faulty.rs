@@ -121,6 +121,7 @@ forward! {
     due_activations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
     due_rotations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<KeyRow>>;
     due_destructions(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
+    due_key_destructions(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<KeyRow>>;
     retired_roots() -> Vec<Sealed<RetiredRoot>>;
     retire_root(retired: Sealed<RetiredRoot>) -> ();
     old_rows(tenant: TenantName, current: RootGeneration, after: Option<ListPosition>, limit: RowsLimit) -> OldRows;

@@ -68,6 +68,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             latest: KeyVersion::FIRST,
             consumers: 0,
             rotation: None,
+            destruction: None,
         }),
         version: sealed(VersionRow {
             key_uid: key_uid(tenant_number, number),

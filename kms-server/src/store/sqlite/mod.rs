@@ -532,6 +532,15 @@ impl Store for SqliteStore {
         self.read(move |db| read::due_destructions(db, now, after, limit)).await
     }
 
+    async fn due_key_destructions(
+        &self,
+        now: Timestamp,
+        after: Option<DuePosition>,
+        limit: u32,
+    ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
+        self.read(move |db| read::due_key_destructions(db, now, after, limit)).await
+    }
+
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
         self.write(move |db| write::probe(db, now)).await
     }

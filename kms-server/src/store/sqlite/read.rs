@@ -372,12 +372,31 @@ pub(super) fn due_destructions(
     listed(
         connection,
         "SELECT versions.* FROM versions JOIN keys ON keys.uid = versions.key_uid
-         WHERE destroy_time IS NOT NULL AND destroy_time <= ?1
-           AND (destroy_despite_consumers OR consumer_count = 0)
-         AND (destroy_time, key_uid, version) > (?3, ?4, ?5)
-         ORDER BY destroy_time, key_uid, version LIMIT ?2",
+         WHERE versions.destroy_time IS NOT NULL AND versions.destroy_time <= ?1
+           AND (versions.destroy_despite_consumers OR consumer_count = 0)
+         AND (versions.destroy_time, key_uid, version) > (?3, ?4, ?5)
+         ORDER BY versions.destroy_time, key_uid, version LIMIT ?2",
         (now.as_unix_ms(), limit.min(MAX_LIST_ROWS), time, key_uid, version),
         rows::version,
+    )
+}
+
+pub(super) fn due_key_destructions(
+    connection: &Connection,
+    now: Timestamp,
+    after: Option<DuePosition>,
+    limit: u32,
+) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
+    let (time, key_uid, _) = position(after);
+    listed(
+        connection,
+        "SELECT * FROM keys
+         WHERE destroy_time IS NOT NULL AND destroy_time <= ?1
+           AND (destroy_begun OR destroy_despite_consumers OR consumer_count = 0)
+         AND (destroy_time, uid) > (?3, ?4)
+         ORDER BY destroy_time, uid LIMIT ?2",
+        (now.as_unix_ms(), limit.min(MAX_LIST_ROWS), time, key_uid),
+        rows::key,
     )
 }
 

@@ -14,7 +14,7 @@ use kms_core::key::{
     CheckBlob, CkaId, CounterRow, KeyRow, KeyState, Material, Origin, Protection, Purpose, RowMac,
     Sealed, Sensitivity, VersionRow, WrappedKey,
 };
-use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, Rotation};
+use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, KeyDestruction, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::{RetiredRoot, RootPin};
@@ -92,6 +92,16 @@ impl Columns<'_> {
         Ok(Some(Destruction { time, returns_to, despite_consumers, despite_recent_use }))
     }
 
+    fn key_destruction(&self) -> Result<Option<KeyDestruction>, StoreError> {
+        let Some(time) = self.read::<Option<i64>>("destroy_time")? else { return Ok(None) };
+        Ok(Some(KeyDestruction {
+            time: Timestamp::from_unix_ms(time),
+            despite_consumers: self.read("destroy_despite_consumers")?,
+            despite_recent_use: self.read("destroy_despite_use")?,
+            begun: self.read("destroy_begun")?,
+        }))
+    }
+
     fn uid(&self, column: &'static str) -> Result<KeyUid, StoreError> {
         self.array(column).map(KeyUid::from_bytes)
     }
@@ -136,6 +146,7 @@ pub(super) fn key(row: &Row<'_>) -> Result<Sealed<KeyRow>, StoreError> {
         consumers: u32::try_from(columns.number("consumer_count")?)
             .map_err(|_| columns.damaged("consumer_count"))?,
         rotation: columns.rotation()?,
+        destruction: columns.key_destruction()?,
     })
 }
 

@@ -15,10 +15,12 @@ pub(super) fn insert_key(connection: &Connection, key: &Sealed<KeyRow>) -> Resul
     let sql =
         "INSERT INTO keys (uid, tenant, key_id, purpose, protection, state, owner, sensitivity,
             usage, cryptoperiod_s, labels, create_time, update_time, revision, primary_version,
-            latest_version, consumer_count, rotation_period_s, rotate_time, generation, mac)
+            latest_version, consumer_count, rotation_period_s, rotate_time, destroy_time,
+            destroy_despite_consumers, destroy_despite_use, destroy_begun, generation, mac)
          VALUES (:uid, :tenant, :key_id, :purpose, :protection, :state, :owner, :sensitivity,
             :usage, :cryptoperiod_s, :labels, :create_time, :update_time, :revision, :primary_version,
-            :latest_version, :consumer_count, :rotation_period_s, :rotate_time, :generation, :mac)";
+            :latest_version, :consumer_count, :rotation_period_s, :rotate_time, :destroy_time,
+            :destroy_despite_consumers, :destroy_despite_use, :destroy_begun, :generation, :mac)";
     with_key_parameters(key, &[], |parameters| {
         insert(connection, sql, parameters, StoreError::NameTaken)
     })
@@ -34,7 +36,10 @@ pub(super) fn replace_key(
             sensitivity = :sensitivity, usage = :usage, cryptoperiod_s = :cryptoperiod_s, labels = :labels, create_time = :create_time,
             update_time = :update_time, revision = :revision, primary_version = :primary_version,
             latest_version = :latest_version, consumer_count = :consumer_count, rotation_period_s = :rotation_period_s,
-            rotate_time = :rotate_time, generation = :generation, mac = :mac
+            rotate_time = :rotate_time, destroy_time = :destroy_time,
+            destroy_despite_consumers = :destroy_despite_consumers,
+            destroy_despite_use = :destroy_despite_use, destroy_begun = :destroy_begun,
+            generation = :generation, mac = :mac
          WHERE uid = :uid AND revision = :expected";
     let expected = integer(expected.get())?;
     let changed = with_key_parameters(key, &[(":expected", &expected)], |parameters| {
@@ -72,6 +77,7 @@ pub(super) fn with_key_parameters<T>(
         latest,
         consumers,
         rotation,
+        destruction,
     } = row;
     let labels = serde_json::to_string(labels)
         .map_err(|error| StoreError::Damaged { detail: format!("labels: {error}") })?;
@@ -95,6 +101,10 @@ pub(super) fn with_key_parameters<T>(
         ":consumer_count": consumers,
         ":rotation_period_s": rotation.map(|plan| integer(plan.period.as_secs())).transpose()?,
         ":rotate_time": rotation.map(|plan| plan.due.as_unix_ms()),
+        ":destroy_time": destruction.map(|planned| planned.time.as_unix_ms()),
+        ":destroy_despite_consumers": destruction.map(|planned| planned.despite_consumers),
+        ":destroy_despite_use": destruction.map(|planned| planned.despite_recent_use),
+        ":destroy_begun": destruction.map(|planned| planned.begun),
         ":generation": generation.get(),
         ":mac": mac.0,
     };

@@ -182,3 +182,61 @@ pub(crate) async fn due_destructions_go_on_after_a_place(store: Arc<impl Store>)
         version: row.version.get(),
     });
 }
+
+/// Makes a key whose destruction is planned.
+fn scheduled_key(number: u8, due: i64) -> NewKey {
+    let mut new = new_key(number);
+    new.key.row.state = KeyState::DestroyScheduled;
+    let (despite_consumers, despite_recent_use, begun) = (false, false, false);
+    let destruction =
+        KeyDestruction { time: time(due), despite_consumers, despite_recent_use, begun };
+    new.key.row.destruction = Some(destruction);
+    new
+}
+
+pub(crate) async fn due_key_destructions_are_those_not_held_or_begun(store: Arc<impl Store>) {
+    for (number, due, consumers, despite_consumers, begun) in [
+        (1, Some(300), 0, false, false),
+        (2, Some(100), 0, false, false),
+        (3, None, 0, false, false),
+        (4, Some(301), 0, false, false),
+        (5, Some(50), 1, false, false),
+        (6, Some(60), 1, true, false),
+        (7, Some(70), 1, false, true),
+    ] {
+        let mut new = due.map_or_else(|| new_key(number), |due| scheduled_key(number, due));
+        new.key.row.consumers = consumers;
+        let planned = new.key.row.destruction;
+        new.key.row.destruction =
+            planned.map(|planned| KeyDestruction { despite_consumers, begun, ..planned });
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        let key = new.key.clone();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+        let stored = store.key(KeyRef::Uid(key.row.uid), VersionChoice::Primary).await.unwrap();
+        assert_eq!(stored.unwrap().key, key, "all of it reads back");
+    }
+    let due = |found: Listed<Sealed<KeyRow>>| -> Vec<KeyUid> {
+        found.rows.into_iter().map(|key| key.row.uid).collect()
+    };
+    let all = store.due_key_destructions(time(300), None, 10).await.unwrap();
+    assert_eq!(due(all), [6, 7, 2, 1].map(uid));
+    assert_eq!(due(store.due_key_destructions(time(300), None, 1).await.unwrap()), [uid(6)]);
+    assert_eq!(store.due_key_destructions(time(59), None, 10).await, Ok(listed(vec![])));
+}
+
+pub(crate) async fn due_key_destructions_go_on_after_a_place(store: Arc<impl Store>) {
+    let mut order = Vec::new();
+    for number in 1..=9 {
+        let new = scheduled_key(number, 100 + i64::from(10 - number) / 3);
+        order.push((new.key.row.destruction.unwrap().time, new.key.row.uid));
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        store.create_key(new, closing(number, u64::from(number) - 1)).await.unwrap();
+    }
+    order.sort();
+    let order: Vec<_> = order.into_iter().map(|(_, uid)| uid).collect();
+    assert_paged!(store, order, due_key_destructions, |row: &KeyRow| DuePosition {
+        time: row.destruction.unwrap().time,
+        key_uid: row.uid,
+        version: 0,
+    });
+}

@@ -17,7 +17,8 @@ use kms_proto::v1 as proto;
 use crate::service::{
     ChangeKeyState, ChangeVersionState, CreateKey, DEFAULT_DATA_KEY_BYTES, GenerateDataKey,
     ListKeyHistory, ListKeyVersions, ListKeys, RegisterConsumer, RemoveConsumer, Rewrap, RotateKey,
-    ScheduleDestruction, ServiceError, SetRotation, StageKeyVersion, Unwrap, UpdateKey, Wrap,
+    ScheduleDestruction, ScheduleKeyDestruction, ServiceError, SetRotation, StageKeyVersion,
+    Unwrap, UpdateKey, Wrap,
 };
 
 pub(super) type Decoded<T> = Result<T, ServiceError>;
@@ -259,6 +260,37 @@ pub(super) fn compromise(
     change(&name, reason, &request_id)
 }
 
+pub(super) fn schedule_key(
+    message: proto::ScheduleKeyDestructionRequest,
+) -> Decoded<ScheduleKeyDestruction> {
+    let proto::ScheduleKeyDestructionRequest {
+        name,
+        window,
+        reason,
+        request_id,
+        allow_recent_use,
+        allow_consumers,
+    } = message;
+    Ok(ScheduleKeyDestruction {
+        name: parse("name", &name)?,
+        window: destruction_window(window)?,
+        allow_recent_use,
+        allow_consumers,
+        reason,
+        request_id: parse("request_id", &request_id)?,
+    })
+}
+
+pub(super) fn cancel_key(message: proto::CancelKeyDestructionRequest) -> Decoded<ChangeKeyState> {
+    let proto::CancelKeyDestructionRequest { name, reason, request_id } = message;
+    let request_id = parse("request_id", &request_id)?;
+    Ok(ChangeKeyState { name: parse("name", &name)?, reason, request_id })
+}
+
+fn destruction_window(window: Option<prost_types::Duration>) -> Decoded<Duration> {
+    window.map_or(Ok(DEFAULT_DESTRUCTION_WINDOW), |given| whole_seconds("window", given))
+}
+
 pub(super) fn schedule(
     message: proto::ScheduleKeyVersionDestructionRequest,
 ) -> Decoded<ScheduleDestruction> {
@@ -270,10 +302,7 @@ pub(super) fn schedule(
         allow_recent_use,
         allow_consumers,
     } = message;
-    let window = match window {
-        Some(given) => whole_seconds("window", given)?,
-        None => DEFAULT_DESTRUCTION_WINDOW,
-    };
+    let window = destruction_window(window)?;
     let ChangeVersionState { name, reason, request_id } = change(&name, reason, &request_id)?;
     Ok(ScheduleDestruction { name, window, allow_recent_use, allow_consumers, reason, request_id })
 }

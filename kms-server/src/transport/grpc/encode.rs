@@ -95,6 +95,7 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         version_count,
         consumer_count,
         rotation,
+        destruction,
     } = result;
     let purpose = match purpose {
         Purpose::Wrap => proto::Purpose::Wrap,
@@ -106,6 +107,8 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
     let state = match state {
         KeyState::Enabled => proto::KeyState::Enabled,
         KeyState::Disabled => proto::KeyState::Disabled,
+        KeyState::DestroyScheduled => proto::KeyState::DestroyScheduled,
+        KeyState::Destroyed => proto::KeyState::Destroyed,
     };
     let sensitivity = match sensitivity {
         Sensitivity::Low => proto::Sensitivity::Low,
@@ -131,6 +134,10 @@ pub(super) fn key(result: KeyDescription) -> proto::Key {
         consumer_count,
         rotation_period: rotation.map(|plan| duration(plan.period)),
         next_rotation_time: rotation.map(|plan| time(plan.due)),
+        destroy_time: destruction.map(|planned| time(planned.time)),
+        destroy_despite_consumers: destruction.is_some_and(|planned| planned.despite_consumers),
+        destroy_despite_recent_use: destruction.is_some_and(|planned| planned.despite_recent_use),
+        destruction_begun: destruction.is_some_and(|planned| planned.begun),
     }
 }
 

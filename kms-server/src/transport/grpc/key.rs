@@ -50,6 +50,8 @@ mutation!(register_consumer, NONE, decode::register_consumer, encode::consumer);
 mutation!(remove_consumer, NONE, decode::remove_consumer, encode::consumer);
 mutation!(disable_key, NONE, decode::disable_key, encode::key);
 mutation!(enable_key, NONE, decode::enable_key, encode::key);
+mutation!(schedule_key_destruction, NONE, decode::schedule_key, encode::key);
+mutation!(cancel_key_destruction, NONE, decode::cancel_key, encode::key);
 mutation!(suspend_key_version, NONE, decode::suspend, encode::version);
 mutation!(resume_key_version, NONE, decode::resume, encode::version);
 mutation!(deactivate_key_version, NONE, decode::deactivate, encode::version);

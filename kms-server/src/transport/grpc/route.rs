@@ -92,6 +92,8 @@ fn dispatch(
         Method::DiscardKeyVersion => key::discard_key_version,
         Method::DisableKey => key::disable_key,
         Method::EnableKey => key::enable_key,
+        Method::ScheduleKeyDestruction => key::schedule_key_destruction,
+        Method::CancelKeyDestruction => key::cancel_key_destruction,
         Method::DescribeKeyVersion => key::describe_key_version,
         Method::ListKeyVersions => key::list_key_versions,
         Method::SuspendKeyVersion => key::suspend_key_version,

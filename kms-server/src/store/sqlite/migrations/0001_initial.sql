@@ -30,7 +30,7 @@ CREATE TABLE keys (
     key_id          TEXT    NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
     purpose         TEXT    NOT NULL CHECK (purpose IN ('WRAP')),
     protection      TEXT    NOT NULL CHECK (protection IN ('HSM_WRAPPED', 'HSM_RESIDENT')),
-    state           TEXT    NOT NULL CHECK (state IN ('ENABLED', 'DISABLED')),
+    state           TEXT    NOT NULL CHECK (state IN ('ENABLED', 'DISABLED', 'DESTROY_SCHEDULED', 'DESTROYED')),
     owner           TEXT    NOT NULL CHECK (octet_length(owner) <= 256),
     sensitivity     TEXT    NOT NULL CHECK (sensitivity IN ('LOW', 'MEDIUM', 'HIGH')),
     usage           TEXT    NOT NULL CHECK (octet_length(usage) <= 1024),
@@ -45,15 +45,25 @@ CREATE TABLE keys (
     -- Rotation by period, and when the primary gives way.
     rotation_period_s INTEGER CHECK (rotation_period_s BETWEEN 1 AND 315619200),
     rotate_time       INTEGER,
+    -- A planned destruction of the whole key: when, in spite of what, and whether versions are being destroyed.
+    destroy_time              INTEGER,
+    destroy_despite_consumers INTEGER CHECK (destroy_despite_consumers IN (0, 1)),
+    destroy_despite_use       INTEGER CHECK (destroy_despite_use IN (0, 1)),
+    destroy_begun             INTEGER CHECK (destroy_begun IN (0, 1)),
     generation      INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
     mac             BLOB    NOT NULL CHECK (length(mac) = 32),
     CHECK ((rotation_period_s IS NULL) = (rotate_time IS NULL)),
+    CHECK ((destroy_time IS NULL) = (state <> 'DESTROY_SCHEDULED')),
+    CHECK ((destroy_time IS NULL) = (destroy_despite_consumers IS NULL)),
+    CHECK ((destroy_time IS NULL) = (destroy_despite_use IS NULL)),
+    CHECK ((destroy_time IS NULL) = (destroy_begun IS NULL)),
     UNIQUE (tenant, key_id),
     FOREIGN KEY (uid, primary_version) REFERENCES versions (key_uid, version) DEFERRABLE INITIALLY DEFERRED
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX keys_by_age ON keys (tenant, create_time, uid);
 CREATE INDEX keys_to_rotate ON keys (rotate_time, uid) WHERE rotate_time IS NOT NULL;
+CREATE INDEX keys_to_destroy ON keys (destroy_time, uid) WHERE destroy_time IS NOT NULL;
 
 CREATE TABLE versions (
     key_uid         BLOB    NOT NULL REFERENCES keys (uid),
@@ -158,7 +168,7 @@ CREATE TABLE usage (
     rewraps       INTEGER NOT NULL CHECK (rewraps >= 0),
     first_rewrap  INTEGER,
     last_rewrap   INTEGER,
-    -- Attempts while the destruction is planned.
+    -- Attempts while the key is disabled, or a destruction is planned.
     refusals      INTEGER NOT NULL CHECK (refusals >= 0),
     first_refusal INTEGER,
     last_refusal  INTEGER,
@@ -243,14 +253,18 @@ CREATE TRIGGER keys_guard BEFORE UPDATE ON keys
 WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation AND
         (NEW.state, NEW.owner, NEW.sensitivity, NEW.usage, NEW.cryptoperiod_s, NEW.labels, NEW.update_time,
          NEW.primary_version, NEW.latest_version, NEW.consumer_count, NEW.rotation_period_s,
-         NEW.rotate_time)
+         NEW.rotate_time, NEW.destroy_time, NEW.destroy_despite_consumers, NEW.destroy_despite_use,
+         NEW.destroy_begun)
         IS
         (OLD.state, OLD.owner, OLD.sensitivity, OLD.usage, OLD.cryptoperiod_s, OLD.labels, OLD.update_time,
          OLD.primary_version, OLD.latest_version, OLD.consumer_count, OLD.rotation_period_s,
-         OLD.rotate_time)))
+         OLD.rotate_time, OLD.destroy_time, OLD.destroy_despite_consumers, OLD.destroy_despite_use,
+         OLD.destroy_begun)))
     OR NEW.uid IS NOT OLD.uid OR NEW.tenant IS NOT OLD.tenant
     OR NEW.key_id IS NOT OLD.key_id OR NEW.purpose IS NOT OLD.purpose OR NEW.protection IS NOT OLD.protection
     OR NEW.create_time IS NOT OLD.create_time OR NEW.latest_version < OLD.latest_version
+    OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
+    OR (OLD.destroy_begun AND NEW.state NOT IN ('DESTROY_SCHEDULED', 'DESTROYED'))
 BEGIN SELECT RAISE(ABORT, 'keys: an immutable column changed or the revision did not grow'); END;
 
 CREATE TRIGGER versions_guard BEFORE UPDATE ON versions
@@ -265,7 +279,7 @@ WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.
     OR NEW.key_uid IS NOT OLD.key_uid OR NEW.version IS NOT OLD.version
     OR NEW.create_time IS NOT OLD.create_time OR NEW.origin IS NOT OLD.origin
     OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
-    OR (OLD.state = 'COMPROMISED' AND NEW.state NOT IN ('COMPROMISED', 'DESTROY_SCHEDULED'))
+    OR (OLD.state = 'COMPROMISED' AND NEW.state NOT IN ('COMPROMISED', 'DESTROY_SCHEDULED', 'DESTROYED'))
 BEGIN SELECT RAISE(ABORT, 'versions: an immutable column changed or the revision did not grow'); END;
 
 -- A counter gives back at most the unused rest of one lease, 2^20 at most.
