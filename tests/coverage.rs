@@ -84,6 +84,7 @@ fn import_cases(jobs: &Jobs) -> Vec<Case> {
         labels,
         request_id: id,
         rotation_period,
+        recipient_usage_period,
         ..
     } = new_key("imported");
     let import = proto::ImportKeyRequest {
@@ -98,6 +99,7 @@ fn import_cases(jobs: &Jobs) -> Vec<Case> {
         labels,
         request_id: id,
         rotation_period,
+        recipient_usage_period,
         check_value: check_value.into(),
     };
     let describe = proto::DescribeImportJobRequest { name: jobs.spare.name.clone() };

@@ -53,6 +53,7 @@ fn import(
         sensitivity: proto::Sensitivity::High.into(),
         usage: "tests".to_owned(),
         cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
+        recipient_usage_period: None,
         labels: std::collections::HashMap::new(),
         rotation_period: None,
         request_id: request_id(),

@@ -70,6 +70,7 @@ fn entries() -> Vec<Entry> {
         sensitivity: "HIGH",
         usage: "orders\nand bills".into(),
         cryptoperiod_seconds: 31_536_000,
+        recipient_usage_period_seconds: 126_144_000,
         labels: labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
         create_time: "2026-01-31T08:00:00.000Z".into(),
         update_time: "2026-02-02T08:00:00.000Z".into(),
@@ -155,10 +156,14 @@ fn every_row_has_every_column() {
     assert_eq!(rows.len(), 1 + 8);
     assert!(rows.iter().all(|row| row.len() == csv::COLUMNS.len()));
     assert_eq!(rows[0], csv::COLUMNS);
-    assert_eq!(rows[1][5], "team \"blue\", second floor");
-    assert_eq!(rows[1][7], "orders\nand bills");
-    assert_eq!(rows[1][9], "scope=pci;team=b;c");
-    assert_eq!(rows[1][23], "'=cmd|' /C calc'!A0", "no spreadsheet runs it");
+    let of = |column: &str| {
+        let index = csv::COLUMNS.iter().position(|name| *name == column).unwrap();
+        rows[1][index].as_str()
+    };
+    assert_eq!(of("owner"), "team \"blue\", second floor");
+    assert_eq!(of("usage"), "orders\nand bills");
+    assert_eq!(of("labels"), "scope=pci;team=b;c");
+    assert_eq!(of("state_reason"), "'=cmd|' /C calc'!A0", "no spreadsheet runs it");
 }
 
 #[test]

@@ -34,6 +34,11 @@ pub const MAX_LABEL_VALUE_BYTES: usize = 255;
 pub const MIN_CRYPTOPERIOD: Duration = Duration::from_hours(1);
 /// The longest originator-usage period: 10 years of 365 days and three leap days.
 pub const MAX_CRYPTOPERIOD: Duration = Duration::from_hours(3653 * 24);
+/// How much longer than it protects a version processes, unless it is said: of a symmetric key-wrapping key 3 years
+/// (SP 800-57 Part 1 §5.3.6, Table 1).
+pub const DEFAULT_RECIPIENT_EXTENSION: Duration = Duration::from_hours(3 * 365 * 24);
+/// The longest recipient-usage period: 30 years; what is kept for longer is rewrapped meanwhile.
+pub const MAX_RECIPIENT_USAGE_PERIOD: Duration = Duration::from_hours(10_957 * 24);
 /// Invocations of AES-GCM with random 96-bit IVs that one key version may see (SP 800-38D §8.3).
 pub const MAX_INVOCATIONS: u64 = 1 << 32;
 
@@ -209,6 +214,8 @@ pub struct KeyRow {
     pub usage: String,
     /// Originator-usage period.
     pub cryptoperiod: Duration,
+    /// Recipient-usage period: how long a version is to process what it protected; not shorter than the other.
+    pub recipient_usage_period: Duration,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// When it was created.
@@ -242,6 +249,7 @@ impl KeyRow {
             sensitivity,
             usage,
             cryptoperiod,
+            recipient_usage_period,
             labels,
             create_time,
             update_time,
@@ -262,6 +270,7 @@ impl KeyRow {
             .text(sensitivity.as_str())
             .text(usage)
             .number(cryptoperiod.as_secs())
+            .number(recipient_usage_period.as_secs())
             .signed(create_time.as_unix_ms())
             .signed(update_time.as_unix_ms())
             .number(primary.get().into())

@@ -66,6 +66,7 @@ fn key_row() -> KeyRow {
         sensitivity: Sensitivity::Medium,
         usage: "nightly backups".into(),
         cryptoperiod: Duration::from_hours(24 * 90),
+        recipient_usage_period: Duration::from_hours(24 * 900),
         labels: labels(&[("env", "prod"), ("site", "")]),
         create_time: time(1_700_000_000_000),
         update_time: time(1_700_000_000_001),
@@ -274,7 +275,7 @@ fn assert_all_differ<R: Clone>(row: &R, edits: &[fn(&mut R)], mac_input: impl Fn
 
 #[test]
 fn every_edit_of_a_key_row_shows() {
-    let edits: [fn(&mut KeyRow); 28] = [
+    let edits: [fn(&mut KeyRow); 29] = [
         |row| row.uid = uid(9),
         |row| row.name = key_name("other", "backups"),
         |row| row.name = key_name("acme", "other"),
@@ -284,6 +285,7 @@ fn every_edit_of_a_key_row_shows() {
         |row| row.sensitivity = Sensitivity::High,
         |row| row.usage = "x".into(),
         |row| row.cryptoperiod = Duration::from_hours(24 * 91),
+        |row| row.recipient_usage_period = Duration::from_hours(24 * 901),
         |row| row.labels = labels(&[("env", "prod")]),
         |row| row.labels = labels(&[("env", "test"), ("site", "")]),
         |row| row.labels = labels(&[("env", "prod"), ("site", "a")]),

@@ -309,6 +309,7 @@ async fn wrap(channel: &Channel) -> proto::WrapResponse {
         sensitivity: proto::Sensitivity::Low.into(),
         usage: "tests of dev mode".to_owned(),
         cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
+        recipient_usage_period: None,
         request_id: "00000000-0000-4000-8000-000000000001".to_owned(),
         ..Default::default()
     };

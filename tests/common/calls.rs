@@ -97,6 +97,7 @@ pub fn new_key(key_id: &str) -> proto::CreateKeyRequest {
         sensitivity: proto::Sensitivity::Low.into(),
         usage: "behaviour tests".to_owned(),
         cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
+        recipient_usage_period: None,
         labels: HashMap::new(),
         request_id: request_id(),
         rotation_period: None,

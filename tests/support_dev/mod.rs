@@ -103,6 +103,7 @@ pub fn new_key(key_id: &str, protection: proto::Protection) -> proto::CreateKeyR
         sensitivity: proto::Sensitivity::Low.into(),
         usage: "crash and durability tests".to_owned(),
         cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
+        recipient_usage_period: None,
         labels: std::collections::HashMap::new(),
         request_id: request_id(),
         rotation_period: None,

@@ -164,6 +164,7 @@ async fn imports(channel: &Channel, name: &String) {
         labels: like.labels,
         request_id: request_id(),
         rotation_period: None,
+        recipient_usage_period: None,
     };
     keys.import_key(import).await.unwrap();
     let import = proto::ImportKeyVersionRequest {

@@ -175,6 +175,7 @@ fn new_key(name: KeyName, due: bool) -> Result<CreateKey, Error> {
         sensitivity: Sensitivity::Low,
         usage: "one of many".into(),
         cryptoperiod: Duration::from_hours(365 * 24),
+        recipient_usage_period: None,
         labels: BTreeMap::new(),
         rotation_period: due.then_some(PERIOD),
         request_id: request_id()?,

@@ -112,6 +112,7 @@ impl Place {
             sensitivity: v1::Sensitivity::Low,
             usage: "foreground".into(),
             cryptoperiod: Duration::from_hours(365 * 24),
+            recipient_usage_period: None,
             rotation_period: None,
             protection: v1::Protection::HsmWrapped,
             labels: Vec::new(),

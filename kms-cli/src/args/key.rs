@@ -117,6 +117,9 @@ pub struct About {
     /// How long a version may protect new data, 1h to 10y
     #[arg(long, value_name = "PERIOD", value_parser = period)]
     pub cryptoperiod: Duration,
+    /// How long a version is to unwrap, up to 30y [default: the cryptoperiod and 3 years]
+    #[arg(long, value_name = "PERIOD", value_parser = period)]
+    pub recipient_usage_period: Option<Duration>,
     /// Rotate by itself, this often: 1h to the cryptoperiod
     #[arg(long, value_name = "PERIOD", value_parser = period)]
     pub rotation_period: Option<Duration>,
@@ -187,6 +190,9 @@ pub struct Update {
     /// New cryptoperiod, 1h to 10y
     #[arg(long, value_name = "PERIOD", value_parser = period, group = "change")]
     pub cryptoperiod: Option<Duration>,
+    /// New recipient-usage period, up to 30y
+    #[arg(long, value_name = "PERIOD", value_parser = period, group = "change")]
+    pub recipient_usage_period: Option<Duration>,
     /// New label; all of them replace all old ones; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair, group = "change")]
     pub labels: Vec<(String, String)>,

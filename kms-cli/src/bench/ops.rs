@@ -100,6 +100,7 @@ async fn ensure(client: &Client, name: &KeyName) -> Result<(), BenchError> {
         sensitivity: v1::Sensitivity::Low,
         usage: "load generator".into(),
         cryptoperiod: std::time::Duration::from_hours(365 * 24),
+        recipient_usage_period: None,
         rotation_period: None,
         protection: v1::Protection::HsmWrapped,
         labels: Vec::new(),

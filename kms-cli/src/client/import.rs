@@ -104,6 +104,7 @@ impl Client {
             labels: key.labels.into_iter().collect(),
             request_id: id.to_string(),
             rotation_period: key.rotation_period.map(duration),
+            recipient_usage_period: key.recipient_usage_period.map(duration),
             check_value: sealed.check.to_bytes().to_vec().into(),
         };
         let send = |request| async { self.keys().import_key(request).await };

@@ -27,6 +27,8 @@ pub struct NewKey {
     pub usage: String,
     /// How long a version may protect new data.
     pub cryptoperiod: Duration,
+    /// How long a version is to process; `None` leaves it to the server.
+    pub recipient_usage_period: Option<Duration>,
     /// How long a version is the primary; `None` without rotation by period.
     pub rotation_period: Option<Duration>,
     /// Where its material lives.
@@ -55,6 +57,8 @@ pub struct KeyChange {
     pub usage: Option<String>,
     /// New cryptoperiod.
     pub cryptoperiod: Option<Duration>,
+    /// New recipient-usage period.
+    pub recipient_usage_period: Option<Duration>,
     /// New labels, all of them.
     pub labels: Option<Vec<(String, String)>>,
     /// New rotation.
@@ -138,6 +142,7 @@ impl Client {
             cryptoperiod: Some(duration(key.cryptoperiod)),
             labels: key.labels.into_iter().collect(),
             rotation_period: key.rotation_period.map(duration),
+            recipient_usage_period: key.recipient_usage_period.map(duration),
             request_id: id.to_string(),
         };
         self.mutate(once(id), request, |request| async { self.keys().create_key(request).await })
@@ -215,12 +220,21 @@ impl Client {
         change: KeyChange,
         id: RequestId,
     ) -> Result<v1::Key, ClientError> {
-        let KeyChange { owner, sensitivity, usage, cryptoperiod, labels, rotation } = change;
+        let KeyChange {
+            owner,
+            sensitivity,
+            usage,
+            cryptoperiod,
+            recipient_usage_period,
+            labels,
+            rotation,
+        } = change;
         let paths = [
             (owner.is_some(), "owner"),
             (sensitivity.is_some(), "sensitivity"),
             (usage.is_some(), "usage"),
             (cryptoperiod.is_some(), "cryptoperiod"),
+            (recipient_usage_period.is_some(), "recipient_usage_period"),
             (labels.is_some(), "labels"),
             (rotation.is_some(), "rotation_period"),
         ];
@@ -234,6 +248,7 @@ impl Client {
             usage: usage.unwrap_or_default(),
             labels: labels.unwrap_or_default().into_iter().collect(),
             cryptoperiod: cryptoperiod.map(duration),
+            recipient_usage_period: recipient_usage_period.map(duration),
             rotation_period: rotation.and_then(|rotation| match rotation {
                 Rotation::Off => None,
                 Rotation::Every(period) => Some(duration(period)),

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use super::Entry;
 
 /// The columns.
-pub const COLUMNS: [&str; 29] = [
+pub const COLUMNS: [&str; 30] = [
     "key",
     "key_uid",
     "purpose",
@@ -18,6 +18,7 @@ pub const COLUMNS: [&str; 29] = [
     "sensitivity",
     "usage",
     "cryptoperiod_seconds",
+    "recipient_usage_period_seconds",
     "labels",
     "key_create_time",
     "key_update_time",
@@ -61,6 +62,7 @@ pub(super) fn add(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
             key.sensitivity.to_owned(),
             key.usage.clone(),
             key.cryptoperiod_seconds.to_string(),
+            key.recipient_usage_period_seconds.to_string(),
             labels.join(";"),
             key.create_time.clone(),
             key.update_time.clone(),

@@ -32,6 +32,8 @@ pub struct KeyView {
     pub usage: String,
     /// How long a version may protect new data, in seconds.
     pub cryptoperiod_seconds: i64,
+    /// How long a version is to process what it protected, in seconds.
+    pub recipient_usage_period_seconds: i64,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// When it was created, RFC 3339.
@@ -72,6 +74,7 @@ impl From<v1::Key> for KeyView {
             sensitivity: _,
             usage,
             cryptoperiod,
+            recipient_usage_period,
             labels,
             create_time,
             update_time,
@@ -97,6 +100,8 @@ impl From<v1::Key> for KeyView {
             sensitivity: sensitivity.as_str_name(),
             usage,
             cryptoperiod_seconds: cryptoperiod.map_or(0, |period| period.seconds),
+            recipient_usage_period_seconds: recipient_usage_period
+                .map_or(0, |period| period.seconds),
             labels: labels.into_iter().collect(),
             create_time: time_text(create_time.as_ref()),
             update_time: time_text(update_time.as_ref()),
@@ -149,6 +154,7 @@ impl View for KeyView {
             ("sensitivity", self.sensitivity.into()),
             ("usage", self.usage.clone()),
             ("cryptoperiod", seconds_text(self.cryptoperiod_seconds)),
+            ("recipient usage", seconds_text(self.recipient_usage_period_seconds)),
             ("labels", labels.collect::<Vec<_>>().join(" ")),
             ("created", self.create_time.clone()),
             ("updated", self.update_time.clone()),

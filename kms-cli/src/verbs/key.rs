@@ -95,6 +95,7 @@ pub(super) fn new_key(name: KeyName, about: About) -> Result<NewKey, CliError> {
         sensitivity: sensitivity(about.sensitivity),
         usage: about.usage,
         cryptoperiod: about.cryptoperiod,
+        recipient_usage_period: about.recipient_usage_period,
         rotation_period: about.rotation_period,
         protection: match about.protection {
             Protection::HsmWrapped => v1::Protection::HsmWrapped,
@@ -203,6 +204,7 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
         sensitivity: args.sensitivity.map(sensitivity),
         usage: args.usage,
         cryptoperiod: args.cryptoperiod,
+        recipient_usage_period: args.recipient_usage_period,
         labels: relabelled.then(|| distinct(args.labels)).transpose()?,
         rotation: None,
     };

@@ -134,6 +134,7 @@ mod tests {
             uses: crate::keyring::use_log::LoadedUses::new(lease.id()),
             lease,
             told_of_period: std::sync::atomic::AtomicBool::new(false),
+            told_of_recipients: std::sync::atomic::AtomicBool::new(false),
         })
     }
 

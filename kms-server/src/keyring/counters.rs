@@ -46,6 +46,8 @@ counters! {
     disabled_key_uses,
     /// Versions that protect near or after the end of their cryptoperiod, once a load.
     cryptoperiod_warnings,
+    /// Versions that process near or after the end of their recipient-usage period, once a load.
+    recipient_usage_warnings,
     /// Uses of versions that could not be put on the list, as too many versions waited for their counts to be written.
     uses_not_noted,
     /// Key rows read from the store.

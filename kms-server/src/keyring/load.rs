@@ -60,6 +60,8 @@ pub(super) struct LoadedVersion {
     pub(super) uses: Arc<LoadedUses>,
     /// Whether the log was told that its cryptoperiod is nearly over.
     pub(super) told_of_period: AtomicBool,
+    /// Whether the log was told that its recipient-usage period is nearly over.
+    pub(super) told_of_recipients: AtomicBool,
 }
 
 /// A row to verify: what its MAC covers, the MAC, whose it is, and what to call it in an alert.
@@ -214,6 +216,7 @@ impl Shared {
             name_text: name.to_string().into(),
             key: hsm_key,
             told_of_period: AtomicBool::new(false),
+            told_of_recipients: AtomicBool::new(false),
             row,
         });
         self.admit_version(seen, &loaded);

@@ -251,6 +251,7 @@ impl Keyring {
             | Verdict::No
             | Verdict::Metadata => return Err(KeyringError::NotPermittedByState(state)),
         }
+        self.check_recipient_usage(key, &version);
         Ok(Processing { key: loaded(&version)?, version })
     }
 
@@ -329,6 +330,25 @@ impl Keyring {
             );
         }
         Ok(())
+    }
+
+    /// Tells once a load of a version that processes near or after the end of its recipient-usage period. It is never refused:
+    /// what it protected would be lost.
+    fn check_recipient_usage(&self, key: &CachedKey, version: &LoadedVersion) {
+        let (row, now) = (&version.row, self.shared.clock.now());
+        let (since, period) = (row.in_use_since(), key.row.recipient_usage_period);
+        if now < since.after(period / 100 * WARNING_PERCENT)
+            || version.told_of_recipients.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        self.shared.counters.recipient_usage_warnings.increment();
+        tracing::warn!(
+            alert = "recipient_usage_period",
+            key_version = &*version.name_text,
+            over = now >= since.after(period),
+            "processes near or after the end of its recipient-usage period; rewrap what it protects"
+        );
     }
 
     fn count(&self, version: &LoadedVersion, kind: UseKind) {

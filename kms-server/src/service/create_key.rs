@@ -1,10 +1,13 @@
 //! CreateKey: a key with version 1, ACTIVE and primary.
 
+use std::time::Duration;
+
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{KeyUid, KeyVersion, RequestId, Revision};
 use kms_core::import_job::ImportJobRow;
 use kms_core::key::{
-    CounterRow, KeyRow, KeyState, Material, Origin, Protection, Sealed, VersionRow,
+    CounterRow, DEFAULT_RECIPIENT_EXTENSION, KeyRow, KeyState, Material, Origin, Protection,
+    Sealed, VersionRow,
 };
 use kms_core::lifecycle::Rotation;
 use kms_core::state::VersionState;
@@ -60,6 +63,7 @@ impl Mutation for CreateKey {
         fields::check_owner(&self.owner)?;
         fields::check_usage(&self.usage)?;
         fields::check_cryptoperiod(self.cryptoperiod)?;
+        fields::check_recipient_usage(self.recipient_usage_period(), self.cryptoperiod)?;
         fields::check_labels(&self.labels)?;
         fields::check_rotation(self.rotation_period, self.cryptoperiod)?;
         Ok(canonical(self))
@@ -115,6 +119,7 @@ impl Change<'_> {
             sensitivity: create.sensitivity,
             usage: create.usage,
             cryptoperiod: create.cryptoperiod,
+            recipient_usage_period: create.recipient_usage_period(),
             labels: create.labels,
             create_time: now,
             update_time: now,
@@ -227,6 +232,14 @@ impl Change<'_> {
     }
 }
 
+impl CreateKey {
+    /// Returns the recipient-usage period that was asked for, or that of SP 800-57.
+    fn recipient_usage_period(&self) -> Duration {
+        self.recipient_usage_period
+            .unwrap_or_else(|| self.cryptoperiod.saturating_add(DEFAULT_RECIPIENT_EXTENSION))
+    }
+}
+
 pub(super) fn canonical(create: &CreateKey) -> CanonicalWriter {
     let CreateKey {
         name,
@@ -236,6 +249,7 @@ pub(super) fn canonical(create: &CreateKey) -> CanonicalWriter {
         sensitivity,
         usage,
         cryptoperiod,
+        recipient_usage_period,
         labels,
         rotation_period,
         request_id: _,
@@ -248,6 +262,7 @@ pub(super) fn canonical(create: &CreateKey) -> CanonicalWriter {
         .text(sensitivity.as_str())
         .text(usage)
         .number(cryptoperiod.as_secs())
+        .optional(recipient_usage_period.map(|period| period.as_secs()))
         .optional(rotation_period.map(|period| period.as_secs()));
     fields::write_labels(fixed, labels)
 }

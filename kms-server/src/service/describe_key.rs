@@ -173,6 +173,7 @@ pub(super) fn describe_key(key: &KeyRow, primary: &VersionRow, now: Timestamp) -
         sensitivity: key.sensitivity,
         usage: key.usage.clone(),
         cryptoperiod: key.cryptoperiod,
+        recipient_usage_period: key.recipient_usage_period,
         labels: key.labels.clone(),
         create_time: key.create_time,
         update_time: key.update_time,

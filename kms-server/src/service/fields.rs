@@ -7,7 +7,7 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::consumer::MAX_CONSUMER_DESCRIPTION_BYTES;
 use kms_core::key::{
     MAX_CRYPTOPERIOD, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS, MAX_OWNER_BYTES,
-    MAX_REASON_BYTES, MAX_USAGE_BYTES, MIN_CRYPTOPERIOD,
+    MAX_REASON_BYTES, MAX_RECIPIENT_USAGE_PERIOD, MAX_USAGE_BYTES, MIN_CRYPTOPERIOD,
 };
 use kms_core::lifecycle::{MAX_DESTRUCTION_WINDOW, MIN_DESTRUCTION_WINDOW};
 
@@ -37,6 +37,18 @@ pub(super) fn check_cryptoperiod(period: Duration) -> Result<(), ServiceError> {
         return Ok(());
     }
     Err(ServiceError::field("cryptoperiod", "must be 1 hour to 10 years, in whole seconds"))
+}
+
+/// What a version protected must be processed for as long as it protects.
+pub(super) fn check_recipient_usage(
+    period: Duration,
+    cryptoperiod: Duration,
+) -> Result<(), ServiceError> {
+    if (cryptoperiod..=MAX_RECIPIENT_USAGE_PERIOD).contains(&period) && period.subsec_nanos() == 0 {
+        return Ok(());
+    }
+    let bounds = "must be the cryptoperiod to 30 years, in whole seconds";
+    Err(ServiceError::field("recipient_usage_period", bounds))
 }
 
 /// A rotation that comes after the cryptoperiod is over would come too late.
@@ -135,6 +147,19 @@ mod tests {
         assert!(check_cryptoperiod(MAX_CRYPTOPERIOD).is_ok());
         assert!(check_cryptoperiod(MAX_CRYPTOPERIOD + second).is_err());
         assert!(check_cryptoperiod(MIN_CRYPTOPERIOD + Duration::from_millis(1)).is_err());
+    }
+
+    #[test]
+    fn recipient_usage_periods_are_taken_at_their_bounds_and_refused_one_past() {
+        let (second, shortest) = (Duration::from_secs(1), Duration::from_hours(24));
+        let check = |period| check_recipient_usage(period, shortest);
+        assert!(check(shortest).is_ok());
+        assert!(check(shortest.saturating_sub(second)).is_err());
+        assert!(check(MAX_RECIPIENT_USAGE_PERIOD).is_ok());
+        assert!(check(MAX_RECIPIENT_USAGE_PERIOD + second).is_err());
+        assert!(check(shortest + Duration::from_millis(1)).is_err());
+        let default = MAX_CRYPTOPERIOD + kms_core::key::DEFAULT_RECIPIENT_EXTENSION;
+        assert!(check_recipient_usage(default, MAX_CRYPTOPERIOD).is_ok(), "the longest default");
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl Inner {
             state: version.row.state_at(now),
             is_primary: key.row.primary == name.version(),
             uses,
+            recipient_end: version.row.in_use_since().after(key.row.recipient_usage_period),
         };
         let (retirement, evidence) = judge(&subject, now);
         Ok(VersionUsage {
@@ -79,11 +80,13 @@ struct Subject {
     state: VersionState,
     is_primary: bool,
     uses: Uses,
+    /// The end of its recipient-usage period.
+    recipient_end: Timestamp,
 }
 
 /// Judges whether a version can be retired.
 fn judge(subject: &Subject, now: Timestamp) -> (Retirement, Vec<String>) {
-    let Subject { state, is_primary, uses } = subject;
+    let Subject { state, is_primary, uses, recipient_end } = subject;
     let mut evidence = vec![format!(
         "protected {}, processed {}, rewrapped away {}",
         uses.protect.count, uses.process.count, uses.rewrap.count
@@ -113,10 +116,14 @@ fn judge(subject: &Subject, now: Timestamp) -> (Retirement, Vec<String>) {
         }
         None => {}
     }
+    let ends = if *recipient_end <= now { "ended" } else { "ends" };
+    found(Retirement::Safe, format!("its recipient-usage period {ends} at {recipient_end}"));
     if uses.refused.count > 0 {
         let last = uses.refused.last().map(|last| format!(", last at {last}")).unwrap_or_default();
-        let text =
-            format!("wanted {} times while its destruction was planned{last}", uses.refused.count);
+        let text = format!(
+            "wanted {} times while it was disabled or its destruction planned{last}",
+            uses.refused.count
+        );
         found(Retirement::Quiet, text);
     }
     let left = uses.protect.count.saturating_sub(uses.rewrap.count);
@@ -142,7 +149,7 @@ mod tests {
     }
 
     fn judged(state: VersionState, is_primary: bool, uses: Uses) -> Retirement {
-        judge(&Subject { state, is_primary, uses }, NOW).0
+        judge(&Subject { state, is_primary, uses, recipient_end: NOW }, NOW).0
     }
 
     #[test]
@@ -177,10 +184,16 @@ mod tests {
         assert_eq!(judged(VersionState::Deactivated, false, uses(3, 2)), Retirement::Quiet);
         assert_eq!(judged(VersionState::Deactivated, false, uses(3, 3)), Retirement::Safe);
         let (_, evidence) = judge(
-            &Subject { state: VersionState::Deactivated, is_primary: false, uses: uses(3, 2) },
+            &Subject {
+                state: VersionState::Deactivated,
+                is_primary: false,
+                uses: uses(3, 2),
+                recipient_end: NOW,
+            },
             NOW,
         );
         assert!(evidence.iter().any(|line| line.starts_with("1 ciphertexts")), "{evidence:?}");
+        assert!(evidence.iter().any(|line| line.contains("period ended at")), "{evidence:?}");
     }
 
     #[test]

@@ -178,6 +178,8 @@ pub struct CreateKey {
     pub usage: String,
     /// 1 hour to 10 years.
     pub cryptoperiod: Duration,
+    /// Recipient-usage period, from the cryptoperiod to 30 years; `None` means 3 years more than the cryptoperiod.
+    pub recipient_usage_period: Option<Duration>,
     /// At most 32 pairs.
     pub labels: BTreeMap<String, String>,
     /// 1 hour to the cryptoperiod; `None` leaves rotation to the caller.
@@ -201,6 +203,8 @@ pub struct UpdateKey {
     pub usage: Option<String>,
     /// New cryptoperiod.
     pub cryptoperiod: Option<Duration>,
+    /// New recipient-usage period.
+    pub recipient_usage_period: Option<Duration>,
     /// New labels; they replace the old ones.
     pub labels: Option<BTreeMap<String, String>>,
     /// New rotation period; `None` leaves it.
@@ -429,6 +433,8 @@ pub struct KeyDescription {
     pub usage: String,
     /// Cryptoperiod.
     pub cryptoperiod: Duration,
+    /// Recipient-usage period.
+    pub recipient_usage_period: Duration,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// When it was created.

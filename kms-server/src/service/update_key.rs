@@ -1,4 +1,4 @@
-//! UpdateKey: owner, sensitivity, usage text, labels, cryptoperiod and rotation period.
+//! UpdateKey: owner, sensitivity, usage text, labels, cryptoperiod, recipient-usage period and rotation period.
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
@@ -74,7 +74,10 @@ impl Mutation for UpdateKey {
             Some(wanted) => wanted.period(),
             None => row.rotation.map(|plan| plan.period),
         };
-        fields::check_rotation(period, self.cryptoperiod.unwrap_or(row.cryptoperiod))?;
+        let cryptoperiod = self.cryptoperiod.unwrap_or(row.cryptoperiod);
+        fields::check_rotation(period, cryptoperiod)?;
+        let recipient = self.recipient_usage_period.unwrap_or(row.recipient_usage_period);
+        fields::check_recipient_usage(recipient, cryptoperiod)?;
         let subject = Subject::of_key(IntentKind::UpdateKey, row);
         Ok((subject, turn))
     }
@@ -87,6 +90,9 @@ impl Mutation for UpdateKey {
             sensitivity: self.sensitivity.unwrap_or(row.sensitivity),
             usage: self.usage.unwrap_or(row.usage),
             cryptoperiod: self.cryptoperiod.unwrap_or(row.cryptoperiod),
+            recipient_usage_period: self
+                .recipient_usage_period
+                .unwrap_or(row.recipient_usage_period),
             labels: self.labels.unwrap_or(row.labels),
             rotation: match self.rotation_period {
                 Some(wanted) => wanted.period().map(|period| {
@@ -135,6 +141,8 @@ fn differences(old: &KeyRow, new: &KeyRow) -> Result<String, ServiceError> {
     tell("sensitivity", old.sensitivity.as_str().into(), new.sensitivity.as_str().into());
     tell("usage", old.usage.as_str().into(), new.usage.as_str().into());
     tell("cryptoperiod_s", old.cryptoperiod.as_secs().into(), new.cryptoperiod.as_secs().into());
+    let recipient = |row: &KeyRow| row.recipient_usage_period.as_secs();
+    tell("recipient_usage_period_s", recipient(old).into(), recipient(new).into());
     let period = |row: &KeyRow| row.rotation.map(|plan| plan.period.as_secs());
     tell("rotation_period_s", period(old).into(), period(new).into());
     let labels = |row: &KeyRow| -> serde_json::Map<_, _> {
@@ -156,6 +164,7 @@ fn canonical(update: &UpdateKey) -> CanonicalWriter {
         sensitivity,
         usage,
         cryptoperiod,
+        recipient_usage_period,
         labels,
         rotation_period,
         request_id: _,
@@ -170,6 +179,7 @@ fn canonical(update: &UpdateKey) -> CanonicalWriter {
     let out = optional(out, sensitivity.map(kms_core::key::Sensitivity::as_str));
     let out = optional(out, usage.as_deref());
     let out = out.optional(cryptoperiod.map(|period| period.as_secs()));
+    let out = out.optional(recipient_usage_period.map(|period| period.as_secs()));
     let out = match rotation_period {
         Some(wanted) => out.number(1).optional(wanted.period().map(|period| period.as_secs())),
         None => out.number(0),

@@ -149,6 +149,7 @@ pub(crate) fn key_row(number: u8) -> KeyRow {
         sensitivity: Sensitivity::High,
         usage: "backups".into(),
         cryptoperiod: Duration::from_hours(24 * 365),
+        recipient_usage_period: Duration::from_hours(24 * 365 * 4),
         labels: [("env".to_owned(), "prod \"1\" \u{e4}".to_owned())].into(),
         create_time: time(1000),
         update_time: time(1001),

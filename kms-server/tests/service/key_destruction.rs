@@ -8,6 +8,7 @@ use kms_core::lifecycle::{
     DEFAULT_DESTRUCTION_WINDOW, MAX_DESTRUCTION_WINDOW, MIN_DESTRUCTION_WINDOW,
 };
 use kms_core::state::VersionState;
+use kms_core::state::VersionState as S;
 use kms_server::authz::ActionKind;
 use kms_server::service::{
     ChangeKeyState, CreateKey, HistoryEntry, KeyDescription, ListKeyHistory, MAX_DUE, QUIET_PERIOD,
@@ -157,11 +158,10 @@ async fn versions_in_whatever_state_end_with_their_key_in_steps_that_are_told() 
             .map(|entry| (entry.from.unwrap(), entry.to.unwrap()))
             .collect()
     };
-    use VersionState as S;
-    let last = [(S::DestroyScheduled, S::Destroyed)];
-    assert_eq!(ends(1), [&[(S::Compromised, S::DestroyScheduled)][..], &last].concat());
+    let end = [(S::DestroyScheduled, S::Destroyed)];
+    assert_eq!(ends(1), [&[(S::Compromised, S::DestroyScheduled)][..], &end].concat());
     let active = [(S::Active, S::Deactivated), (S::Deactivated, S::DestroyScheduled)];
-    assert_eq!(ends(2), [&active[..], &last].concat());
+    assert_eq!(ends(2), [&active[..], &end].concat());
     assert_eq!(ends(3), [(S::PreActivation, S::Destroyed)]);
     let told: Vec<_> = entries
         .iter()

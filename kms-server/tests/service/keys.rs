@@ -23,6 +23,7 @@ fn update(revision: Revision, owner: &str) -> UpdateKey {
         sensitivity: None,
         usage: None,
         cryptoperiod: None,
+        recipient_usage_period: None,
         labels: None,
         rotation_period: None,
         request_id: fresh_id(),

@@ -82,6 +82,7 @@ async fn a_version_that_was_out_of_date_before_it_was_cached_leaves_no_lease_beh
             sensitivity: None,
             usage: None,
             cryptoperiod: None,
+            recipient_usage_period: None,
             labels: None,
             rotation_period: None,
             request_id: fresh_id(),

@@ -170,6 +170,7 @@ impl Case {
                     sensitivity: None,
                     usage: None,
                     cryptoperiod: None,
+                    recipient_usage_period: None,
                     labels: None,
                     rotation_period: None,
                     request_id,

@@ -111,6 +111,7 @@ fn update(revision: kms_core::id::Revision, rotation: SetRotation) -> UpdateKey 
         sensitivity: None,
         usage: None,
         cryptoperiod: None,
+        recipient_usage_period: None,
         labels: None,
         rotation_period: Some(rotation),
         request_id: fresh_id(),
@@ -201,6 +202,69 @@ async fn over_its_cryptoperiod_a_high_key_protects_no_more_and_others_are_told_o
         let opened = world.kms.unwrap(&request, unwrap(KEY, &old.ciphertext)).await;
         assert!(opened.is_ok(), "what it protected is processed");
     }
+}
+
+#[tokio::test]
+async fn near_the_end_of_its_recipient_usage_period_a_version_still_opens_and_is_told_of() {
+    let world = World::new().await;
+    let (cryptoperiod, recipient) = (DAY * 10, DAY * 100);
+    let create = CreateKey {
+        sensitivity: Sensitivity::High,
+        cryptoperiod,
+        recipient_usage_period: Some(recipient),
+        ..create(KEY)
+    };
+    let request = world.request("kms.v1.KeyService/CreateKey");
+    let made = world.kms.create_key(&request, create).await.unwrap();
+    assert_eq!(made.recipient_usage_period, recipient);
+    let old = world.wrap(KEY).await;
+    let open = async || {
+        let request = world.request("kms.v1.CryptoService/Unwrap");
+        world.kms.unwrap(&request, unwrap(KEY, &old.ciphertext)).await.unwrap();
+        world.kms.counters().recipient_usage_warnings.read()
+    };
+    world.clock.advance((DAY * 80).saturating_sub(Duration::from_millis(1)));
+    assert_eq!(open().await, 0, "a moment before 80 %");
+    world.clock.advance(Duration::from_millis(1));
+    assert_eq!((open().await, open().await), (1, 1), "once");
+    world.clock.advance(DAY * 1000);
+    assert_eq!(open().await, 1, "what it protected is never lost to a date");
+    let request = world.request("kms.v1.KeyService/GetVersionUsage");
+    let name = format!("{KEY}/versions/1").parse().unwrap();
+    let evidence = world.kms.get_version_usage(&request, &name).await.unwrap().evidence;
+    assert!(evidence.iter().any(|line| line.contains("period ended at")), "{evidence:?}");
+}
+
+#[tokio::test]
+async fn a_recipient_usage_period_is_that_of_the_standard_unless_it_is_said_and_never_too_short() {
+    let world = World::new().await;
+    let request = world.request("kms.v1.KeyService/CreateKey");
+    let create = |period| CreateKey {
+        cryptoperiod: DAY * 10,
+        recipient_usage_period: period,
+        ..create(KEY)
+    };
+    let second = Duration::from_secs(1);
+    let refused =
+        world.kms.create_key(&request, create(Some((DAY * 10).saturating_sub(second)))).await;
+    assert_eq!(refused.unwrap_err().reason(), "FIELD_VIOLATION");
+    let made = world.kms.create_key(&request, create(None)).await.unwrap();
+    assert_eq!(made.recipient_usage_period, DAY * (10 + 3 * 365));
+    let change = |revision, cryptoperiod, recipient_usage_period| UpdateKey {
+        cryptoperiod,
+        recipient_usage_period,
+        rotation_period: None,
+        ..update(revision, SetRotation::Off)
+    };
+    let request = world.request("kms.v1.KeyService/UpdateKey");
+    let shorter = change(made.revision, None, Some(DAY * 10));
+    let made = world.kms.update_key(&request, shorter).await.unwrap();
+    assert_eq!(made.recipient_usage_period, DAY * 10);
+    // A cryptoperiod cannot grow beyond it unless both do.
+    let beyond = world.kms.update_key(&request, change(made.revision, Some(DAY * 11), None)).await;
+    assert_eq!(beyond.unwrap_err().reason(), "FIELD_VIOLATION");
+    let both = change(made.revision, Some(DAY * 11), Some(DAY * 12));
+    assert_eq!(world.kms.update_key(&request, both).await.unwrap().cryptoperiod, DAY * 11);
 }
 
 /// What cannot be done stays due and at the head of its list: the run after the one that met only such rows goes on behind them.

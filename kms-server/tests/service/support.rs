@@ -193,6 +193,7 @@ pub(crate) fn create(key: &str) -> CreateKey {
         sensitivity: Sensitivity::High,
         usage: "tests".into(),
         cryptoperiod: Duration::from_hours(3650 * 24),
+        recipient_usage_period: None,
         labels: BTreeMap::new(),
         rotation_period: None,
         request_id: fresh_id(),

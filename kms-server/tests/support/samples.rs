@@ -60,6 +60,7 @@ pub fn new_key(tenant_number: u8, number: u8) -> NewKey {
             sensitivity: Sensitivity::High,
             usage: "backups".into(),
             cryptoperiod: Duration::from_hours(24),
+            recipient_usage_period: Duration::from_hours(48),
             labels: [("env".to_owned(), "prod".to_owned())].into(),
             create_time: time,
             update_time: time,

@@ -137,6 +137,7 @@ pub(super) fn key(row: &Row<'_>) -> Result<Sealed<KeyRow>, StoreError> {
         sensitivity: columns.parsed("sensitivity", Sensitivity::parse)?,
         usage: columns.read("usage")?,
         cryptoperiod: Duration::from_secs(columns.number("cryptoperiod_s")?),
+        recipient_usage_period: Duration::from_secs(columns.number("recipient_usage_period_s")?),
         labels: columns.parsed("labels", |json| serde_json::from_str(json).ok())?,
         create_time: columns.time("create_time")?,
         update_time: columns.time("update_time")?,

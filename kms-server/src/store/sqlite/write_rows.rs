@@ -14,11 +14,11 @@ use crate::store::StoreError;
 pub(super) fn insert_key(connection: &Connection, key: &Sealed<KeyRow>) -> Result<(), StoreError> {
     let sql =
         "INSERT INTO keys (uid, tenant, key_id, purpose, protection, state, owner, sensitivity,
-            usage, cryptoperiod_s, labels, create_time, update_time, revision, primary_version,
+            usage, cryptoperiod_s, recipient_usage_period_s, labels, create_time, update_time, revision, primary_version,
             latest_version, consumer_count, rotation_period_s, rotate_time, destroy_time,
             destroy_despite_consumers, destroy_despite_use, destroy_begun, generation, mac)
          VALUES (:uid, :tenant, :key_id, :purpose, :protection, :state, :owner, :sensitivity,
-            :usage, :cryptoperiod_s, :labels, :create_time, :update_time, :revision, :primary_version,
+            :usage, :cryptoperiod_s, :recipient_usage_period_s, :labels, :create_time, :update_time, :revision, :primary_version,
             :latest_version, :consumer_count, :rotation_period_s, :rotate_time, :destroy_time,
             :destroy_despite_consumers, :destroy_despite_use, :destroy_begun, :generation, :mac)";
     with_key_parameters(key, &[], |parameters| {
@@ -33,7 +33,8 @@ pub(super) fn replace_key(
 ) -> Result<(), StoreError> {
     let sql = "UPDATE keys SET tenant = :tenant, key_id = :key_id, purpose = :purpose,
             protection = :protection, state = :state, owner = :owner,
-            sensitivity = :sensitivity, usage = :usage, cryptoperiod_s = :cryptoperiod_s, labels = :labels, create_time = :create_time,
+            sensitivity = :sensitivity, usage = :usage, cryptoperiod_s = :cryptoperiod_s,
+            recipient_usage_period_s = :recipient_usage_period_s, labels = :labels, create_time = :create_time,
             update_time = :update_time, revision = :revision, primary_version = :primary_version,
             latest_version = :latest_version, consumer_count = :consumer_count, rotation_period_s = :rotation_period_s,
             rotate_time = :rotate_time, destroy_time = :destroy_time,
@@ -69,6 +70,7 @@ pub(super) fn with_key_parameters<T>(
         sensitivity,
         usage,
         cryptoperiod,
+        recipient_usage_period,
         labels,
         create_time,
         update_time,
@@ -92,6 +94,7 @@ pub(super) fn with_key_parameters<T>(
         ":sensitivity": sensitivity.as_str(),
         ":usage": usage,
         ":cryptoperiod_s": integer(cryptoperiod.as_secs())?,
+        ":recipient_usage_period_s": integer(recipient_usage_period.as_secs())?,
         ":labels": labels,
         ":create_time": create_time.as_unix_ms(),
         ":update_time": update_time.as_unix_ms(),

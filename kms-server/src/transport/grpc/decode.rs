@@ -80,6 +80,7 @@ pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey>
         labels,
         request_id,
         rotation_period,
+        recipient_usage_period,
     } = message;
     let tenant: TenantName = parse("parent", &parent)?;
     Ok(CreateKey {
@@ -90,6 +91,7 @@ pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey>
         sensitivity: self::sensitivity(sensitivity)?,
         usage,
         cryptoperiod: period(cryptoperiod)?,
+        recipient_usage_period: recipient_usage(recipient_usage_period)?,
         labels: labels.into_iter().collect(),
         rotation_period: rotation(rotation_period)?,
         request_id: self::request_id(&request_id)?,
@@ -126,6 +128,7 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
         cryptoperiod,
         request_id,
         rotation_period,
+        recipient_usage_period,
     } = message;
     let mut update = UpdateKey {
         name: parse("name", &name)?,
@@ -134,6 +137,7 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
         sensitivity: None,
         usage: None,
         cryptoperiod: None,
+        recipient_usage_period: None,
         labels: None,
         rotation_period: None,
         request_id: self::request_id(&request_id)?,
@@ -157,6 +161,12 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
                 update.rotation_period = Some(period.map_or(SetRotation::Off, SetRotation::Every));
             }
             "cryptoperiod" => update.cryptoperiod = Some(period(cryptoperiod)?),
+            "recipient_usage_period" => {
+                let period = recipient_usage(recipient_usage_period)?;
+                update.recipient_usage_period = Some(period.ok_or_else(|| {
+                    field("recipient_usage_period", "must be given to be changed")
+                })?);
+            }
             "owner" | "usage" | "labels" => {}
             _ => return Err(field("update_mask", "names a field that cannot be changed")),
         }
@@ -375,6 +385,12 @@ pub(super) fn period(duration: Option<prost_types::Duration>) -> Decoded<Duratio
 
 pub(super) fn rotation(duration: Option<prost_types::Duration>) -> Decoded<Option<Duration>> {
     duration.map(|given| whole_seconds("rotation_period", given)).transpose()
+}
+
+pub(super) fn recipient_usage(
+    duration: Option<prost_types::Duration>,
+) -> Decoded<Option<Duration>> {
+    duration.map(|given| whole_seconds("recipient_usage_period", given)).transpose()
 }
 
 pub(super) fn whole_seconds(

@@ -21,6 +21,7 @@ fn create() -> proto::CreateKeyRequest {
         sensitivity: proto::Sensitivity::High.into(),
         usage: "tests".into(),
         cryptoperiod: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+        recipient_usage_period: Some(prost_types::Duration { seconds: 7200, nanos: 0 }),
         labels: [("x".to_owned(), "y".to_owned())].into(),
         request_id: REQUEST_ID.into(),
         rotation_period: None,
@@ -39,6 +40,7 @@ fn update(paths: &[&str]) -> proto::UpdateKeyRequest {
         usage: "more tests".into(),
         labels: HashMap::new(),
         cryptoperiod: Some(prost_types::Duration { seconds: 7200, nanos: 0 }),
+        recipient_usage_period: None,
         request_id: REQUEST_ID.into(),
         rotation_period: None,
     }
@@ -120,6 +122,7 @@ fn every_field_of_a_new_key_arrives() {
     assert_eq!(decoded.protection, Protection::HsmResident);
     assert_eq!(decoded.sensitivity, Sensitivity::High);
     assert_eq!(decoded.cryptoperiod, Duration::from_hours(1));
+    assert_eq!(decoded.recipient_usage_period, Some(Duration::from_hours(2)));
     assert_eq!((decoded.owner.as_str(), decoded.usage.as_str()), ("me", "tests"));
     assert_eq!(decoded.labels.get("x").map(String::as_str), Some("y"));
     assert_eq!(decoded.request_id.to_string(), REQUEST_ID);
@@ -128,7 +131,7 @@ fn every_field_of_a_new_key_arrives() {
 #[test]
 fn odd_fields_of_a_new_key_are_named() {
     type Edit = fn(&mut proto::CreateKeyRequest);
-    let cases: [(&str, Edit); 9] = [
+    let cases: [(&str, Edit); 10] = [
         ("parent", |m| m.parent = "a".into()),
         ("key_id", |m| m.key_id = "A".into()),
         ("purpose", |m| m.purpose = 0),
@@ -138,6 +141,9 @@ fn odd_fields_of_a_new_key_are_named() {
         ("cryptoperiod", |m| m.cryptoperiod = None),
         ("cryptoperiod", |m| {
             m.cryptoperiod = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+        }),
+        ("recipient_usage_period", |m| {
+            m.recipient_usage_period = Some(prost_types::Duration { seconds: 1, nanos: 1 });
         }),
         ("request_id", |m| m.request_id = "1".into()),
     ];

@@ -9,8 +9,8 @@ use kms_proto::v1 as proto;
 
 use super::bounds::{IMPORT_KEY, NONE, one};
 use super::decode::{
-    Decoded, field, parse, period, protection, purpose, request_id, rotation, sensitivity, time,
-    whole_seconds,
+    Decoded, field, parse, period, protection, purpose, recipient_usage, request_id, rotation,
+    sensitivity, time, whole_seconds,
 };
 use super::encode;
 use super::gateway::Call;
@@ -74,6 +74,7 @@ fn decode_import(message: proto::ImportKeyRequest) -> Decoded<ImportKey> {
         request_id: id,
         rotation_period,
         check_value,
+        recipient_usage_period,
     } = message;
     let sealed = sealed(&import_job, wrapped_key.into(), &check_value)?;
     let create = CreateKey {
@@ -84,6 +85,7 @@ fn decode_import(message: proto::ImportKeyRequest) -> Decoded<ImportKey> {
         sensitivity: sensitivity(level)?,
         usage,
         cryptoperiod: period(cryptoperiod)?,
+        recipient_usage_period: recipient_usage(recipient_usage_period)?,
         labels: labels.into_iter().collect(),
         rotation_period: rotation(rotation_period)?,
         request_id: request_id(&id)?,

@@ -228,7 +228,7 @@ impl Life {
                 let made = kms.wrap(&request, wrap(KEY, b"secret")).await;
                 let made = made.map(|wrapped| {
                     self.ciphertexts.resize(count, None);
-                    self.ciphertexts[self.key.primary] = Some(wrapped.ciphertext.into());
+                    self.ciphertexts[self.key.primary] = Some(wrapped.ciphertext);
                 });
                 (self.key.wrap(), made)
             }

@@ -35,6 +35,7 @@ CREATE TABLE keys (
     sensitivity     TEXT    NOT NULL CHECK (sensitivity IN ('LOW', 'MEDIUM', 'HIGH')),
     usage           TEXT    NOT NULL CHECK (octet_length(usage) <= 1024),
     cryptoperiod_s  INTEGER NOT NULL CHECK (cryptoperiod_s BETWEEN 1 AND 315619200),
+    recipient_usage_period_s INTEGER NOT NULL CHECK (recipient_usage_period_s BETWEEN cryptoperiod_s AND 946684800),
     labels          TEXT    NOT NULL CHECK (json_valid(labels) AND octet_length(labels) <= 65536),
     create_time     INTEGER NOT NULL,
     update_time     INTEGER NOT NULL,
@@ -251,12 +252,12 @@ BEGIN UPDATE request_counts SET remembered = remembered - 1 WHERE tenant = OLD.t
 -- and nothing of what it says changes then.
 CREATE TRIGGER keys_guard BEFORE UPDATE ON keys
 WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation AND
-        (NEW.state, NEW.owner, NEW.sensitivity, NEW.usage, NEW.cryptoperiod_s, NEW.labels, NEW.update_time,
+        (NEW.state, NEW.owner, NEW.sensitivity, NEW.usage, NEW.cryptoperiod_s, NEW.recipient_usage_period_s, NEW.labels, NEW.update_time,
          NEW.primary_version, NEW.latest_version, NEW.consumer_count, NEW.rotation_period_s,
          NEW.rotate_time, NEW.destroy_time, NEW.destroy_despite_consumers, NEW.destroy_despite_use,
          NEW.destroy_begun)
         IS
-        (OLD.state, OLD.owner, OLD.sensitivity, OLD.usage, OLD.cryptoperiod_s, OLD.labels, OLD.update_time,
+        (OLD.state, OLD.owner, OLD.sensitivity, OLD.usage, OLD.cryptoperiod_s, OLD.recipient_usage_period_s, OLD.labels, OLD.update_time,
          OLD.primary_version, OLD.latest_version, OLD.consumer_count, OLD.rotation_period_s,
          OLD.rotate_time, OLD.destroy_time, OLD.destroy_despite_consumers, OLD.destroy_despite_use,
          OLD.destroy_begun)))
