@@ -96,6 +96,7 @@ async fn kill_and_examine(root: &Path, mut random: Random) -> Examiner {
         client.settle(&channel).await;
     }
     examiner.examine_all(&channel).await;
+    examiner.keys_lived();
     let operations = examiner.acknowledged.len();
     assert!(operations > KILLS_UNDER_LOAD * CLIENTS, "too little load: {operations}");
     assert_eq!(server.process.terminate(LIMIT).code(), Some(0));

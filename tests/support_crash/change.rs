@@ -4,6 +4,7 @@ use kms_proto::v1 as proto;
 use tonic::transport::Channel;
 
 use super::client::{Gone, answer};
+use super::lived::{Seen, Step};
 use crate::support_dev::{event_id, new_key, request_id};
 
 /// A change, with the request id under which it is repeated until it is answered.
@@ -14,6 +15,7 @@ pub enum Change {
     Update(proto::UpdateKeyRequest),
     Suspend(proto::SuspendKeyVersionRequest),
     Resume(proto::ResumeKeyVersionRequest),
+    Live(Step),
 }
 
 /// What a change was acknowledged with.
@@ -29,6 +31,7 @@ pub struct Done {
 pub enum After {
     Key(proto::Key),
     Version(proto::KeyVersion),
+    Lived(Seen),
 }
 
 impl Change {
@@ -83,6 +86,10 @@ impl Change {
             Self::Suspend(request) => {
                 let answer = answer(client.suspend_key_version(request).await)?;
                 ("SuspendKeyVersion", event_id(&answer), After::Version(answer.into_inner()))
+            }
+            Self::Live(step) => {
+                let (operation, event, seen) = step.ask(channel).await?;
+                (operation, event, After::Lived(seen))
             }
             Self::Resume(request) => {
                 let answer = answer(client.resume_key_version(request).await)?;

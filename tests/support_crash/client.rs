@@ -10,6 +10,7 @@ use tonic_types::StatusExt as _;
 use super::Random;
 use super::change::{After, Change, Done};
 use super::ledger::{Acknowledged, Ledger};
+use super::lived::{LIVED, Lived};
 use crate::support_dev::{TENANT, event_id};
 
 /// The most keys of one client: the token's objects are indexed at each start.
@@ -37,6 +38,8 @@ pub struct Client {
     sealed: Vec<(String, Vec<u8>, Vec<u8>)>,
     /// The version that is suspended and resumed, and whether it is suspended.
     switched: Option<(String, bool)>,
+    /// The key that goes through its life.
+    lived: Option<Lived>,
     /// A change whose answer has not come yet.
     unanswered: Option<Change>,
     ledger: Ledger,
@@ -50,7 +53,8 @@ impl Client {
     pub fn new(number: usize, random: Random, ledger: &Path) -> Self {
         let ledger = Ledger::create(ledger);
         let (keys, sealed) = (vec![], vec![]);
-        Self { number, random, keys, sealed, switched: None, unanswered: None, ledger }
+        let (switched, lived, unanswered) = (None, None, None);
+        Self { number, random, keys, sealed, switched, lived, unanswered, ledger }
     }
 
     /// Works until the server is gone.
@@ -84,7 +88,8 @@ impl Client {
                 self.change(channel, update).await
             }
             (_, _) if choice < 32 => self.switch(channel).await,
-            (index, _) if choice < 58 => self.wrap(channel, index).await,
+            (_, _) if choice < 44 => self.live(channel).await,
+            (index, _) if choice < 62 => self.wrap(channel, index).await,
             (index, _) if choice < 68 => self.data_key(channel, index).await,
             (index, _) if choice < 76 => self.batch_wrap(channel, index).await,
             (_, _) if choice < 84 => self.rewrap(channel).await,
@@ -110,6 +115,16 @@ impl Client {
         self.change(channel, change).await
     }
 
+    async fn live(&mut self, channel: &Channel) -> Result<(), Gone> {
+        let change = if let Some(lived) = &self.lived {
+            Change::Live(lived.next())
+        } else {
+            let protections = [proto::Protection::HsmWrapped, proto::Protection::HsmResident];
+            Change::create(&format!("c{}{LIVED}", self.number), protections[self.number % 2])
+        };
+        self.change(channel, change).await
+    }
+
     async fn change(&mut self, channel: &Channel, change: Change) -> Result<(), Gone> {
         self.unanswered = Some(change.clone());
         let Done { operation, event_id, after } = change.ask(channel).await?;
@@ -118,6 +133,7 @@ impl Client {
         let entry = match after {
             After::Key(key) => self.learn_key(operation, key),
             After::Version(version) => self.learn_version(operation, &version),
+            After::Lived(seen) => self.lived.as_mut().unwrap().learn(operation, &seen),
         };
         let operation = operation.to_owned();
         self.ledger.note(&Acknowledged { operation, event_id, ..entry });
@@ -135,7 +151,9 @@ impl Client {
         } else {
             assert_eq!((operation, version), ("CreateKey", 1));
             let name = key.name.clone();
-            if name.ends_with(SWITCHED) {
+            if name.ends_with(LIVED) {
+                self.lived = Some(Lived::new(&key));
+            } else if name.ends_with(SWITCHED) {
                 self.switched = Some((format!("{name}/versions/1"), false));
             } else {
                 self.keys.push(OwnKey { name, version, revision });
@@ -155,7 +173,8 @@ impl Client {
         assert_eq!(version.state(), state);
         let key = name.strip_suffix("/versions/1").unwrap().to_owned();
         let shown = state.as_str_name().to_owned();
-        Acknowledged { key, version: version.version, shown, ..Acknowledged::default() }
+        let (version, of) = (version.version, version.version);
+        Acknowledged { key, version, of, shown, ..Acknowledged::default() }
     }
 
     pub async fn wrap(&mut self, channel: &Channel, index: usize) -> Result<(), Gone> {

@@ -10,11 +10,14 @@ use super::Random;
 use super::client::{SWITCHED, unwrap_request};
 use super::intents::Intents;
 use super::ledger::{Acknowledged, Tail};
+use super::lived::LIVED;
 use super::residents;
 use crate::support_dev::{TENANT, audit_files};
 
 /// The most items of a batch.
 const BATCH: usize = 1_000;
+/// How the states of a key begin.
+const KEY_STATE: &str = "KEY_STATE_";
 /// How many older ciphertexts are opened after each restart, besides all of the last run.
 const OLDER: usize = 100;
 
@@ -88,6 +91,14 @@ impl Examiner {
         }
     }
 
+    /// Keys went through their lives, and not only came into being.
+    pub fn keys_lived(&self) {
+        for operation in ["ActivateKeyVersion", "DisableKey", "DiscardKeyVersion"] {
+            let made = self.acknowledged.iter().filter(|entry| entry.operation == operation);
+            assert!(made.count() > 0, "too little load: no {operation}");
+        }
+    }
+
     fn read_log(&mut self) {
         for file in audit_files(&self.directory) {
             let tail = self.logs.entry(file.clone()).or_insert_with(|| Tail::new(file));
@@ -153,7 +164,8 @@ impl Examiner {
             assert!(key.version_count >= *version, "{key:?} lacks version {version}");
             // A suspended version is not shown as the primary one.
             let primary = if suspended.contains(name) { 0 } else { key.version_count };
-            let either = !exactly && name.ends_with(SWITCHED);
+            // Of one that goes through its life the last change tells the rest, see below.
+            let either = (!exactly && name.ends_with(SWITCHED)) || name.ends_with(LIVED);
             assert!(either || key.primary_version == primary, "{key:?}");
             assert!(!exactly || key.version_count == *version, "{key:?}: not {version}");
         }
@@ -177,22 +189,23 @@ impl Examiner {
     /// The last change of each key and version is the one that is there.
     async fn changes_show(&self, channel: &Channel) {
         let mut client = kms_testkit::client::key_client(channel);
-        let mut last: HashMap<(&str, bool), &str> = HashMap::new();
+        let mut last: HashMap<(&str, u32, bool), &str> = HashMap::new();
         for entry in self.acknowledged.iter().filter(|entry| !entry.shown.is_empty()) {
-            let of_version = matches!(&*entry.operation, "SuspendKeyVersion" | "ResumeKeyVersion");
-            last.insert((&entry.key, of_version), &entry.shown);
+            let is_state = entry.shown.starts_with(KEY_STATE);
+            last.insert((&entry.key, entry.of, is_state), &entry.shown);
         }
-        for ((key, of_version), shown) in last {
-            if of_version {
-                let name = format!("{key}/versions/1");
+        for ((key, of, is_state), shown) in last {
+            if of > 0 {
+                let name = format!("{key}/versions/{of}");
                 let request = proto::DescribeKeyVersionRequest { name };
                 let version = client.describe_key_version(request).await.unwrap().into_inner();
                 assert_eq!(version.state().as_str_name(), shown, "{version:?}");
-            } else {
-                let request = proto::DescribeKeyRequest { name: key.to_owned() };
-                let key = client.describe_key(request).await.unwrap().into_inner();
-                assert_eq!(key.usage, shown, "{key:?}");
+                continue;
             }
+            let request = proto::DescribeKeyRequest { name: key.to_owned() };
+            let key = client.describe_key(request).await.unwrap().into_inner();
+            let there = if is_state { key.state().as_str_name() } else { &key.usage };
+            assert_eq!(there, shown, "{key:?}");
         }
     }
 }

@@ -29,7 +29,8 @@ impl Intents {
             "outcome" if text("result") == "OK" => {
                 let operation = self.begun.get(&intent);
                 let operation = operation.unwrap_or_else(|| panic!("{record} never began"));
-                if operation.ends_with("/CreateKey") || operation.ends_with("/RotateKey") {
+                let makes = ["/CreateKey", "/RotateKey", "/StageKeyVersion"];
+                if makes.iter().any(|made| operation.ends_with(made)) {
                     let number = record["key_version"].as_i64().unwrap();
                     self.made.insert((text("key_uid").replace('-', ""), number));
                 }

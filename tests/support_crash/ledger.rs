@@ -15,8 +15,10 @@ pub struct Acknowledged {
     pub version: u32,
     /// What the key's uid is, for changes of keys.
     pub uid: String,
-    /// What shows that a change was made: the usage text of a key, the state of a version.
+    /// What shows that a change was made: the usage text or state of a key, the state of a version.
     pub shown: String,
+    /// Which version that is of; 0 for the key.
+    pub of: u32,
     /// What was protected, for wraps and data keys.
     pub sealed: Option<(Vec<u8>, Vec<u8>)>,
 }
@@ -32,10 +34,10 @@ impl Ledger {
 
     /// Writes an entry and returns when it is durable.
     pub fn note(&mut self, entry: &Acknowledged) {
-        let Acknowledged { operation, event_id, key, version, uid, shown, sealed } = entry;
+        let Acknowledged { operation, event_id, key, version, uid, shown, of, sealed } = entry;
         let line = json!({
             "operation": operation, "event_id": event_id, "key": key, "version": version,
-            "uid": uid, "shown": shown, "sealed": sealed,
+            "uid": uid, "shown": shown, "of": of, "sealed": sealed,
         });
         self.0.write_all(format!("{line}\n").as_bytes()).unwrap();
         self.0.sync_data().unwrap();
@@ -85,6 +87,7 @@ fn entry(line: &Value) -> Acknowledged {
         version: line["version"].as_u64().unwrap().try_into().unwrap(),
         uid: text("uid"),
         shown: text("shown"),
+        of: line["of"].as_u64().unwrap().try_into().unwrap(),
         sealed: sealed.is_array().then(|| (bytes(&sealed[0]), bytes(&sealed[1]))),
     }
 }

@@ -14,6 +14,7 @@ pub mod client;
 pub mod examiner;
 pub mod intents;
 pub mod ledger;
+pub mod lived;
 pub mod residents;
 
 pub use crate::support_dev::random::Random;

@@ -49,7 +49,10 @@ pub fn in_token(directory: &Path) -> HashSet<String> {
 /// Lists the CKA_IDs that the database of a dev directory names, in versions and in open intents.
 pub fn in_store(directory: &Path) -> (HashSet<String>, HashSet<String>) {
     (
-        ids(directory, "SELECT material FROM versions WHERE material_kind = 'resident'"),
+        ids(
+            directory,
+            "SELECT material FROM versions WHERE material_kind = 'resident' AND state <> 'DESTROYED'",
+        ),
         ids(directory, "SELECT resident_id FROM intents"),
     )
 }

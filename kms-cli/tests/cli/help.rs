@@ -127,6 +127,7 @@ fn no_secret_can_be_given_in_argv() {
         "public-key-out",
         "reason",
         "recipient",
+        "recipient-usage-period",
         "request-id",
         "revision",
         "rotation-due-before",

@@ -108,6 +108,7 @@ impl Change<'_> {
     ) -> Result<KeyDescription, Failure> {
         let change = self;
         let now = version.create_time;
+        let recipient_usage_period = create.recipient_usage_period();
         let key = KeyRow {
             uid: change.intent.key_uid,
             name: create.name.clone(),
@@ -119,7 +120,7 @@ impl Change<'_> {
             sensitivity: create.sensitivity,
             usage: create.usage,
             cryptoperiod: create.cryptoperiod,
-            recipient_usage_period: create.recipient_usage_period(),
+            recipient_usage_period,
             labels: create.labels,
             create_time: now,
             update_time: now,
