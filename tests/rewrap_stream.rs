@@ -236,6 +236,46 @@ async fn a_stream_whose_client_never_stops_sending_ends_at_its_deadline() {
     server.stop().await;
 }
 
+/// How long a call may take at a hasty server.
+const HASTY: Duration = Duration::from_secs(2);
+
+/// Starts a server whose calls may take no longer than [`HASTY`].
+fn hasty() -> Server {
+    let mut rig = common::Rig::new();
+    rig.max_request_ms = HASTY.as_millis().try_into().unwrap();
+    rig.start()
+}
+
+#[tokio::test]
+async fn a_stream_that_goes_on_outlasts_what_a_call_may_take() {
+    let server = hasty();
+    let client = server.operator().await;
+    let (sender, mut answers) = standing(&client).await;
+    // Never quiet for a whole step, and three steps long.
+    for _ in 0..12 {
+        let quiet = tokio::time::timeout(HASTY / 4, answers.next()).await;
+        assert!(quiet.is_err(), "nothing was asked: {quiet:?}");
+        sender.send(item("b", "tenants/acme/keys/k", b"no ciphertext")).await.unwrap();
+        let answer = within(LIMIT, "the answer", answers.next()).await.unwrap().unwrap();
+        assert_eq!(told(&answer).0, "b");
+    }
+    drop(sender);
+    let (further, end) = to_the_end(answers).await;
+    assert!(further.is_empty() && end.is_none(), "{end:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_has_gone_quiet_ends_when_a_call_would() {
+    let server = hasty();
+    let client = server.operator().await;
+    let (_sender, answers) = standing(&client).await;
+    let (further, end) = within(LIMIT, "the end", to_the_end(answers)).await;
+    assert!(further.is_empty());
+    Refusal::of(&end.unwrap()).is(Code::DeadlineExceeded, "REQUEST_DEADLINE");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_that_is_revoked_has_no_further_item_done() {
     let mut rig = common::Rig::new();

@@ -174,7 +174,7 @@ impl Client {
         let key = name.strip_suffix("/versions/1").unwrap().to_owned();
         let shown = state.as_str_name().to_owned();
         let (version, of) = (version.version, version.version);
-        Acknowledged { key, version, of, shown, ..Acknowledged::default() }
+        Acknowledged { key, version, shown, of, ..Acknowledged::default() }
     }
 
     pub async fn wrap(&mut self, channel: &Channel, index: usize) -> Result<(), Gone> {

@@ -115,13 +115,12 @@ impl Lived {
         };
         assert_eq!(shown, self.expected(), "after {operation}, step {}", self.step);
         self.step = match self.step {
-            10 if self.latest + 2 > MAX_VERSIONS => FIRST_OF_KEY,
+            8 | 10 if self.latest + 2 > MAX_VERSIONS => FIRST_OF_KEY,
             10 => 0,
-            8 if self.latest + 2 > MAX_VERSIONS => FIRST_OF_KEY,
             step => step + 1,
         };
         let (key, uid, version) = (self.name.clone(), self.uid.clone(), self.latest);
-        Acknowledged { key, uid, version, of, shown, ..Acknowledged::default() }
+        Acknowledged { key, version, uid, shown, of, ..Acknowledged::default() }
     }
 
     /// Returns the state that this step leads to.

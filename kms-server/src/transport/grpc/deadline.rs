@@ -11,11 +11,12 @@ const MAX_DIGITS: usize = 8;
 
 /// Returns how long the caller waits, at most `cap`. A missing or malformed header means `cap`.
 pub(super) fn wait_of(headers: &HeaderMap, cap: Duration) -> Duration {
-    headers
-        .get(HEADER)
-        .and_then(|value| value.to_str().ok())
-        .and_then(parse)
-        .map_or(cap, |wait| wait.min(cap))
+    asked(headers).map_or(cap, |wait| wait.min(cap))
+}
+
+/// Returns how long the caller says to wait; `None` when it does not say, or not in a form that is known.
+pub(super) fn asked(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(HEADER).and_then(|value| value.to_str().ok()).and_then(parse)
 }
 
 fn parse(text: &str) -> Option<Duration> {

@@ -183,10 +183,23 @@ impl Call {
         deadline.saturating_duration_since(self.gateway.0.parts.clock.monotonic())
     }
 
-    /// Gives a stream its id and its deadline.
-    pub(super) fn open(&self, headers: &HeaderMap) -> Result<RequestContext, Refused> {
+    /// Gives a stream its id, the deadline of its first step, and the end that its client wants for all of it.
+    pub(super) fn open(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<(RequestContext, Option<Instant>), Refused> {
         let deadline = self.deadline(headers)?;
-        Ok(self.context(new_event_id().ok_or(Refused::NoRandomness)?, deadline))
+        let end = deadline::asked(headers).and_then(|wait| self.received.checked_add(wait));
+        let context = self.context(new_event_id().ok_or(Refused::NoRandomness)?, deadline);
+        Ok((context, end))
+    }
+
+    /// Returns the deadline of a stream's next step: as for a call, and not after the end of the whole.
+    pub(super) fn step(&self, end: Option<Instant>) -> Instant {
+        let parts = &self.gateway.0.parts;
+        let now = parts.clock.monotonic();
+        let step = now.checked_add(parts.max_request).unwrap_or(now);
+        end.map_or(step, |end| end.min(step))
     }
 
     /// Takes from the memory for requests what a stream needs.

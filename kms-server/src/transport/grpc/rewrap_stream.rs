@@ -2,10 +2,11 @@
 //!
 //! What has come is done together, as a batch: one HSM worker, one append to the audit log, a record an item. Then the
 //! answers must be on their way before more is read, so a client that takes none stops itself by the windows of HTTP/2.
-//! The stream has the deadline of a call, so all that is asked of a call once (how long it may take, what a drain waits
-//! for) holds for it too. Who calls is asked again for each batch, as it would be for each call.
+//! Each batch has the deadline of a call: its items must come, be done, and their answers be taken by then. So a stream
+//! lasts as long as it goes on, and no longer than its connection, or than its client wants. Who calls is asked again for
+//! each batch, as it would be for each call.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request};
@@ -50,15 +51,15 @@ pub(super) fn answer(call: Call, request: Request<Incoming>) -> Answer {
         let (mut head, body) = request.into_parts();
         let ending = head.extensions.remove::<Ending>();
         let trust = head.extensions.remove::<Trust>();
-        let context = match call.open(&head.headers) {
-            Ok(context) => context,
+        let (context, whole) = match call.open(&head.headers) {
+            Ok(opened) => opened,
             Err(refused) => return Ok(call.refuse(refused)),
         };
         let event_id = context.event_id;
         let span = call.span(event_id);
         // One window of answers waits while the next is done.
         let (sender, answers) = mpsc::channel(1);
-        let items = Items { messages: Messages::new(body), ending, trust };
+        let items = Items { messages: Messages::new(body), whole, ending, trust };
         let (answers, how) = Answers::new(answers, event_id);
         tokio::spawn(serve(call, context, items, (sender, how)).instrument(span));
         let mut response = answer::streaming(Body::new(answers));
@@ -69,7 +70,7 @@ pub(super) fn answer(call: Call, request: Request<Incoming>) -> Answer {
     })
 }
 
-/// Serves the stream to its end. It ends too when the client leaves, or takes no answers until the deadline.
+/// Serves the stream to its end. It ends too when the client leaves, or takes no answers until a deadline.
 async fn serve(
     call: Call,
     context: RequestContext,
@@ -90,6 +91,7 @@ async fn work(
 ) -> Result<(), Ended> {
     let mut charge = call.charge(IDLE_STREAM_BYTES).map_err(Ended::Refused)?;
     loop {
+        context.deadline = call.step(from.whole);
         // A client that never stops sending is never waited for, so no timer would end it.
         if call.left(context.deadline).is_zero() {
             return Err(Ended::Refused(Refused::TooLate));
@@ -120,6 +122,8 @@ async fn work(
 /// Where the items come from.
 struct Items {
     messages: Messages<Incoming>,
+    /// When the client wants all of it to end.
+    whole: Option<Instant>,
     /// Told when the connection ends: a stream that stays would hold up every drain.
     ending: Option<Ending>,
     /// Whose they are.
