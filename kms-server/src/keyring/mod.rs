@@ -29,6 +29,7 @@ pub use lease::{FIRST_LEASE, LARGEST_LEASE};
 pub use lease_log::LEASE_OPERATION;
 pub use ledger::ROLLOVER_AT;
 pub use load::{CONTEXT_AUDIT_LABEL, CachedKey};
+pub use reseal::Calls;
 pub use seal::MacInput;
 pub use usage::{Processing, Protecting, Rewrapping};
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use futures_util::stream::{self, StreamExt as _};
 use kms_core::id::RootGeneration;
 use kms_core::key::{Material, RowMac, Sealed, VersionRow, WrappedKey};
 use kms_core::secret::equal_in_constant_time;
@@ -24,12 +25,21 @@ impl Keyring {
     pub async fn reseal(
         &self,
         rows: Vec<SealedRow>,
-        deadline: Instant,
+        calls: Calls,
     ) -> Result<Vec<Resealed>, KeyringError> {
-        let genuine = self.shared.genuine(rows, deadline).await?;
-        let rewrapped = self.shared.rewrap(genuine, deadline).await?;
-        self.shared.seal_anew(rewrapped, deadline).await
+        let genuine = self.shared.genuine(rows, calls).await?;
+        let rewrapped = self.shared.rewrap(genuine, calls.deadline).await?;
+        self.shared.seal_anew(rewrapped, calls).await
     }
+}
+
+/// How the HSM is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    /// How many calls are made at a time: each takes a worker, which others may wait for.
+    pub at_once: usize,
+    /// Until when.
+    pub deadline: Instant,
 }
 
 /// A row and the MAC that it has in the store.
@@ -40,7 +50,7 @@ impl Shared {
     async fn genuine(
         &self,
         rows: Vec<SealedRow>,
-        deadline: Instant,
+        calls: Calls,
     ) -> Result<Vec<Known>, KeyringError> {
         let mut genuine = Vec::with_capacity(rows.len());
         for group in rows.chunk_by(|a, b| generation(a) == generation(b)) {
@@ -50,16 +60,14 @@ impl Shared {
                 drop(self.integrity(format!("root generation {generation} is not open")));
                 continue;
             }
-            for rows in group.chunks(MACS_AT_ONCE) {
-                let checks: Vec<Check> = rows.iter().map(check).collect();
-                let inputs = checks.iter().map(|check| check.input.clone()).collect();
-                let macs = self.macs_of(generation, inputs, deadline).await?;
-                for ((row, check), mac) in rows.iter().zip(checks).zip(macs) {
-                    if equal_in_constant_time(&check.mac.0, &mac.0) {
-                        genuine.push((check.mac, row.clone()));
-                    } else {
-                        drop(self.integrity(format!("{} has another MAC", check.what)));
-                    }
+            let mut checks: Vec<Check> = group.iter().map(check).collect();
+            let inputs = checks.iter_mut().map(|check| std::mem::take(&mut check.input)).collect();
+            let macs = self.macs_of(generation, inputs, calls).await?;
+            for ((row, check), mac) in group.iter().zip(checks).zip(macs) {
+                if equal_in_constant_time(&check.mac.0, &mac.0) {
+                    genuine.push((check.mac, row.clone()));
+                } else {
+                    drop(self.integrity(format!("{} has another MAC", check.what)));
                 }
             }
         }
@@ -97,35 +105,46 @@ impl Shared {
     async fn seal_anew(
         &self,
         rows: Vec<Known>,
-        deadline: Instant,
+        calls: Calls,
     ) -> Result<Vec<Resealed>, KeyringError> {
         let generation = self.config.generation;
-        let mut done = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(MACS_AT_ONCE) {
-            let inputs = rows.iter().map(|(_, row)| mac_input(row, generation)).collect();
-            let macs = self.macs_of(generation, inputs, deadline).await?;
-            let sealed = rows.iter().zip(macs).map(|((expected, row), mac)| Resealed {
-                expected: *expected,
-                row: sealed(row.clone(), mac, generation),
-            });
-            done.extend(sealed);
-        }
-        Ok(done)
+        let inputs = rows.iter().map(|(_, row)| mac_input(row, generation)).collect();
+        let macs = self.macs_of(generation, inputs, calls).await?;
+        let rows = rows.into_iter().zip(macs);
+        Ok(rows
+            .map(|((expected, row), mac)| Resealed { expected, row: sealed(row, mac, generation) })
+            .collect())
     }
 
     async fn macs_of(
         &self,
         generation: RootGeneration,
         inputs: Vec<Vec<u8>>,
-        deadline: Instant,
+        calls: Calls,
     ) -> Result<Vec<RowMac>, KeyringError> {
         let count = inputs.len();
-        let macs = self.hsm.mac(generation, inputs, deadline).await?;
+        let chunks = chunked(inputs).into_iter();
+        let asked = chunks.map(|inputs| self.hsm.mac(generation, inputs, calls.deadline));
+        let mut answers = stream::iter(asked).buffered(calls.at_once.max(1));
+        let mut macs = Vec::with_capacity(count);
+        while let Some(answer) = answers.next().await {
+            macs.extend(answer?);
+        }
         if macs.len() != count {
             return Err(KeyringError::Bug { reason: "the hsm gave another number of MACs" });
         }
         Ok(macs)
     }
+}
+
+/// Divides what is to be MACed among calls.
+fn chunked(inputs: Vec<Vec<u8>>) -> Vec<Vec<Vec<u8>>> {
+    let mut chunks = Vec::with_capacity(inputs.len().div_ceil(MACS_AT_ONCE));
+    let mut left = inputs.into_iter().peekable();
+    while left.peek().is_some() {
+        chunks.push(left.by_ref().take(MACS_AT_ONCE).collect());
+    }
+    chunks
 }
 
 /// Returns what to wrap anew; `None` of what has no blob, or none any more.

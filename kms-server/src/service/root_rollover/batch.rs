@@ -13,10 +13,13 @@ use super::super::kms::{Inner, TenantLock};
 use super::super::mutation::{Mutation, Subject};
 use super::super::trail::Trail;
 use super::super::{RequestContext, ServiceError};
-use super::pace::Pace;
+use super::pace::{Pace, Step};
 use crate::authz::{self, Target};
-use crate::store::{IntentKind, OldRows, Resealed, SealedRow};
+use crate::keyring::Calls;
+use crate::store::{IntentKind, ListPosition, OldRows, Resealed, SealedRow};
 
+/// Steps that follow one another in one turn of the tenant, while nobody uses a key: changes of its keys wait for so long.
+const STRIDE: u32 = 4;
 /// What the log calls it.
 const OPERATION: &str = "internal/RollOverRoot";
 
@@ -28,7 +31,18 @@ struct ResealRows {
     rows: Vec<Resealed>,
     reason: String,
     /// Held until they are committed: nobody changes what was read.
-    _turn: TenantLock,
+    _turn: Arc<TenantLock>,
+}
+
+/// Rows that were read and sealed anew, to be written.
+struct Ready {
+    resealed: Vec<Resealed>,
+    names: BTreeMap<KeyUid, KeyName>,
+    /// Where the next ones begin.
+    after: Option<ListPosition>,
+    /// Whether the rows of a key were cut: what is left of them can be told only when these are written.
+    is_cut: bool,
+    is_last: bool,
 }
 
 impl Inner {
@@ -38,24 +52,28 @@ impl Inner {
         tenant: &TenantName,
         pace: &mut Pace,
     ) -> Result<(), ServiceError> {
-        let current = self.keyring.config().generation;
         let mut after = None;
         loop {
-            let limit = pace.step();
-            let turn = self.lock_tenant(tenant).await?;
-            let found = self.store.old_rows(tenant.clone(), current, after, limit).await;
-            let found = self.keyring.stored(found)?;
-            if found.damaged > 0 {
-                // Only the alert is wanted: the others are sealed.
-                let detail = format!("{} rows of `{tenant}` cannot be read", found.damaged);
-                drop(self.keyring.integrity(detail));
-            }
-            self.root_rollover.looked_at(found.keys, found.damaged);
-            let (whole, cut, is_last) =
-                (found.whole, found.cut, found.keys < limit.keys && found.cut.is_none());
-            let sealed = self.reseal_rows(tenant, found, turn).await?;
-            // Rows beyond the limit come next, unless none of those before them could be sealed.
-            after = if sealed == 0 { cut.or(whole) } else { whole };
+            let first = pace.step();
+            let turn = Arc::new(self.lock_tenant(tenant).await?);
+            let mut ready = self.ready(tenant, after, first).await?;
+            let mut steps = 1;
+            let is_last = loop {
+                after = ready.after;
+                let (is_cut, is_last) = (ready.is_cut, ready.is_last);
+                let write = self.write(tenant, ready, Arc::clone(&turn));
+                let ahead = pace.further();
+                let Some(pace) = ahead.filter(|_| steps < STRIDE && !is_cut && !is_last) else {
+                    write.await?;
+                    break is_last;
+                };
+                // The next ones are read and sealed while these are written.
+                let (written, next) = tokio::join!(write, self.ready(tenant, after, pace));
+                written?;
+                ready = next?;
+                steps += 1;
+            };
+            drop(turn);
             if is_last {
                 break;
             }
@@ -67,6 +85,43 @@ impl Inner {
         self.reseal_import_jobs(tenant).await
     }
 
+    /// Reads rows behind a place, and seals them anew. The caller has the tenant's turn: nobody changes them.
+    async fn ready(
+        &self,
+        tenant: &TenantName,
+        after: Option<ListPosition>,
+        at: Step,
+    ) -> Result<Ready, ServiceError> {
+        let current = self.keyring.config().generation;
+        let found = self.store.old_rows(tenant.clone(), current, after, at.limit).await;
+        let found = self.keyring.stored(found)?;
+        if found.damaged > 0 {
+            // Only the alert is wanted: the others are sealed.
+            let detail = format!("{} rows of `{tenant}` cannot be read", found.damaged);
+            drop(self.keyring.integrity(detail));
+        }
+        self.root_rollover.looked_at(found.keys, found.damaged);
+        let OldRows { rows, names, keys, whole, cut, .. } = found;
+        let is_last = keys < at.limit.keys && cut.is_none();
+        let resealed = self.sealed_anew(rows, at).await?;
+        // Rows beyond the limit come next, unless none of those before them could be sealed.
+        let after = if resealed.is_empty() { cut.or(whole) } else { whole };
+        Ok(Ready { resealed, names, after, is_cut: cut.is_some(), is_last })
+    }
+
+    async fn sealed_anew(
+        &self,
+        rows: Vec<SealedRow>,
+        at: Step,
+    ) -> Result<Vec<Resealed>, ServiceError> {
+        let count = rows.len();
+        let deadline = self.internal_request(OPERATION)?.deadline;
+        let calls = Calls { at_once: at.calls_at_once, deadline };
+        let resealed = self.keyring.reseal(rows, calls).await?;
+        self.root_rollover.looked_at(0, count - resealed.len());
+        Ok(resealed)
+    }
+
     /// Import jobs are of a tenant, and few: the key that one is for may not be there yet.
     async fn reseal_import_jobs(self: &Arc<Self>, tenant: &TenantName) -> Result<(), ServiceError> {
         let current = self.keyring.config().generation;
@@ -76,24 +131,20 @@ impl Inner {
         jobs.retain(|job| job.generation < current);
         let names = jobs.iter().map(|job| (job.row.key_uid, job.row.key.clone())).collect();
         let rows = jobs.into_iter().map(SealedRow::ImportJob).collect();
-        let found = OldRows { rows, names, ..OldRows::default() };
-        self.reseal_rows(tenant, found, turn).await.map(drop)
+        let resealed = self.sealed_anew(rows, Step::BUSY).await?;
+        let (after, is_cut, is_last) = (None, false, true);
+        let ready = Ready { resealed, names, after, is_cut, is_last };
+        self.write(tenant, ready, Arc::new(turn)).await
     }
 
-    /// Returns how many rows were sealed.
-    async fn reseal_rows(
+    /// Writes rows that were sealed anew.
+    async fn write(
         self: &Arc<Self>,
         tenant: &TenantName,
-        found: OldRows,
-        turn: TenantLock,
-    ) -> Result<u64, ServiceError> {
-        let OldRows { rows, names, .. } = found;
-        let Some((uid, name)) = names.first_key_value() else { return Ok(0) };
-        let first = (*uid, name.clone());
-        let request = self.internal_request(OPERATION)?;
-        let count = rows.len();
-        let resealed = self.keyring.reseal(rows, request.deadline).await?;
-        self.root_rollover.looked_at(0, count - resealed.len());
+        ready: Ready,
+        turn: Arc<TenantLock>,
+    ) -> Result<(), ServiceError> {
+        let Ready { resealed, names, .. } = ready;
         let rewrapped = resealed.iter().filter(|row| is_wrapped(&row.row)).count() as u64;
         let (covered, loose): (Vec<_>, Vec<_>) =
             resealed.into_iter().partition(|row| row.row.is_in_manifest());
@@ -101,7 +152,8 @@ impl Inner {
         if !loose.is_empty() {
             sealed += self.store.reseal_loose(loose).await?;
         }
-        if !covered.is_empty() {
+        if let (Some((uid, name)), false) = (names.first_key_value(), covered.is_empty()) {
+            let first = (*uid, name.clone());
             sealed += covered.len() as u64;
             let touched = touched(&covered, &names);
             let generation = self.keyring.config().generation;
@@ -110,8 +162,9 @@ impl Inner {
                 covered.len(),
                 names.len()
             );
-            let reseal =
-                ResealRows { tenant: tenant.clone(), first, rows: covered, reason, _turn: turn };
+            let (tenant, rows) = (tenant.clone(), covered);
+            let reseal = ResealRows { tenant, first, rows, reason, _turn: turn };
+            let request = self.internal_request(OPERATION)?;
             let mut trail = reseal.trail();
             let result = self.mutate(&request, reseal, &mut trail).await;
             // Committed or not: what is loaded was made of what was there before.
@@ -121,7 +174,7 @@ impl Inner {
             self.record_unless_begun(&request, trail, result).await?;
         }
         self.root_rollover.sealed(sealed, rewrapped);
-        Ok(sealed)
+        Ok(())
     }
 
     /// Seals remembered requests anew; no manifest covers them.
@@ -132,15 +185,14 @@ impl Inner {
         let current = self.keyring.config().generation;
         let mut after = None;
         loop {
-            let limit = pace.step().rows;
+            let at = pace.step();
+            let limit = at.limit.rows;
             let found = self.store.old_requests(current, after, limit).await?;
             let is_last = found.rows.len() + found.damaged < limit as usize;
             after = found.rows.last().map(|last| (last.row.principal.clone(), last.row.request_id));
-            let count = found.rows.len();
+            self.root_rollover.looked_at(0, found.damaged);
             let rows = found.rows.into_iter().map(SealedRow::Request).collect();
-            let deadline = self.internal_request(OPERATION)?.deadline;
-            let resealed = self.keyring.reseal(rows, deadline).await?;
-            self.root_rollover.looked_at(0, found.damaged + count - resealed.len());
+            let resealed = self.sealed_anew(rows, at).await?;
             let sealed = self.store.reseal_loose(resealed).await?;
             self.root_rollover.sealed(sealed, 0);
             if is_last || after.is_none() {

@@ -10,10 +10,23 @@ use super::super::kms::Inner;
 use super::super::reconcile::stopped;
 use crate::store::RowsLimit;
 
-/// Keys and rows of one step when nobody waits: enough that commits cost little.
-const QUIET: RowsLimit = RowsLimit { keys: 256, rows: 1024 };
-/// The same while keys are used.
-const BUSY: RowsLimit = RowsLimit { keys: 256, rows: 64 };
+/// How much one step may do, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    /// Keys and rows of it.
+    pub(super) limit: RowsLimit,
+    /// Calls of the HSM that are made at a time.
+    pub(super) calls_at_once: usize,
+}
+
+impl Step {
+    /// When nobody waits: enough that commits cost little, and no worker idle.
+    const QUIET: Self = Self { limit: RowsLimit { keys: 256, rows: 2048 }, calls_at_once: 2 };
+    /// While keys are used: a worker is left to those who use them.
+    pub(super) const BUSY: Self =
+        Self { limit: RowsLimit { keys: 256, rows: 64 }, calls_at_once: 1 };
+}
+
 /// How long a pause is while keys are used, in times of what the step took: a fifth of the time is spent on it.
 const PAUSES_A_STEP: u32 = 4;
 
@@ -39,12 +52,19 @@ impl Pace {
     }
 
     /// Begins a step; returns how much it may do.
-    pub(super) fn step(&mut self) -> RowsLimit {
+    pub(super) fn step(&mut self) -> Step {
         let traffic = self.inner.traffic.load(Ordering::Relaxed);
         self.is_busy = traffic != self.traffic;
         self.traffic = traffic;
         self.begun = self.inner.clock.monotonic();
-        if self.is_busy { BUSY } else { QUIET }
+        if self.is_busy { Step::BUSY } else { Step::QUIET }
+    }
+
+    /// Returns how much may follow without a rest: nothing as soon as somebody uses a key, or the server ends.
+    pub(super) fn further(&mut self) -> Option<Step> {
+        let traffic = self.inner.traffic.load(Ordering::Relaxed);
+        self.is_busy |= traffic != self.traffic;
+        (!self.is_busy && !self.is_stopped()).then_some(Step::QUIET)
     }
 
     /// Returns whether no further step is to begin. One that has begun is brought to its end, as any change is.
