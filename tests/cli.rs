@@ -31,6 +31,9 @@ fn the_commands_that_dev_mode_suggests_work() {
     // The last line of the banner: all of it is there.
     world.server.process.await_line("kms wrap", support_dev::LIMIT);
     let banner = world.server.process.stdout();
+    let (listen, admin) = (world.server.listen, world.server.admin);
+    assert!(banner.contains(&format!("https://{listen}\n")), "{banner}");
+    assert!(banner.contains(&format!("http://{admin}/readyz")), "{banner}");
     let (_, next) = banner.split_once("Try next:\n").unwrap();
     let commands: Vec<_> = next.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     assert_eq!(commands.len(), 3, "{banner}");

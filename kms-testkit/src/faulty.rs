@@ -103,6 +103,15 @@ impl Faulty {
         Self { plan: token.root().join(PLAN_FILE), log: token.root().join(LOG_FILE) }
     }
 
+    /// Returns the environment of another process that is to run on the token behind this module.
+    pub fn environment(&self) -> [(&'static str, PathBuf); 3] {
+        [
+            ("HOLDFAST_FAULTY_REAL", softhsm::module()),
+            ("HOLDFAST_FAULTY_PLAN", self.plan.clone()),
+            ("HOLDFAST_FAULTY_LOG", self.log.clone()),
+        ]
+    }
+
     /// Replaces the script; counts start again, and calls that hang go on. The rules stand in softhsm/plan.h.
     pub fn script(&self, rules: &[&str]) {
         let fresh = self.plan.with_extension("new");
