@@ -27,7 +27,7 @@ docs: ## Builds the API documentation with warnings denied.
 audit: ## Checks advisories; needs the open internet.
 	cargo deny check advisories
 
-setup: ## Installs what tests need and the machine lacks: SoftHSM, age, openssl, strace, cargo-deny.
+setup: ## Installs what tests need and the machine lacks: SoftHSM, PostgreSQL, age, openssl, strace, cargo-deny.
 	@scripts/setup.sh test
 
 build: ## Builds the release binaries.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing for the named purpose: `run` (SoftHSM) or `test` (also age, openssl, strace and cargo-deny).
-# Idempotent; says what it does; touches nothing that is already there.
+# Installs what is missing for the named purpose: `run` (SoftHSM) or `test` (also PostgreSQL, age, openssl, strace and
+# cargo-deny). Idempotent; says what it does; touches nothing that is already there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,7 +8,7 @@ purpose=${1:-run}
 
 case $purpose in
 run) softhsm/install.sh softhsm ;;
-test) softhsm/install.sh softhsm age openssl strace python3 ;;
+test) softhsm/install.sh softhsm postgresql age openssl strace python3 ;;
 *)
   echo "usage: scripts/setup.sh run|test" >&2
   exit 2

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests and the quickstart need from the system: softhsm/install.sh [softhsm|age|openssl|strace|cc|python3 ...]
+# Installs what the tests and the quickstart need from the system: softhsm/install.sh [softhsm|postgresql|age|openssl|strace|cc|python3 ...]
 #
 # Does nothing for what is there already. Otherwise it prints the command it runs: apt-get, dnf, apk or brew, through
 # sudo only when it is not root. It never adds repositories and never removes anything. Tried on Debian; the other three
@@ -8,6 +8,10 @@ set -eu
 
 # Where distributions put SoftHSM; the server and the tests read the same list.
 PLACES="${0%/*}/places.txt"
+# Where they put PostgreSQL's programs; the tests read the same list.
+POSTGRESQL_PLACES="${0%/*}/postgresql-places.txt"
+# Where Debian decides whether installing PostgreSQL also makes and starts a cluster.
+CREATECLUSTER=${HOLDFAST_CREATECLUSTER:-/etc/postgresql-common/createcluster.conf}
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -24,6 +28,19 @@ present() {
                 [ ! -e "$library" ] || return 0
             done <"$PLACES"
             return 1 ;;
+        postgresql)
+            if [ -n "${HOLDFAST_POSTGRES_BIN:-}" ]; then
+                [ ! -e "$HOLDFAST_POSTGRES_BIN/initdb" ] || return 0
+                echo "install.sh: HOLDFAST_POSTGRES_BIN names $HOLDFAST_POSTGRES_BIN, which has no initdb" >&2
+                return 1
+            fi
+            while read -r pattern; do
+                # Expanding the pattern is wanted.
+                for directory in $pattern; do
+                    [ ! -x "$directory/initdb" ] || [ ! -x "$directory/psql" ] || return 0
+                done
+            done <"$POSTGRESQL_PLACES"
+            have initdb && have psql ;;
         *) have "$1" ;;
     esac
 }
@@ -33,6 +50,9 @@ package() {
     case $1-$2 in
         apt-get-softhsm) echo softhsm2 ;;
         apt-get-cc) echo gcc libc6-dev ;;
+        dnf-postgresql) echo postgresql-server postgresql ;;
+        apk-postgresql) echo postgresql postgresql-client ;;
+        brew-postgresql) echo postgresql@17 ;;
         dnf-cc) echo gcc glibc-devel ;;
         apk-cc) echo gcc musl-dev ;;
         brew-cc | brew-strace) echo "" ;;
@@ -56,11 +76,28 @@ as_root() {
     fi
 }
 
+# Debian's package makes a cluster and starts it; the tests make their own, so nothing of that is wanted. The file that
+# says so comes with postgresql-common, and is put back afterwards.
+apt_postgresql() {
+    [ -e "$CREATECLUSTER" ] ||
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql-common
+    if grep -q '^#create_main_cluster = true$' "$CREATECLUSTER" 2>/dev/null; then
+        as_root sed -i 's/^#create_main_cluster = true$/create_main_cluster = false/' "$CREATECLUSTER"
+        changed_cluster=yes
+    fi
+}
+
+cluster_as_before() {
+    [ "$changed_cluster" = yes ] || return 0
+    as_root sed -i 's/^create_main_cluster = false$/#create_main_cluster = true/' "$CREATECLUSTER"
+}
+
+changed_cluster=no
 missing=""
 for wanted in "${@:-softhsm}"; do
     case $wanted in
-        softhsm | age | openssl | strace | cc | python3) present "$wanted" || missing="$missing $wanted" ;;
-        *) echo "usage: softhsm/install.sh [softhsm|age|openssl|strace|cc|python3 ...]" >&2; exit 64 ;;
+        softhsm | postgresql | age | openssl | strace | cc | python3) present "$wanted" || missing="$missing $wanted" ;;
+        *) echo "usage: softhsm/install.sh [softhsm|postgresql|age|openssl|strace|cc|python3 ...]" >&2; exit 64 ;;
     esac
 done
 [ -n "$missing" ] || exit 0
@@ -92,7 +129,13 @@ done
 case $manager in
     apt-get)
         as_root apt-get update -q
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages ;;
+        case $missing in
+            *postgresql*) apt_postgresql ;;
+        esac
+        status=0
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages || status=$?
+        cluster_as_before
+        [ "$status" -eq 0 ] || exit "$status" ;;
     dnf) as_root dnf install -y $packages ;;
     apk) as_root apk add $packages ;;
     brew) run brew install $packages ;;

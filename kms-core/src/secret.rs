@@ -76,6 +76,38 @@ impl fmt::Debug for Pin {
     }
 }
 
+/// The password of a database.
+///
+/// Wiped when dropped. Copies we cannot wipe: those of the driver, which proves it at every connection.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Password(String);
+
+impl Password {
+    /// Takes ownership of the text; it must not have been grown after it held the secret.
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// Lends the text.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Password({} bytes)", self.0.len())
+    }
+}
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for Password {}
+
 /// Compares two MACs or tags in constant time.
 pub fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).into()
@@ -89,6 +121,15 @@ mod tests {
     fn debug_shows_type_and_length_only() {
         assert_eq!(format!("{:?}", Plaintext::new(b"canary".to_vec())), "Plaintext(6 bytes)");
         assert_eq!(format!("{:?}", Pin::new("canary".into())), "Pin(redacted)");
+        assert_eq!(format!("{:?}", Password::new("canary".into())), "Password(6 bytes)");
+    }
+
+    #[test]
+    fn passwords_are_equal_when_every_byte_is() {
+        let password = |text: &str| Password::new(text.to_owned());
+        assert_eq!(password("canary"), password("canary"));
+        assert_ne!(password("canary"), password("canarz"));
+        assert_ne!(password("canary"), password("canary "));
     }
 
     /// Reads what stands at an address of this process, whoever it belongs to by now.
@@ -105,17 +146,24 @@ mod tests {
     #[test]
     fn a_secret_that_is_dropped_is_wiped() {
         const CANARY: &str = "canary-b1f7e2c4-";
-        let (plaintext, pin) =
-            (Plaintext::new(CANARY.repeat(64).into()), Pin::new(CANARY.repeat(64)));
-        let (length, addresses) =
-            (plaintext.len(), [plaintext.expose().as_ptr().addr(), pin.expose().as_ptr().addr()]);
+        let (plaintext, pin, password) = (
+            Plaintext::new(CANARY.repeat(64).into()),
+            Pin::new(CANARY.repeat(64)),
+            Password::new(CANARY.repeat(64)),
+        );
+        let length = plaintext.len();
+        let addresses = [
+            plaintext.expose().as_ptr().addr(),
+            pin.expose().as_ptr().addr(),
+            password.expose().as_ptr().addr(),
+        ];
         assert!(
             addresses
                 .map(|at| memory_at(at, length))
                 .iter()
                 .all(|bytes| { bytes == CANARY.repeat(64).as_bytes() })
         );
-        drop((plaintext, pin));
+        drop((plaintext, pin, password));
         for address in addresses {
             let left = memory_at(address, length);
             let found = left.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());

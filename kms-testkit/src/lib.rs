@@ -1,4 +1,4 @@
-//! Dev-only: what tests need of the real world. SoftHSM tokens, a test PKI, server processes.
+//! Dev-only: what tests need of the real world. SoftHSM tokens, a PostgreSQL, a test PKI, server processes.
 //!
 //! Never part of a shipped binary. What cannot be found fails the test and says how to get it.
 #![allow(
@@ -14,11 +14,13 @@ pub mod deadline;
 pub mod faulty;
 pub mod isolated;
 pub mod pki;
+pub mod postgres;
 pub mod process;
 pub mod softhsm;
 
 pub use faulty::{Faulty, isolated_faulty};
 pub use isolated::{isolated, isolated_with};
 pub use pki::Pki;
+pub use postgres::Postgres;
 pub use process::Process;
 pub use softhsm::SoftHsm;

@@ -37,6 +37,9 @@ fn install(path: &Path, wanted: &str) -> Output {
         .arg(script("install.sh"))
         .arg(wanted)
         .env("PATH", path)
+        // Neither this machine's PostgreSQL nor its configuration.
+        .env("HOLDFAST_POSTGRES_BIN", path)
+        .env("HOLDFAST_CREATECLUSTER", path.join("createcluster.conf"))
         .output()
         .unwrap()
 }
@@ -99,6 +102,10 @@ fn packages_are_asked_for_by_the_names_that_each_manager_gives_them() {
         ("apt-get", "cc", "install -y --no-install-recommends gcc libc6-dev"),
         ("dnf", "cc", "install -y gcc glibc-devel"),
         ("apk", "cc", "add gcc musl-dev"),
+        ("apt-get", "postgresql", "install -y --no-install-recommends postgresql"),
+        ("dnf", "postgresql", "install -y postgresql-server postgresql"),
+        ("apk", "postgresql", "add postgresql postgresql-client"),
+        ("brew", "postgresql", "install postgresql@17"),
         ("brew", "python3", "install python3"),
     ] {
         let path = restricted_path(&[manager]);
@@ -112,6 +119,37 @@ fn packages_are_asked_for_by_the_names_that_each_manager_gives_them() {
         let found =
             stdout.lines().any(|line| line.starts_with("called:") && line.ends_with(&called));
         assert!(found, "{manager} {wanted}: {stdout}");
+    }
+}
+
+/// Debian's package would start a cluster; while it is installed it is told not to, and only then.
+#[test]
+fn the_system_gets_no_cluster_with_postgresql_and_its_configuration_stays_as_it_was() {
+    for (before, told) in [
+        ("ssl = on\n#create_main_cluster = true\n", "create_main_cluster = false"),
+        ("create_main_cluster = true\n", "create_main_cluster = true"),
+    ] {
+        let path = restricted_path(&[]);
+        for tool in ["grep", "sed", "cat"] {
+            let found = ["/bin", "/usr/bin"].map(|place| Path::new(place).join(tool));
+            symlink(found.iter().find(|path| path.exists()).unwrap(), path.path().join(tool))
+                .unwrap();
+        }
+        let executable = std::fs::Permissions::from_mode(0o755);
+        let look = "case $1 in install) cat \"$HOLDFAST_CREATECLUSTER\"; exit 100 ;; esac";
+        for (fake, body) in [("apt-get", look), ("sudo", "exec \"$@\"")] {
+            std::fs::write(path.path().join(fake), format!("#!/bin/sh\n{body}\n")).unwrap();
+            std::fs::set_permissions(path.path().join(fake), executable.clone()).unwrap();
+        }
+        let configuration = path.path().join("createcluster.conf");
+        std::fs::write(&configuration, before).unwrap();
+        let mut command = Command::new("/bin/sh");
+        command.arg(script("install.sh")).arg("postgresql").env("PATH", path.path());
+        command.env("HOLDFAST_POSTGRES_BIN", path.path());
+        let output = command.env("HOLDFAST_CREATECLUSTER", &configuration).output().unwrap();
+        assert_eq!(output.status.code(), Some(100), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).lines().any(|line| line == told), "{before}");
+        assert_eq!(std::fs::read_to_string(&configuration).unwrap(), before);
     }
 }
 
