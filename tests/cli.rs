@@ -55,7 +55,13 @@ fn keys_are_created_listed_described_updated_and_rolled_over() {
         (&key["protection"], &key["labels"]),
         (&json!("HSM_WRAPPED"), &json!({"team": "a"}))
     );
-    let resident = world.create("r", &["--protection", "hsm-resident"]);
+    let unaware =
+        ["key", "create", "r", "--owner", "tests", "--sensitivity", "low", "--usage", "u"];
+    let unaware =
+        [&unaware[..], &["--cryptoperiod", "30d", "--protection", "hsm-resident"]].concat();
+    let refused = world.kms(&[&unaware[..], &["--output", "json"]].concat());
+    assert_eq!(refused.refused(5), "NO_BACKUP_NOT_ACKNOWLEDGED");
+    let resident = world.create("r", &["--protection", "hsm-resident", "--acknowledge-no-backup"]);
     assert_eq!(resident["protection"], "HSM_RESIDENT");
     let listed = world.json(&["key", "list"], b"");
     let names: Vec<_> = listed["keys"].as_array().unwrap().iter().map(|key| &key["name"]).collect();

@@ -100,6 +100,7 @@ fn import_cases(jobs: &Jobs) -> Vec<Case> {
         request_id: id,
         rotation_period,
         recipient_usage_period,
+        acknowledge_no_backup: false,
         check_value: check_value.into(),
     };
     let describe = proto::DescribeImportJobRequest { name: jobs.spare.name.clone() };

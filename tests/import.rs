@@ -54,6 +54,7 @@ fn import(
         usage: "tests".to_owned(),
         cryptoperiod: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
         recipient_usage_period: None,
+        acknowledge_no_backup: true,
         labels: std::collections::HashMap::new(),
         rotation_period: None,
         request_id: request_id(),

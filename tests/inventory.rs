@@ -25,7 +25,11 @@ fn world() -> World {
     let world = World::new();
     create(&world, "orders", &["--owner", "blue", "--label", "scope=pci"]);
     create(&world, "logs", &["--owner", "red", "--rotation-period", "24h"]);
-    create(&world, "vault", &["--owner", "blue", "--protection", "hsm-resident"]);
+    create(
+        &world,
+        "vault",
+        &["--owner", "blue", "--protection", "hsm-resident", "--acknowledge-no-backup"],
+    );
     world.pipe(&["key", "rotate", "orders"], b"");
     world.pipe(&["wrap", "--key", "logs", "--in", "-", "--out", "-"], b"a secret");
     world

@@ -101,6 +101,7 @@ pub fn new_key(key_id: &str) -> proto::CreateKeyRequest {
         labels: HashMap::new(),
         request_id: request_id(),
         rotation_period: None,
+        acknowledge_no_backup: true,
     }
 }
 

@@ -107,6 +107,7 @@ pub fn new_key(key_id: &str, protection: proto::Protection) -> proto::CreateKeyR
         labels: std::collections::HashMap::new(),
         request_id: request_id(),
         rotation_period: None,
+        acknowledge_no_backup: protection == proto::Protection::HsmResident,
     }
 }
 

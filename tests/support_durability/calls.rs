@@ -165,6 +165,7 @@ async fn imports(channel: &Channel, name: &String) {
         request_id: request_id(),
         rotation_period: None,
         recipient_usage_period: None,
+        acknowledge_no_backup: like.acknowledge_no_backup,
     };
     keys.import_key(import).await.unwrap();
     let import = proto::ImportKeyVersionRequest {

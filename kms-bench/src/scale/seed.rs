@@ -178,6 +178,7 @@ fn new_key(name: KeyName, due: bool) -> Result<CreateKey, Error> {
         recipient_usage_period: None,
         labels: BTreeMap::new(),
         rotation_period: due.then_some(PERIOD),
+        acknowledge_no_backup: false,
         request_id: request_id()?,
     })
 }

@@ -115,6 +115,7 @@ impl Place {
             recipient_usage_period: None,
             rotation_period: None,
             protection: v1::Protection::HsmWrapped,
+            acknowledge_no_backup: false,
             labels: Vec::new(),
         };
         self.runtime.block_on(async {

@@ -126,6 +126,9 @@ pub struct About {
     /// Where the key material lives
     #[arg(long, value_enum, default_value_t)]
     pub protection: Protection,
+    /// I know that a key of protection hsm-resident has no backup: what it protects is lost with the token
+    #[arg(long)]
+    pub acknowledge_no_backup: bool,
     /// A label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub labels: Vec<(String, String)>,

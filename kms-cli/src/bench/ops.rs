@@ -103,6 +103,7 @@ async fn ensure(client: &Client, name: &KeyName) -> Result<(), BenchError> {
         recipient_usage_period: None,
         rotation_period: None,
         protection: v1::Protection::HsmWrapped,
+        acknowledge_no_backup: false,
         labels: Vec::new(),
     };
     match client.create_key(new, new_request_id()).await {

@@ -105,6 +105,7 @@ impl Client {
             request_id: id.to_string(),
             rotation_period: key.rotation_period.map(duration),
             recipient_usage_period: key.recipient_usage_period.map(duration),
+            acknowledge_no_backup: key.acknowledge_no_backup,
             check_value: sealed.check.to_bytes().to_vec().into(),
         };
         let send = |request| async { self.keys().import_key(request).await };

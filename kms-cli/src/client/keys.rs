@@ -33,6 +33,8 @@ pub struct NewKey {
     pub rotation_period: Option<Duration>,
     /// Where its material lives.
     pub protection: v1::Protection,
+    /// Whether it is known that a resident key has no backup.
+    pub acknowledge_no_backup: bool,
     /// Labels.
     pub labels: Vec<(String, String)>,
 }
@@ -143,6 +145,7 @@ impl Client {
             labels: key.labels.into_iter().collect(),
             rotation_period: key.rotation_period.map(duration),
             recipient_usage_period: key.recipient_usage_period.map(duration),
+            acknowledge_no_backup: key.acknowledge_no_backup,
             request_id: id.to_string(),
         };
         self.mutate(once(id), request, |request| async { self.keys().create_key(request).await })

@@ -101,6 +101,7 @@ pub(super) fn new_key(name: KeyName, about: About) -> Result<NewKey, CliError> {
             Protection::HsmWrapped => v1::Protection::HsmWrapped,
             Protection::HsmResident => v1::Protection::HsmResident,
         },
+        acknowledge_no_backup: about.acknowledge_no_backup,
         labels: distinct(about.labels)?,
     })
 }

@@ -27,8 +27,8 @@ impl Kms {
     /// Creates a key. It goes on when the caller goes away; a repeat with the same request id gets the result.
     ///
     /// # Errors
-    /// `FIELD_VIOLATION`, `ACCESS_DENIED`, `RESOURCE_EXISTS`, `REQUEST_ID_REUSED`, `OPERATION_IN_PROGRESS`, and what
-    /// the layers below cannot do.
+    /// `FIELD_VIOLATION`, `NO_BACKUP_NOT_ACKNOWLEDGED`, `ACCESS_DENIED`, `RESOURCE_EXISTS`, `REQUEST_ID_REUSED`,
+    /// `OPERATION_IN_PROGRESS`, and what the layers below cannot do.
     pub async fn create_key(
         &self,
         request: &RequestContext,
@@ -66,6 +66,9 @@ impl Mutation for CreateKey {
         fields::check_recipient_usage(self.recipient_usage_period(), self.cryptoperiod)?;
         fields::check_labels(&self.labels)?;
         fields::check_rotation(self.rotation_period, self.cryptoperiod)?;
+        if self.protection == Protection::HsmResident && !self.acknowledge_no_backup {
+            return Err(ServiceError::NoBackupNotAcknowledged);
+        }
         Ok(canonical(self))
     }
 
@@ -253,6 +256,7 @@ pub(super) fn canonical(create: &CreateKey) -> CanonicalWriter {
         recipient_usage_period,
         labels,
         rotation_period,
+        acknowledge_no_backup,
         request_id: _,
     } = create;
     let fixed = CanonicalWriter::new(b"fields")
@@ -264,6 +268,7 @@ pub(super) fn canonical(create: &CreateKey) -> CanonicalWriter {
         .text(usage)
         .number(cryptoperiod.as_secs())
         .optional(recipient_usage_period.map(|period| period.as_secs()))
-        .optional(rotation_period.map(|period| period.as_secs()));
+        .optional(rotation_period.map(|period| period.as_secs()))
+        .number((*acknowledge_no_backup).into());
     fields::write_labels(fixed, labels)
 }

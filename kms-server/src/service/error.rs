@@ -167,6 +167,12 @@ pub enum ServiceError {
     /// Everybody knows this key.
     #[error("the key is weak: all its bytes are alike")]
     ImportKeyWeak,
+    /// The key would live in the token alone, and the caller does not say that he knows it has no backup.
+    #[error(
+        "an HSM_RESIDENT key has no backup: what it protects is lost with the token; set \
+         acknowledge_no_backup, or take HSM_WRAPPED"
+    )]
+    NoBackupNotAcknowledged,
     /// The key has a staged version, and may have one.
     #[error("the key has a staged version already, {version}; activate or discard it first")]
     VersionStaged {
@@ -320,6 +326,7 @@ impl ServiceError {
             Self::ImportKeyLength => "IMPORT_KEY_LENGTH",
             Self::ImportCheckMismatch => "IMPORT_CHECK_MISMATCH",
             Self::ImportKeyWeak => "IMPORT_KEY_WEAK",
+            Self::NoBackupNotAcknowledged => "NO_BACKUP_NOT_ACKNOWLEDGED",
             Self::VersionStaged { .. } => "VERSION_STAGED",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
@@ -377,6 +384,7 @@ impl ServiceError {
             | Self::ImportKeyLength
             | Self::ImportCheckMismatch
             | Self::ImportKeyWeak
+            | Self::NoBackupNotAcknowledged
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -456,6 +464,7 @@ impl ServiceError {
             | Self::ImportKeyLength
             | Self::ImportCheckMismatch
             | Self::ImportKeyWeak
+            | Self::NoBackupNotAcknowledged
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -515,6 +524,7 @@ impl ServiceError {
             | Self::ImportKeyLength
             | Self::ImportCheckMismatch
             | Self::ImportKeyWeak
+            | Self::NoBackupNotAcknowledged
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded

@@ -184,6 +184,8 @@ pub struct CreateKey {
     pub labels: BTreeMap<String, String>,
     /// 1 hour to the cryptoperiod; `None` leaves rotation to the caller.
     pub rotation_period: Option<Duration>,
+    /// Whether the caller knows that an `HSM_RESIDENT` key has no backup; without it none is made.
+    pub acknowledge_no_backup: bool,
     /// Makes a repeat safe.
     pub request_id: RequestId,
 }

@@ -76,6 +76,7 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::ImportKeyLength
         | ServiceError::ImportCheckMismatch
         | ServiceError::ImportKeyWeak
+        | ServiceError::NoBackupNotAcknowledged
         | ServiceError::RequestIdReused => Code::InvalidArgument,
         ServiceError::AccessDenied => Code::PermissionDenied,
         ServiceError::KeyNotFound { .. }
@@ -371,6 +372,7 @@ mod tests {
         ImportCheckMismatch: E::ImportCheckMismatch
             => ("IMPORT_CHECK_MISMATCH", Code::InvalidArgument, Caller, None),
         ImportKeyWeak: E::ImportKeyWeak => ("IMPORT_KEY_WEAK", Code::InvalidArgument, Caller, None),
+        NoBackupNotAcknowledged: E::NoBackupNotAcknowledged => ("NO_BACKUP_NOT_ACKNOWLEDGED", Code::InvalidArgument, Caller, None),
         HsmSaturated: E::HsmSaturated { full: Full::Queue, retry_after: SOON }
             => ("HSM_SATURATED", Code::ResourceExhausted, Device, Some(250)),
         RequestsFull: E::RequestsFull => ("TENANT_QUOTA", Code::ResourceExhausted, Caller, Some(60_000)),

@@ -86,6 +86,15 @@ async fn what_can_be_told_from_outside_leaves_the_job_as_it_is() {
         let sealed = SealedKey { check, ..seal_bytes(&job, &[byte; 32]) };
         assert_eq!(import(&world, sealed).await, Err(ServiceError::ImportKeyWeak), "{byte}");
     }
+    let create = CreateKey {
+        protection: Protection::HsmResident,
+        acknowledge_no_backup: false,
+        ..create(KEY)
+    };
+    let unaware = ImportKey { create, sealed: whole.clone() };
+    let request = world.request("kms.v1.KeyService/ImportKey");
+    let refused = world.kms.import_key(&request, unaware).await;
+    assert_eq!(refused.map(drop), Err(ServiceError::NoBackupNotAcknowledged));
     let another =
         SealedKey { job: "tenants/t/keys/other/importJobs/00".parse().unwrap(), ..whole.clone() };
     let refused = import(&world, another).await.unwrap_err();

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use kms_core::audit::Phase;
 use kms_core::clock::Clock as _;
 use kms_core::id::{KeyVersion, Revision};
+use kms_core::key::Protection;
 use kms_core::state::VersionState;
 use kms_server::authz::ActionKind;
-use kms_server::service::{ListKeyVersions, ListKeys, RotateKey, ServiceError, UpdateKey};
+use kms_server::service::{
+    CreateKey, ListKeyVersions, ListKeys, RotateKey, ServiceError, UpdateKey,
+};
 use std::time::Duration;
 
 use crate::support::*;
@@ -214,4 +217,25 @@ async fn a_reserved_label_with_another_value_is_refused_at_creation_and_update()
     let request = world.request("kms.v1.KeyService/UpdateKey");
     let refused = world.kms.update_key(&request, labelled).await.unwrap_err();
     assert!(matches!(&refused, ServiceError::FieldViolation { field: "labels", .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_resident_key_is_made_only_for_who_knows_that_it_has_no_backup() {
+    let world = World::new().await;
+    let request = world.request("kms.v1.KeyService/CreateKey");
+    let asked = |protection, acknowledge_no_backup| CreateKey {
+        protection,
+        acknowledge_no_backup,
+        ..create(KEY)
+    };
+    let unaware = asked(Protection::HsmResident, false);
+    let refused = world.kms.create_key(&request, unaware).await;
+    assert_eq!(refused, Err(ServiceError::NoBackupNotAcknowledged));
+    assert_eq!(&*world.last().result, "NO_BACKUP_NOT_ACKNOWLEDGED");
+    let aware = world.kms.create_key(&request, asked(Protection::HsmResident, true)).await;
+    assert_eq!(aware.unwrap().protection, Protection::HsmResident);
+    // A wrapped one is in every backup: nothing is to be known.
+    let other =
+        CreateKey { name: name("tenants/t/keys/other"), ..asked(Protection::HsmWrapped, false) };
+    world.kms.create_key(&request, other).await.unwrap();
 }

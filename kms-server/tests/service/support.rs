@@ -196,6 +196,7 @@ pub(crate) fn create(key: &str) -> CreateKey {
         recipient_usage_period: None,
         labels: BTreeMap::new(),
         rotation_period: None,
+        acknowledge_no_backup: true,
         request_id: fresh_id(),
     }
 }

@@ -81,6 +81,7 @@ pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey>
         request_id,
         rotation_period,
         recipient_usage_period,
+        acknowledge_no_backup,
     } = message;
     let tenant: TenantName = parse("parent", &parent)?;
     Ok(CreateKey {
@@ -94,6 +95,7 @@ pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey>
         recipient_usage_period: recipient_usage(recipient_usage_period)?,
         labels: labels.into_iter().collect(),
         rotation_period: rotation(rotation_period)?,
+        acknowledge_no_backup,
         request_id: self::request_id(&request_id)?,
     })
 }

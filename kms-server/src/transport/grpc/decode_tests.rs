@@ -25,6 +25,7 @@ fn create() -> proto::CreateKeyRequest {
         labels: [("x".to_owned(), "y".to_owned())].into(),
         request_id: REQUEST_ID.into(),
         rotation_period: None,
+        acknowledge_no_backup: true,
     }
 }
 
@@ -123,6 +124,7 @@ fn every_field_of_a_new_key_arrives() {
     assert_eq!(decoded.sensitivity, Sensitivity::High);
     assert_eq!(decoded.cryptoperiod, Duration::from_hours(1));
     assert_eq!(decoded.recipient_usage_period, Some(Duration::from_hours(2)));
+    assert!(decoded.acknowledge_no_backup);
     assert_eq!((decoded.owner.as_str(), decoded.usage.as_str()), ("me", "tests"));
     assert_eq!(decoded.labels.get("x").map(String::as_str), Some("y"));
     assert_eq!(decoded.request_id.to_string(), REQUEST_ID);

@@ -75,6 +75,7 @@ fn decode_import(message: proto::ImportKeyRequest) -> Decoded<ImportKey> {
         rotation_period,
         check_value,
         recipient_usage_period,
+        acknowledge_no_backup,
     } = message;
     let sealed = sealed(&import_job, wrapped_key.into(), &check_value)?;
     let create = CreateKey {
@@ -88,6 +89,7 @@ fn decode_import(message: proto::ImportKeyRequest) -> Decoded<ImportKey> {
         recipient_usage_period: recipient_usage(recipient_usage_period)?,
         labels: labels.into_iter().collect(),
         rotation_period: rotation(rotation_period)?,
+        acknowledge_no_backup,
         request_id: request_id(&id)?,
     };
     Ok(ImportKey { create, sealed })
