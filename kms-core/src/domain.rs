@@ -47,8 +47,20 @@ pub const IMPORT_CHECK_AAD: &[u8] = b"kms/import-check/v1";
 /// Starts the hash input that the IV of a client's check value is taken from.
 pub const IMPORT_CHECK_IV: &[u8] = b"kms/import-iv/v1";
 
+/// Starts the MAC input of an entry of the state journal.
+pub const JOURNAL_ENTRY: &[u8] = b"kms/journal-entry/v1";
+
+/// Starts the hash input that links the entries of the state journal.
+pub const JOURNAL_LINK: &[u8] = b"kms/journal-link/v1";
+
+/// Starts the MAC input of the mark in the token that says how far the state journal goes.
+pub const JOURNAL_MARK: &[u8] = b"kms/journal-mark/v1";
+
+/// Starts the MAC input of a backup of the store.
+pub const BACKUP_MAC: &[u8] = b"kms/backup/v1";
+
 /// All of the above, in the order of the golden file.
-pub const ALL: [&[u8]; 15] = [
+pub const ALL: [&[u8]; 19] = [
     WRAP_AAD,
     KEY_CHECK_AAD,
     ROOT_MAC_CHECK,
@@ -64,4 +76,8 @@ pub const ALL: [&[u8]; 15] = [
     POLICY_TABLE,
     IMPORT_CHECK_AAD,
     IMPORT_CHECK_IV,
+    JOURNAL_ENTRY,
+    JOURNAL_LINK,
+    JOURNAL_MARK,
+    BACKUP_MAC,
 ];

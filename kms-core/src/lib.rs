@@ -16,6 +16,7 @@ pub mod filter;
 pub mod id;
 pub mod import;
 pub mod import_job;
+pub mod journal;
 pub mod key;
 pub mod lifecycle;
 pub mod manifest;

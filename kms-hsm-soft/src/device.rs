@@ -1,11 +1,12 @@
 //! What outlives a provider: the objects "on the token".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::rsa::PrivateDecryptingKey;
 use kms_core::key::CkaId;
+use kms_hsm::Mark;
 use zeroize::Zeroizing;
 
 /// The value of a secret key.
@@ -27,6 +28,7 @@ pub(crate) struct Objects {
     pub(crate) macs: BTreeMap<CkaId, Secret>,
     pub(crate) residents: BTreeMap<CkaId, Secret>,
     pub(crate) import_keys: BTreeMap<CkaId, PrivateDecryptingKey>,
+    pub(crate) marks: BTreeSet<Mark>,
 }
 
 impl SoftDevice {

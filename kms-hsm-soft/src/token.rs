@@ -15,10 +15,10 @@ use kms_core::key::{CheckBlob, CkaId, Material, Protection, RowMac, WrappedKey};
 use kms_core::root::RootPin;
 use kms_core::secret::{Plaintext, equal_in_constant_time};
 use kms_hsm::error::LatchReason;
-use kms_hsm::hsm::{CryptoOutput, MAX_BATCH, MAX_RANDOM_BYTES, MAX_REWRAPS};
+use kms_hsm::hsm::{CryptoOutput, MAX_BATCH, MAX_MARKS, MAX_RANDOM_BYTES, MAX_REWRAPS};
 use kms_hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmHealth, HsmKey, HsmStatus, ImportKeySpec,
-    KeyImport, KeySource, KeySpec, Pending, Timing, TokenKeys,
+    KeyImport, KeySource, KeySpec, Mark, Pending, Timing, TokenKeys,
 };
 
 use crate::crypto;
@@ -355,6 +355,29 @@ impl Hsm for SoftToken {
             }
         };
         Pending::ready(self.admit(deadline).map(list))
+    }
+
+    fn put_mark(&self, mark: Mark, replaced: Vec<Mark>, deadline: Instant) -> Pending<()> {
+        if !mark.is_in_bounds() {
+            return Pending::ready(Err(HsmError::Bug { reason: "a mark out of bounds" }));
+        }
+        Pending::ready(self.admit(deadline).map(|_| {
+            let marks = &mut self.objects().marks;
+            marks.retain(|there| !replaced.contains(there));
+            marks.insert(mark);
+        }))
+    }
+
+    fn marks(&self, deadline: Instant) -> Pending<Vec<Mark>> {
+        let list = |_| {
+            let marks: Vec<Mark> = self.objects().marks.iter().cloned().collect();
+            if marks.len() <= MAX_MARKS {
+                return Ok(marks);
+            }
+            let detail = format!("more than {MAX_MARKS} marks are on the token");
+            Err(HsmError::TokenFull { detail })
+        };
+        Pending::ready(self.admit(deadline).and_then(list))
     }
 
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {

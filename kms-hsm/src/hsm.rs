@@ -30,6 +30,11 @@ pub const MAX_BATCH: usize = 1000;
 /// The most keys of one call that wraps them under another root: the loading of keys waits for it.
 pub const MAX_REWRAPS: usize = 16;
 
+/// The longest mark.
+pub const MAX_MARK_BYTES: usize = 256;
+/// The most marks that are listed: there is one, and two after a crash, of each system that shares the token.
+pub const MAX_MARKS: usize = 64;
+
 /// An HSM: holds keys, uses them, and never gives them away.
 ///
 /// Every method queues a job and returns at once; nothing blocks the caller's thread. A full queue is answered
@@ -124,6 +129,23 @@ pub trait Hsm: Send + Sync + fmt::Debug + 'static {
     /// objects.
     fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys>;
 
+    /// Puts a mark in the token, and takes others away: a few bytes that are there after whatever becomes of our files.
+    ///
+    /// It is a new private data object that cannot be changed, durable and read back before one of `replaced` is destroyed, so
+    /// that there is no moment without one. Marks that are not named stay: another system's may be among them. Putting a
+    /// mark that is there already, and replacing one that is not, succeeds.
+    ///
+    /// # Errors
+    /// [`HsmError::Bug`] when it is empty or longer than [`MAX_MARK_BYTES`]; [`HsmError::TokenFull`]. Whatever the error, the
+    /// new mark may be there, and those before it are unless it is.
+    fn put_mark(&self, mark: Mark, replaced: Vec<Mark>, deadline: Instant) -> Pending<()>;
+
+    /// Lists the marks of the token, in no order. Slow: it looks at all objects.
+    ///
+    /// # Errors
+    /// [`HsmError::TokenFull`] when there are more than [`MAX_MARKS`]: none is left out in silence.
+    fn marks(&self, deadline: Instant) -> Pending<Vec<Mark>>;
+
     /// Runs one operation with a loaded key.
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished>;
 
@@ -142,6 +164,17 @@ pub trait Hsm: Send + Sync + fmt::Debug + 'static {
 
     /// Stops taking jobs, finishes those taken, destroys session objects and closes everything.
     fn close(&self);
+}
+
+/// A mark in the token. What its bytes mean, who puts it there knows, and whether they are genuine.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(pub Vec<u8>);
+
+impl Mark {
+    /// Returns whether it is of a length that a token takes.
+    pub const fn is_in_bounds(&self) -> bool {
+        !self.0.is_empty() && self.0.len() <= MAX_MARK_BYTES
+    }
 }
 
 /// What to generate.

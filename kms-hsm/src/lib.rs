@@ -18,6 +18,6 @@ pub mod suite;
 pub use error::HsmError;
 pub use hsm::{
     CryptoOp, CryptoOutput, Finished, GeneratedKey, Hsm, HsmHealth, HsmKey, HsmStatus,
-    ImportKeySpec, KeyImport, KeySource, KeySpec, MAX_REWRAPS, Pending, Sealed, Stray, Timing,
-    TokenKeys,
+    ImportKeySpec, KeyImport, KeySource, KeySpec, MAX_REWRAPS, Mark, Pending, Sealed, Stray,
+    Timing, TokenKeys,
 };

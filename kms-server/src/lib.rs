@@ -1,5 +1,5 @@
 //! The Holdfast server. Modules stand in the order in which a request meets them:
-//! transport -> authn -> authz -> service -> keyring -> { hsm (crate kms-hsm) | store | audit }.
+//! transport -> authn -> authz -> service -> keyring -> { hsm (crate kms-hsm) | store | audit | journal }.
 //!
 //! `transport` and `admin` are the only modules that name tonic or axum, `store` the only one that holds SQL. Beside the
 //! path stand `config`, `dev`, `hardening`, `telemetry` and `verify_store`, and `assembly`, which puts the parts together.
@@ -12,6 +12,7 @@ pub mod authz;
 pub mod config;
 pub mod dev;
 pub mod hardening;
+pub mod journal;
 pub mod keyring;
 pub mod service;
 pub mod store;

@@ -19,6 +19,7 @@ use kms_server::audit::AcceptCode;
 use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
 use kms_server::hardening;
+use kms_server::journal::Gap;
 use kms_server::telemetry::log;
 
 /// Audit records and HSM jobs are made on one thread and freed on another, which the system's allocator does under locks.
@@ -91,6 +92,10 @@ struct Start {
     /// log records it. The refusal and verify-store print the code, which accepts that database once
     #[arg(long, value_name = "CODE")]
     accept_restored_store: Option<AcceptCode>,
+    /// Go on without entries of the state journal that are lost, as the refusal names them: then no key
+    /// protects until it is rotated, as it may be COMPROMISED
+    #[arg(long, value_name = "FROM-TO")]
+    accept_journal_gap: Option<Gap>,
 }
 
 #[derive(Debug, Args)]
@@ -185,6 +190,7 @@ fn run_server(serve: &Serve, start: &Start, started: std::time::Instant) -> u8 {
     let mode = Mode {
         create_roots: false,
         accept_restored_store: start.accept_restored_store,
+        accept_journal_gap: start.accept_journal_gap,
         ready_file: None,
         on_ready: Box::new(|_, _| Ok(())),
     };
@@ -233,6 +239,7 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<u8, DevError> {
     let mode = Mode {
         create_roots: true,
         accept_restored_store: dev.start.accept_restored_store,
+        accept_journal_gap: dev.start.accept_journal_gap,
         ready_file: Some(ready_file),
         on_ready,
     };

@@ -15,12 +15,13 @@ use kms_core::id::{EventId, Randomness as _, RequestId, RootGeneration};
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::secret::Pin;
-use kms_hsm::Hsm as _;
+use kms_hsm::Hsm;
 use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
 use kms_server::audit::FileSink;
 use kms_server::authn::{AuthnMethod, Principal};
 use kms_server::authz::{ActionKind, GrantConfig, StaticPolicy};
 use kms_server::dev::DEV_TENANT;
+use kms_server::journal::{FileJournal, Opening};
 use kms_server::keyring::KeyringConfig;
 use kms_server::service::{CreateKey, Kms, Parts, RequestContext, SystemRandomness};
 use kms_server::store::sqlite::SqliteStore;
@@ -220,10 +221,23 @@ async fn open(directory: &Path, clock: Arc<PastClock>) -> Result<Parts, Error> {
         actions: ActionKind::ALL.to_vec(),
     };
     let generation = RootGeneration::FIRST;
+    let hsm: Arc<dyn Hsm> = Arc::new(hsm);
+    let opening = Opening {
+        path: directory.join("journal"),
+        hsm: Arc::clone(&hsm),
+        clock: Arc::clone(&clock) as _,
+        generations: generation..=generation,
+        accept: None,
+        covered: None,
+    };
+    // It waits for the token, which no thread of a runtime may.
+    let opened = std::thread::spawn(move || FileJournal::open(opening)).join();
+    let journal = opened.map_err(|_| failed("a panic"))?.map_err(failed)?;
     Ok(Parts {
-        hsm: Arc::new(hsm),
+        hsm,
         store: Arc::new(store),
         audit: Arc::new(audit),
+        journal: Arc::new(journal),
         clock,
         policy: Arc::new(StaticPolicy::new(&[grant]).map_err(failed)?),
         randomness: Arc::new(SystemRandomness),

@@ -10,7 +10,7 @@ use kms_core::secret::Plaintext;
 
 use crate::error::HsmError;
 use crate::hsm::{
-    CryptoOp, Finished, GeneratedKey, HsmKey, KeyImport, KeySource, KeySpec, TokenKeys,
+    CryptoOp, Finished, GeneratedKey, HsmKey, KeyImport, KeySource, KeySpec, Mark, TokenKeys,
 };
 use crate::pending::{Spent, To};
 
@@ -74,6 +74,8 @@ pub(crate) enum KeeperWork {
     DestroyImportKey(CkaId),
     DestroyResident(CkaId),
     ListTokenKeys,
+    PutMark { mark: Mark, replaced: Vec<Mark> },
+    ListMarks,
 }
 
 /// Why a worker hands a job to the keeper.
@@ -115,6 +117,7 @@ pub(crate) enum Answer {
     Rewrapped(Vec<Result<WrappedKey, HsmError>>),
     TokenKeys(TokenKeys),
     PublicKey(Vec<u8>),
+    Marks(Vec<Mark>),
     Done,
 }
 
@@ -131,6 +134,7 @@ pub(crate) enum Reply {
     Rewrapped(To<Vec<Result<WrappedKey, HsmError>>>),
     TokenKeys(To<TokenKeys>),
     PublicKey(To<Vec<u8>>),
+    Marks(To<Vec<Mark>>),
     Done(To<()>),
 }
 
@@ -149,6 +153,7 @@ impl Reply {
             (Self::Rewrapped(to), Ok(Answer::Rewrapped(answer))) => to.give(Ok(answer), spent),
             (Self::TokenKeys(to), Ok(Answer::TokenKeys(answer))) => to.give(Ok(answer), spent),
             (Self::PublicKey(to), Ok(Answer::PublicKey(answer))) => to.give(Ok(answer), spent),
+            (Self::Marks(to), Ok(Answer::Marks(answer))) => to.give(Ok(answer), spent),
             (Self::Done(to), Ok(Answer::Done)) => to.give(Ok(()), spent),
             (reply, Ok(_)) => {
                 reply.give_error(HsmError::Bug { reason: "an answer of another kind" }, spent);
@@ -173,6 +178,7 @@ impl Reply {
             Self::Rewrapped(to) => to.give(Err(error), spent),
             Self::TokenKeys(to) => to.give(Err(error), spent),
             Self::PublicKey(to) => to.give(Err(error), spent),
+            Self::Marks(to) => to.give(Err(error), spent),
             Self::Done(to) => to.give(Err(error), spent),
         }
     }

@@ -52,7 +52,7 @@ pub use fatal::{EXIT_HSM_HUNG, FatalReason, exit_at_once, exit_process, log_fata
 use crate::error::HsmError;
 use crate::hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmKey, HsmStatus, ImportKeySpec, KeyImport, KeySource,
-    KeySpec, MAX_BATCH, MAX_RANDOM_BYTES, MAX_REWRAPS, Pending, TokenKeys,
+    KeySpec, MAX_BATCH, MAX_RANDOM_BYTES, MAX_REWRAPS, Mark, Pending, TokenKeys,
 };
 use crate::pending::To;
 use job::{Job, KeeperMessage, KeeperWork, Reply, Ticket, Work};
@@ -184,6 +184,17 @@ impl Hsm for Pkcs11Hsm {
 
     fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
         self.keep(KeeperWork::ListTokenKeys, deadline, Reply::TokenKeys)
+    }
+
+    fn put_mark(&self, mark: Mark, replaced: Vec<Mark>, deadline: Instant) -> Pending<()> {
+        if !mark.is_in_bounds() {
+            return Pending::ready(Err(HsmError::Bug { reason: "a mark out of bounds" }));
+        }
+        self.keep(KeeperWork::PutMark { mark, replaced }, deadline, Reply::Done)
+    }
+
+    fn marks(&self, deadline: Instant) -> Pending<Vec<Mark>> {
+        self.keep(KeeperWork::ListMarks, deadline, Reply::Marks)
     }
 
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {

@@ -239,6 +239,29 @@ pub(crate) fn public_value(value: &[u8]) -> Vec<Attribute> {
     ]
 }
 
+/// What marks are found by: another application's data objects are not ours.
+const MARK_APPLICATION: &[u8] = b"holdfast mark";
+
+/// A mark: a data object that only its owner sees, and nobody can change.
+pub(crate) fn mark(value: &[u8]) -> Vec<Attribute> {
+    let mut template = find_marks();
+    template.extend([
+        Attribute::Private(true),
+        label("holdfast state journal"),
+        Attribute::Value(value.to_vec()),
+    ]);
+    last(template)
+}
+
+/// Finds all marks.
+pub(crate) fn find_marks() -> Vec<Attribute> {
+    vec![
+        Attribute::Token(true),
+        Attribute::Class(ObjectClass::DATA),
+        Attribute::Application(MARK_APPLICATION.to_vec()),
+    ]
+}
+
 /// Finds a root object.
 pub(crate) fn find_root(role: Role, id: CkaId) -> Vec<Attribute> {
     vec![

@@ -15,6 +15,7 @@ pub mod bounds;
 pub mod crypto;
 pub mod import;
 pub mod keys;
+pub mod marks;
 pub mod rewrap;
 pub mod roots;
 
@@ -210,6 +211,10 @@ macro_rules! hsm_suite {
             keys::a_destroyed_resident_key_is_missing_not_latched,
             keys::a_key_of_a_root_that_is_not_open_is_refused,
             keys::a_key_of_another_provider_is_refused,
+            marks::a_mark_takes_the_place_of_those_it_replaces_and_of_no_other,
+            marks::a_mark_survives_a_restart_of_the_provider,
+            marks::putting_a_mark_again_leaves_one,
+            marks::a_mark_at_its_limit_and_one_past_it,
             rewrap::a_re_wrapped_key_is_the_same_key,
             rewrap::a_re_wrap_of_a_wrong_blob_is_refused_and_stops_no_other,
             rewrap::a_re_wrap_between_roots_that_are_not_open_is_refused,

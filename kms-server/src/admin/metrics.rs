@@ -134,6 +134,7 @@ fn encode_keyring(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result
         count(kms.stuck_intents()),
     )?;
     encode_root_rollover(encoder, kms)?;
+    encode_journal(encoder, kms)?;
     gauge(
         encoder,
         "holdfast_reconcile_failures",
@@ -164,6 +165,28 @@ fn encode_root_rollover(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::
     counter(encoder, "holdfast_root_rollover_rows", help, rows)?;
     let help = "Key versions wrapped under the newest root since the start";
     counter(encoder, "holdfast_root_rollover_rewrapped_versions", help, rewrapped)
+}
+
+fn encode_journal(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result {
+    let journal = kms.journal();
+    gauge(
+        encoder,
+        "holdfast_journal_healthy",
+        "1 when the state journal could be written when that was last tried",
+        u64::from(journal.healthy()),
+    )?;
+    gauge(
+        encoder,
+        "holdfast_journal_last_entry",
+        "Number of the last entry of the state journal",
+        journal.progress().last(),
+    )?;
+    gauge(
+        encoder,
+        "holdfast_protect_disabled_keys",
+        "Keys that do not protect until they are rotated, since a gap in the state journal was accepted",
+        kms.disabled_keys(),
+    )
 }
 
 fn encode_connections(

@@ -7,6 +7,7 @@ use kms_hsm::HsmError;
 use super::missing::MissingRoots;
 use crate::audit::AuditStartError;
 use crate::config::Problem;
+use crate::journal::JournalStartError;
 use crate::keyring::KeyringError;
 use crate::service::{CompareError, RootChangeError};
 use crate::store::StoreError;
@@ -63,6 +64,9 @@ pub enum StartError {
     /// The database is not the one that the audit log has last seen, or that cannot be found out.
     #[error(transparent)]
     Compare(#[from] CompareError),
+    /// The state journal cannot be opened, or is not all that the token knows of.
+    #[error("state journal: {0}")]
+    Journal(#[from] JournalStartError),
     /// A root set was neither made nor retired.
     #[error("nothing was changed: {0}")]
     RootChange(#[from] RootChangeError),
@@ -100,11 +104,18 @@ impl StartError {
                 RootChangeError::NotOpen(_) | RootChangeError::Newest(_) | RootChangeError::Last(_),
             ) => EXIT_CONFIG,
             Self::Compare(CompareError::Diverged { .. })
+            | Self::Journal(
+                JournalStartError::Damaged { .. }
+                | JournalStartError::Missing { .. }
+                | JournalStartError::OtherGap { .. },
+            )
             | Self::RootChange(RootChangeError::Unfinished { .. }) => EXIT_DIVERGED,
             Self::Hsm(_)
             | Self::Unverifiable(_)
+            | Self::Journal(JournalStartError::Hsm(_))
             | Self::Compare(CompareError::Unverified(KeyringError::Hsm(_))) => EXIT_HSM,
             Self::Audit(_)
+            | Self::Journal(JournalStartError::Io { .. })
             | Self::Store(_)
             | Self::RootPinIntegrity(_)
             | Self::RootChange(RootChangeError::Service(_))

@@ -6,6 +6,7 @@
 
 mod compare;
 mod error;
+mod journal;
 mod live;
 mod missing;
 mod open;

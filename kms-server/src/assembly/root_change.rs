@@ -64,10 +64,14 @@ impl Core {
         let retired = self.store.retired_roots().await?;
         roots::verify_retired(&*hsm, &*self.clock, &pins, &retired).await?;
         let audit: SharedAuditSink = Arc::clone(&self.audit) as _;
+        let (_keep, mut shutdown) = Shutdown::channel();
+        // Opened by every start: from then on the newest root vouches for all of it, so that an older one can go.
+        let journal = self.open_journal(config, &pins, None, &mut shutdown).await?;
         let kms = Kms::new(Parts {
             hsm,
             store: Arc::clone(&self.store) as _,
             audit,
+            journal,
             clock: Arc::clone(&self.clock),
             policy: parts::policy(config)?,
             randomness: Arc::new(SystemRandomness),
@@ -75,7 +79,6 @@ impl Core {
             allow_rsa_oaep_sha1: false,
         });
         // Of a database that is not the one the log has last seen nothing is changed.
-        let (_keep, mut shutdown) = Shutdown::channel();
         super::compare::compare(&kms, None, &mut shutdown).await?;
         match change {
             RootChange::Stage => Ok(kms.stage_root().await?),

@@ -18,6 +18,7 @@ use super::steps::{Until, on_a_thread};
 use super::threads::serving_threads;
 use crate::audit::AcceptCode;
 use crate::config::{Config, Problem, check};
+use crate::journal::Gap;
 
 /// Stack of a thread that serves requests: handlers are shallow, buffers are on the heap.
 const WORKER_STACK_BYTES: usize = 2 * 1024 * 1024;
@@ -30,6 +31,8 @@ pub struct Mode {
     pub create_roots: bool,
     /// The code of the database that is accepted though it is not the one that the audit log has last seen.
     pub accept_restored_store: Option<AcceptCode>,
+    /// The gap in the state journal that is accepted.
+    pub accept_journal_gap: Option<Gap>,
     /// A file to write when ready.
     pub ready_file: Option<ReadyFile>,
     /// Told the addresses of both listeners, gRPC first, when ready; before the ready file is written.

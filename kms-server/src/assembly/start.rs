@@ -196,10 +196,13 @@ impl Core {
             let retired = self.store.retired_roots().await?;
             roots::verify_retired(&*hsm, &*clock, &pins, &retired).await?;
         }
+        let accept = mode.accept_journal_gap;
+        let journal = self.open_journal(config, &pins, accept, &mut shutdown).await?;
         let kms = Kms::new(Parts {
             hsm,
             store: Arc::clone(&self.store) as _,
             audit: Arc::clone(&self.audit) as _,
+            journal,
             clock,
             policy: parts::policy(config)?,
             randomness: Arc::new(SystemRandomness),

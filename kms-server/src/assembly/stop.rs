@@ -58,7 +58,9 @@ impl Core {
             tracing::warn!("the store did not close in time");
         }
         let (audit, hsm) = (Arc::clone(&self.audit), Arc::clone(&self.hsm.hsm));
+        let kms = running.kms.clone();
         let closing = on_a_thread("close", move || {
+            kms.close_journal();
             audit.close();
             hsm.close();
         });
@@ -67,7 +69,7 @@ impl Core {
             Err(_) => false,
         };
         if !ended {
-            tracing::warn!("the audit log or the hsm did not close in time");
+            tracing::warn!("the journal, the audit log or the hsm did not close in time");
         }
         // Calls that were cut off run in tasks of their own, and may have failed since.
         running.gateway.tell_last_failures();

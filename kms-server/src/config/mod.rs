@@ -48,6 +48,8 @@ pub struct Config {
     pub store: StoreSection,
     /// The audit log.
     pub audit: AuditSection,
+    /// The state journal.
+    pub journal: JournalSection,
     /// Who may do what.
     pub authz: Authz,
     /// Import of keys.
@@ -56,6 +58,14 @@ pub struct Config {
     pub limits: Limits,
     /// Logging.
     pub log: Log,
+}
+
+impl Config {
+    /// Returns the file of the state journal: `journal` beside the database, unless another is named.
+    pub fn journal_path(&self) -> PathBuf {
+        let beside = || self.store.path.with_file_name("journal");
+        self.journal.path.clone().unwrap_or_else(beside)
+    }
 }
 
 /// The gRPC listener.
@@ -220,6 +230,14 @@ impl Default for AuditSection {
     fn default() -> Self {
         Self { directory: "/var/lib/holdfast/audit".into() }
     }
+}
+
+/// The state journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JournalSection {
+    /// Its file; `journal` beside the database when not given.
+    pub path: Option<PathBuf>,
 }
 
 /// Who may do what. Nobody may anything that is not here.

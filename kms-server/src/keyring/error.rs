@@ -6,6 +6,7 @@ use kms_core::state::VersionState;
 use kms_hsm::HsmError;
 
 use crate::audit::AuditError;
+use crate::journal::JournalError;
 use crate::store::StoreError;
 
 /// An error of the keyring.
@@ -35,6 +36,11 @@ pub enum KeyringError {
     /// The version is over its cryptoperiod, and the key is of HIGH sensitivity.
     #[error("the key version is over its cryptoperiod; rotate the key")]
     CryptoperiodExceeded,
+    /// The version was made before a gap in the state journal was accepted.
+    #[error(
+        "protection is disabled until the key is rotated: a gap in the state journal was accepted"
+    )]
+    ProtectDisabled,
     /// The envelope is another key's, another version's, or was changed.
     #[error("ciphertext, context and key do not fit together")]
     CiphertextInvalid,
@@ -53,6 +59,9 @@ pub enum KeyringError {
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The state journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A defect of ours.
     #[error("bug: {reason}")]
     Bug {
@@ -73,11 +82,13 @@ impl KeyringError {
             | Self::NotPermittedByState(_)
             | Self::Exhausted
             | Self::CryptoperiodExceeded
+            | Self::ProtectDisabled
             | Self::CiphertextInvalid => Fault::Caller,
             Self::Integrity { .. } => Fault::Store,
             Self::Hsm(error) => error.fault(),
             Self::Store(error) => error.fault(),
             Self::Audit(error) => error.fault(),
+            Self::Journal(error) => error.fault(),
             Self::Bug { .. } => Fault::Bug,
         }
     }
@@ -88,6 +99,7 @@ impl KeyringError {
             Self::Hsm(error) => error.retry(),
             Self::Store(error) => error.retry(),
             Self::Audit(error) => error.retry(),
+            Self::Journal(error) => error.retry(),
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
             | Self::KeyDisabled
@@ -96,6 +108,7 @@ impl KeyringError {
             | Self::NotPermittedByState(_)
             | Self::Exhausted
             | Self::CryptoperiodExceeded
+            | Self::ProtectDisabled
             | Self::CiphertextInvalid
             | Self::Integrity { .. }
             | Self::Bug { .. } => Retry::Never,

@@ -6,6 +6,9 @@
 //!
 //! Invariant: what was leased is handed out only when the record of it is durable, so the log knows every counter that
 //! was used. Test: `without_its_record_nothing_is_leased_and_nothing_is_lost`.
+//!
+//! Invariant: the state journal knows of every power of two from 2^20 up before it is passed, so that a counter of an older
+//! database can be raised above all that was used. Test: `a_power_of_two_is_journaled_before_it_is_passed`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +24,7 @@ use super::flight::Flights;
 use super::lease::{Id, Lease};
 use super::lease_log::LeaseLog;
 use super::plan::{Answered, Change, Kind, Plan};
+use crate::journal::{Held, SharedJournal};
 use crate::store::StoreError;
 
 /// From here on the key wants a rollover: half of what a version may see, so there is time for it.
@@ -48,6 +52,7 @@ struct Queue {
 pub(super) struct Ledger {
     rows: CounterRows,
     log: LeaseLog,
+    journal: SharedJournal,
     queue: Mutex<Queue>,
     refills: Flights<Id, Result<(), KeyringError>>,
     due: Mutex<BTreeMap<KeyName, KeyVersion>>,
@@ -55,10 +60,11 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(rows: CounterRows, log: LeaseLog) -> Self {
+    pub(super) fn new(rows: CounterRows, log: LeaseLog, journal: SharedJournal) -> Self {
         Self {
             rows,
             log,
+            journal,
             queue: Mutex::default(),
             refills: Flights::default(),
             due: Mutex::default(),
@@ -162,6 +168,7 @@ impl Ledger {
                 Err(error) => refuse(changes, &error),
             }
         }
+        let (plans, told) = self.tell_reached(plans).await;
         let results = match self.rows.write(&plans).await {
             Ok(results) => results,
             Err(error) => {
@@ -182,8 +189,28 @@ impl Ledger {
                 Err(error) => plan.refuse(&KeyringError::Store(error)),
             }
         }
+        // Whatever was written: a counter that was told and not raised is restored too high, never too low.
+        told.into_iter().for_each(Held::settle);
         self.settle(written).await;
         again
+    }
+
+    /// Tells the state journal of the powers of two that are about to be passed; leaves out what it could not be told of.
+    async fn tell_reached(&self, plans: Vec<Plan>) -> (Vec<Plan>, Vec<Held>) {
+        let (mut left, mut told) = (Vec::with_capacity(plans.len()), Vec::new());
+        for plan in plans {
+            match plan.reached() {
+                None => left.push(plan),
+                Some(event) => match self.journal.append(None, event).await {
+                    Ok(held) => {
+                        told.push(held);
+                        left.push(plan);
+                    }
+                    Err(error) => plan.refuse(&error.into()),
+                },
+            }
+        }
+        (left, told)
     }
 
     /// Reads a row; one that is older than what these leases know was put back.

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use kms_core::audit::{AuditRecord, CounterStamp};
 use kms_core::clock::{Clock as _, SystemClock};
 use kms_core::id::{KeyVersion, Randomness, Revision, RootGeneration};
+use kms_core::journal::{Event, FIRST_COUNT};
 use kms_core::key::{CounterRow, Sealed};
 use kms_core::name::VersionName;
 use kms_hsm::Hsm;
@@ -21,6 +22,8 @@ use super::lease_log::LeaseLog;
 use super::ledger::Ledger;
 use super::{Counters, FIRST_LEASE, KeyringError, LARGEST_LEASE, LEASE_OPERATION};
 use crate::audit::{Appended, AuditError, AuditSink, Past};
+use crate::journal::memory::MemoryJournal;
+use crate::journal::{Journal as _, JournalError};
 use crate::store::Store as _;
 use crate::store::sqlite::SqliteStore;
 use crate::store::suite::{closing, intent, key_row, new_key, sealed};
@@ -111,6 +114,7 @@ struct World {
     ledger: Arc<Ledger>,
     store: Arc<SqliteStore>,
     log: Arc<Log>,
+    journal: Arc<MemoryJournal>,
     counters: Arc<Counters>,
     _root: tempfile::TempDir,
 }
@@ -147,8 +151,9 @@ impl World {
         };
         let randomness = Arc::new(NoRandomness);
         let lease_log = LeaseLog { audit: Arc::clone(&log) as _, clock, randomness };
-        let ledger = Arc::new(Ledger::new(rows, lease_log));
-        Self { ledger, store, log, counters, _root: root }
+        let journal = Arc::new(MemoryJournal::default());
+        let ledger = Arc::new(Ledger::new(rows, lease_log, Arc::clone(&journal) as _));
+        Self { ledger, store, log, journal, counters, _root: root }
     }
 
     async fn row(&self, number: u8) -> CounterRow {
@@ -372,4 +377,25 @@ fn a_writer_that_is_dropped_answers_those_who_wait_and_the_next_change_is_writte
         assert_eq!(world.take(&closed(3)).await, Ok(()));
         assert_eq!((world.row(2).await.leased, world.row(3).await.leased), (100, 101));
     });
+}
+
+#[tokio::test]
+async fn a_power_of_two_is_journaled_before_it_is_passed() {
+    let world = World::new(FIRST_COUNT - 2).await;
+    let one = closed(1);
+    world.take(&one).await.unwrap();
+    assert_eq!(world.journal.events(), [], "below the first");
+    world.journal.failing.store(true, Ordering::SeqCst);
+    let refused = world.take(&one).await;
+    assert_eq!(refused, Err(KeyringError::Journal(JournalError::Saturated)));
+    assert_eq!(world.row(1).await.leased, FIRST_COUNT - 1, "nothing is leased that is not told");
+    world.journal.failing.store(false, Ordering::SeqCst);
+    world.take(&one).await.unwrap();
+    world.take(&one).await.unwrap();
+    assert_eq!(world.row(1).await.leased, FIRST_COUNT + 1);
+    let [Event::CountReached { subject, count: FIRST_COUNT }] = &world.journal.events()[..] else {
+        panic!("{:?}", world.journal.events())
+    };
+    assert_eq!((subject.key_uid, subject.version), one.id());
+    assert_eq!(world.journal.progress().settled(), 1);
 }

@@ -46,6 +46,7 @@ use kms_core::usage::Uses;
 use kms_hsm::Hsm;
 
 use crate::audit::SharedAuditSink;
+use crate::journal::SharedJournal;
 use crate::store::{Store, StoreError};
 use cache::Cache;
 use counter_rows::CounterRows;
@@ -101,6 +102,7 @@ struct Shared {
     counters: Arc<Counters>,
     ledger: Arc<Ledger>,
     uses: UseLog,
+    journal: SharedJournal,
     key_flights: Flights<KeyName, Result<Arc<CachedKey>, KeyringError>>,
     version_flights: Flights<(KeyUid, KeyVersion), Result<Arc<LoadedVersion>, KeyringError>>,
 }
@@ -132,6 +134,7 @@ impl Keyring {
         audit: SharedAuditSink,
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
+        journal: SharedJournal,
         config: KeyringConfig,
     ) -> Self {
         let counters = Arc::new(Counters::default());
@@ -151,8 +154,9 @@ impl Keyring {
             config,
             cache: Cache::new(config.max_keys, config.max_versions),
             counters,
-            ledger: Arc::new(Ledger::new(rows, log)),
+            ledger: Arc::new(Ledger::new(rows, log, Arc::clone(&journal))),
             uses: UseLog::default(),
+            journal,
             key_flights: Flights::default(),
             version_flights: Flights::default(),
         };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kms_core::id::Revision;
+use kms_core::journal::{Event, Subject, reached};
 use kms_core::key::{CounterRow, MAX_INVOCATIONS};
 use kms_core::name::KeyName;
 use tokio::sync::oneshot;
@@ -55,6 +56,8 @@ pub(super) struct Plan {
     /// The revision that the row takes the place of.
     pub(super) expected: Revision,
     pub(super) row: CounterRow,
+    /// What was leased before.
+    before: u64,
     /// Each with the invocations that it takes.
     pub(super) changes: Vec<(Change, u64)>,
 }
@@ -62,7 +65,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Applies changes to a row; those that take nothing are answered at once.
     pub(super) fn new(mut row: CounterRow, waiting: Vec<Change>) -> Option<Self> {
-        let expected = row.revision;
+        let (expected, before) = (row.revision, row.leased);
         // The store takes more for tampering. What is beyond counts as used.
         let lowest = row.leased.saturating_sub(LARGEST_LEASE);
         let mut changes = Vec::with_capacity(waiting.len());
@@ -86,7 +89,15 @@ impl Plan {
             changes.push((change, granted));
         }
         row.revision = row.revision.next();
-        (!changes.is_empty()).then_some(Self { expected, row, changes })
+        (!changes.is_empty()).then_some(Self { expected, row, before, changes })
+    }
+
+    /// Returns what the state journal must be told before the row is written: that a power of two is passed.
+    pub(super) fn reached(&self) -> Option<Event> {
+        let count = reached(self.before, self.row.leased)?;
+        let tenant = self.key()?.tenant().clone();
+        let CounterRow { key_uid, version, .. } = self.row;
+        Some(Event::CountReached { subject: Subject { tenant, key_uid, version }, count })
     }
 
     /// Returns the key; `None` never: a plan has changes.

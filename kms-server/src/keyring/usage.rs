@@ -141,6 +141,7 @@ impl Keyring {
     /// # Errors
     /// [`KeyringError::KeyDisabled`], [`KeyringError::KeyDestroyScheduled`], [`KeyringError::KeyDestroyed`];
     /// [`KeyringError::NotPermittedByState`] unless the version is ACTIVE;
+    /// [`KeyringError::ProtectDisabled`] when it is older than the last gap of the state journal that was accepted;
     /// [`KeyringError::CryptoperiodExceeded`] for a key of HIGH sensitivity; [`KeyringError::Exhausted`] at 2^32.
     pub async fn protect<A: Protects>(
         &self,
@@ -164,6 +165,9 @@ impl Keyring {
             Verdict::WithPermission | Verdict::No | Verdict::NoWithAlert | Verdict::Metadata => {
                 return Err(KeyringError::NotPermittedByState(state));
             }
+        }
+        if self.shared.journal.fence().is_some_and(|fence| version.row.create_time <= fence) {
+            return Err(KeyringError::ProtectDisabled);
         }
         self.check_cryptoperiod(key, &version)?;
         let hsm_key = loaded(&version)?;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use kms_core::id::{Revision, RootGeneration};
+use kms_core::id::{KeyVersion, Revision, RootGeneration};
+use kms_core::journal::{Event, Subject};
 use kms_core::key::{KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::{HistoryChange, HistoryRow};
 use kms_core::manifest::Manifest;
@@ -15,6 +16,7 @@ use super::kms::Inner;
 use super::trail::Trail;
 use super::{RequestContext, ServiceError};
 use crate::audit::Divergence;
+use crate::journal::Held;
 use crate::keyring::MacInput;
 use crate::store::{Closing, Intent, ManifestChange, RequestRecord, StoreError};
 
@@ -25,6 +27,8 @@ pub(super) struct Change<'c> {
     pub(super) intent: &'c Intent,
     pub(super) claim: Option<&'c Claim>,
     pub(super) trail: &'c mut Trail,
+    /// What of it stands in the state journal; `None` as long as that was told nothing.
+    pub(super) journaled: Option<Vec<Held>>,
 }
 
 /// Row MACs that a mutation adds to and removes from the manifest.
@@ -41,6 +45,15 @@ pub(super) enum Failure {
     Undo(ServiceError),
     /// Perhaps committed: leave everything to the reconciler.
     Unknown(ServiceError),
+}
+
+impl Failure {
+    /// Leaves it to the reconciler, whatever it was.
+    pub(super) fn left(self) -> Self {
+        match self {
+            Self::Undo(error) | Self::Unknown(error) => Self::Unknown(error),
+        }
+    }
 }
 
 impl From<ServiceError> for Failure {
@@ -111,6 +124,23 @@ impl Change<'_> {
             reason,
         };
         (KeyRow { update_time: time, revision, ..key }, history)
+    }
+
+    /// Tells the state journal what is about to be done. From here on it either is done, or said there to be given up.
+    ///
+    /// Invariant: before anything of it is done, in the token or the store (`what_is_destroyed_or_compromised_is_journaled_first`).
+    pub(super) async fn journal(&mut self, event: Event) -> Result<(), ServiceError> {
+        debug_assert!(self.intent.kind.is_journaled(), "the reconciler would not give it up");
+        // Told, whatever comes of it: the entry may be there when the answer is an error.
+        self.journaled.get_or_insert_default();
+        let held = self.inner.journal.append(Some(self.intent.id), event).await?;
+        self.journaled.get_or_insert_default().push(held);
+        Ok(())
+    }
+
+    /// Names a version of the tenant whose turn this is.
+    pub(super) fn journal_subject(key: &KeyRow, version: KeyVersion) -> Subject {
+        Subject { tenant: key.name.tenant().clone(), key_uid: key.uid, version }
     }
 
     /// Seals a row under the current root.

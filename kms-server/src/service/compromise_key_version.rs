@@ -3,6 +3,7 @@
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
+use kms_core::journal::Event;
 use kms_core::key::{Sealed, VersionRow};
 use kms_core::lifecycle::Transition;
 use kms_core::state::VersionState;
@@ -125,6 +126,8 @@ impl Mutation for Compromise {
             revision: old.row.revision.next(),
             ..old.row.clone()
         };
+        let subject = Change::journal_subject(&key.row, row.version);
+        change.journal(Event::VersionCompromised(subject)).await?;
         if row.version != key.row.primary {
             // The key stays as it is, and so does its primary.
             let primary =

@@ -15,6 +15,7 @@ use std::time::Duration;
 use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
+use kms_core::journal::Event;
 use kms_core::key::{Material, Sensitivity, VersionRow, WrappedKey};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::name::{TenantName, VersionName};
@@ -317,6 +318,8 @@ impl Mutation for Destroy {
         let rows = RowChanges { added: &[row.mac], removed: &[old.mac], history };
         // Before the object goes: this compares the manifest with the log.
         let closing = change.closing(key.row.name.tenant(), rows, &description).await?;
+        let subject = Change::journal_subject(&key.row, old.row.version);
+        change.journal(Event::VersionDestroyed(subject)).await?;
         if let Some(id) = resident {
             let destroyed = change.inner.hsm.destroy_resident(id, change.request.deadline).await;
             destroyed.map_err(|error| change.inner.device(error))?;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{KeyVersion, RequestId};
+use kms_core::journal::Event;
 use kms_core::key::{KeyRow, KeyState, Sensitivity};
 use kms_core::lifecycle::KeyDestruction;
 use kms_core::name::{KeyName, VersionName};
@@ -258,6 +259,10 @@ impl Mutation for EndKey {
             }
         };
         let detail = told_change(old, &key);
+        if self.step == Step::Finish {
+            let (tenant, key_uid) = (key.name.tenant().clone(), key.uid);
+            change.journal(Event::KeyDestroyed { tenant, key_uid }).await?;
+        }
         change.replace_key(&turn.fresh, key, detail, REASON.to_owned()).await
     }
 }

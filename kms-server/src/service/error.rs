@@ -203,6 +203,11 @@ pub enum ServiceError {
     /// The whole key is destroyed, or its versions are being destroyed.
     #[error("the key is destroyed, or its destruction has begun; that cannot be undone")]
     KeyDestroyed,
+    /// A gap in the state journal was accepted, and the key was not rotated since: the version may be COMPROMISED, or used up.
+    #[error(
+        "protection is disabled until the key is rotated: a gap in the state journal was accepted"
+    )]
+    ProtectDisabled,
     /// The key has used up its version numbers.
     #[error("the key has used up its version numbers")]
     VersionsExhausted,
@@ -276,6 +281,12 @@ pub enum ServiceError {
         /// For the operator.
         detail: String,
     },
+    /// The state journal cannot be written, so what it must tell of may not happen.
+    #[error("the state journal is unavailable: {detail}")]
+    JournalUnavailable {
+        /// For the operator.
+        detail: String,
+    },
     /// The change may have happened: its commit is in doubt, or its outcome is not in the log yet. A repeat with the same
     /// request id finds out, and does it when it was not done.
     #[error("the outcome is unknown: {detail}")]
@@ -330,6 +341,7 @@ impl ServiceError {
             Self::VersionStaged { .. } => "VERSION_STAGED",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
+            Self::ProtectDisabled => "PROTECT_DISABLED",
             Self::KeyDisabled => "KEY_DISABLED",
             Self::KeyEnabled => "KEY_ENABLED",
             Self::KeyNotDisabled => "KEY_NOT_DISABLED",
@@ -351,6 +363,7 @@ impl ServiceError {
             Self::MechanismUnsupported { .. } => "MECHANISM_UNSUPPORTED",
             Self::StoreUnavailable { .. } => "STORE_UNAVAILABLE",
             Self::AuditUnavailable { .. } => "AUDIT_UNAVAILABLE",
+            Self::JournalUnavailable { .. } => "JOURNAL_UNAVAILABLE",
             Self::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
             Self::KeyIntegrity { .. } => "KEY_INTEGRITY",
             Self::Bug { .. } => "INTERNAL",
@@ -388,6 +401,7 @@ impl ServiceError {
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
+            | Self::ProtectDisabled
             | Self::KeyDisabled
             | Self::KeyEnabled
             | Self::KeyNotDisabled
@@ -409,6 +423,7 @@ impl ServiceError {
             | Self::HsmDeadline
             | Self::MechanismUnsupported { .. } => Fault::Device,
             Self::StoreUnavailable { .. }
+            | Self::JournalUnavailable { .. }
             | Self::OutcomeUnknown { .. }
             | Self::KeyIntegrity { .. } => Fault::Store,
             Self::AuditUnavailable { .. } => Fault::Audit,
@@ -438,6 +453,7 @@ impl ServiceError {
             | Self::HsmDeadline
             | Self::StoreUnavailable { .. }
             | Self::AuditUnavailable { .. }
+            | Self::JournalUnavailable { .. }
             | Self::OutcomeUnknown { .. } => Some(RETRY_AFTER),
             Self::FieldViolation { .. }
             | Self::PageTokenExpired
@@ -468,6 +484,7 @@ impl ServiceError {
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
+            | Self::ProtectDisabled
             | Self::KeyDisabled
             | Self::KeyEnabled
             | Self::KeyNotDisabled
@@ -494,6 +511,7 @@ impl ServiceError {
             }
             Self::StoreUnavailable { .. } => "the store is unavailable".into(),
             Self::AuditUnavailable { .. } => "the audit log is unavailable".into(),
+            Self::JournalUnavailable { .. } => "the state journal is unavailable".into(),
             Self::OutcomeUnknown { .. } => {
                 "the change may have happened; repeat it with the same request_id".into()
             }
@@ -528,6 +546,7 @@ impl ServiceError {
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
+            | Self::ProtectDisabled
             | Self::KeyDisabled
             | Self::KeyEnabled
             | Self::KeyNotDisabled

@@ -4,6 +4,7 @@ use kms_hsm::HsmError;
 
 use super::{Full, ServiceError};
 use crate::audit::AuditError;
+use crate::journal::JournalError;
 use crate::keyring::KeyringError;
 use crate::store::StoreError;
 
@@ -62,6 +63,17 @@ impl From<AuditError> for ServiceError {
     }
 }
 
+impl From<JournalError> for ServiceError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Hsm(error) => error.into(),
+            other @ (JournalError::Unwritable { .. }
+            | JournalError::Saturated
+            | JournalError::Closed) => Self::JournalUnavailable { detail: other.to_string() },
+        }
+    }
+}
+
 impl From<KeyringError> for ServiceError {
     fn from(error: KeyringError) -> Self {
         match error {
@@ -78,6 +90,8 @@ impl From<KeyringError> for ServiceError {
             KeyringError::Hsm(error) => error.into(),
             KeyringError::Store(error) => error.into(),
             KeyringError::Audit(error) => error.into(),
+            KeyringError::Journal(error) => error.into(),
+            KeyringError::ProtectDisabled => Self::ProtectDisabled,
             KeyringError::Bug { reason } => Self::Bug { reason },
         }
     }

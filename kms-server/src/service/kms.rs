@@ -23,6 +23,7 @@ use crate::audit::aggregate::Bounds;
 use crate::audit::refusals::Refusals;
 use crate::authn::{AuthnMethod, Principal};
 use crate::authz::{Action, ActionKind, AuthzRequest, Decision, Permit, Policy, Target, authorize};
+use crate::journal::SharedJournal;
 use crate::keyring::{CachedKey, Counters, Keyring, KeyringConfig};
 use crate::store::Store;
 
@@ -54,6 +55,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// Where records go.
     pub audit: SharedAuditSink,
+    /// Where states go that must not come back.
+    pub journal: SharedJournal,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Who may do what.
@@ -77,6 +80,7 @@ pub(super) struct Inner {
     pub(super) hsm: Arc<dyn Hsm>,
     pub(super) store: Arc<dyn Store>,
     pub(super) audit: SharedAuditSink,
+    pub(super) journal: SharedJournal,
     pub(super) refusals: Refusals,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) policy: Arc<dyn Policy>,
@@ -93,6 +97,8 @@ pub(super) struct Inner {
     pub(super) stuck_intents: AtomicUsize,
     /// What the last run of the reconciler could not do.
     pub(super) reconcile_failures: AtomicUsize,
+    /// Keys that do not protect until they are rotated.
+    pub(super) disabled_keys: AtomicU64,
     /// Where the reconciler's lists of what is due go on.
     pub(super) due: DueCursors,
     /// Uses of keys since the start: work in the background makes way for them.
@@ -113,14 +119,24 @@ pub(super) type TenantLock = tokio::sync::OwnedMutexGuard<()>;
 impl Kms {
     /// Puts the parts together. Nothing is loaded before it is used.
     pub fn new(parts: Parts) -> Self {
-        let Parts { hsm, store, audit, clock, policy, randomness, keyring, allow_rsa_oaep_sha1 } =
-            parts;
+        let Parts {
+            hsm,
+            store,
+            audit,
+            journal,
+            clock,
+            policy,
+            randomness,
+            keyring,
+            allow_rsa_oaep_sha1,
+        } = parts;
         let keyring = Keyring::new(
             Arc::clone(&hsm),
             Arc::clone(&store),
             Arc::clone(&audit),
             Arc::clone(&clock),
             Arc::clone(&randomness),
+            Arc::clone(&journal),
             keyring,
         );
         let refusals = Refusals::new(Arc::clone(&audit), Arc::clone(&clock), Bounds::AUTHENTICATED);
@@ -129,6 +145,7 @@ impl Kms {
             hsm,
             store,
             audit,
+            journal,
             clock,
             policy,
             randomness,
@@ -139,6 +156,7 @@ impl Kms {
             orphans: Mutex::default(),
             stuck_intents: AtomicUsize::new(0),
             reconcile_failures: AtomicUsize::new(0),
+            disabled_keys: AtomicU64::new(0),
             due: DueCursors::default(),
             traffic: AtomicU64::new(0),
             root_rollover: Progress::default(),
@@ -155,6 +173,16 @@ impl Kms {
             Err(error) => error,
             Ok(()) => ServiceError::Bug { reason: "a refusal became a success" },
         }
+    }
+
+    /// Writes what is queued for the state journal, then closes it. Blocks.
+    pub fn close_journal(&self) {
+        self.inner.journal.close();
+    }
+
+    /// Returns the state journal.
+    pub fn journal(&self) -> &SharedJournal {
+        &self.inner.journal
     }
 
     /// Returns the counters of the keyring.

@@ -1,7 +1,7 @@
 //! The protocol of every mutation (design section 3 and 7):
 //!
-//! intent row -> intent record durable -> effect in the HSM -> rows, manifest and request id in one transaction, which
-//! marks the intent applied -> outcome record durable -> intent closed -> answer.
+//! intent row -> intent record durable -> [entry in the state journal ->] effect in the HSM -> rows, manifest and request id in
+//! one transaction, which marks the intent applied -> outcome record durable -> intent closed -> answer.
 //!
 //! After a crash the reconciler reads from the intent what happened: not applied, nothing was committed; applied, only
 //! the outcome is missing, and the intent holds the manifest that it must tell.
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use kms_core::audit::Phase;
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId};
+use kms_core::journal::Event;
 use kms_core::key::{CkaId, KeyRow, KeyState, Protection};
 use kms_core::name::KeyName;
 use kms_hsm::HsmError;
@@ -26,6 +27,7 @@ use super::kms::{INTERNAL_DEADLINE, Inner, Kms, TenantLock};
 use super::places::Place;
 use super::trail::{OK, PENDING, Trail};
 use super::{RequestContext, ServiceError};
+use crate::journal::{Held, JournalError};
 use crate::store::{Intent, IntentKind, VersionChoice};
 
 /// When a caller may try again who found no place.
@@ -183,10 +185,42 @@ impl Inner {
         let (name, stale) = (subject.key_name.clone(), subject.stale.clone());
         let open = self.begin(request, subject, trail).await?;
         let intent = &open.intent;
-        let mut change = Change { inner: self, request, intent, claim: claim.as_ref(), trail };
+        let claim = claim.as_ref();
+        let mut change = Change { inner: self, request, intent, claim, trail, journaled: None };
         let result = mutation.apply(&mut change, basis).await;
+        let result = match change.journaled.take() {
+            Some(journaled) => self.settle_journal(intent, journaled, result).await,
+            None => result,
+        };
         self.keyring.invalidate(&name, open.intent.key_uid, &stale);
         self.conclude(request, open, trail, result).await
+    }
+
+    /// Ends what a mutation has put in the state journal. Of one that was given up, its last word must be that: else a restore
+    /// would make of a database what never was. When that cannot be written, the intent is left to the reconciler, which does.
+    async fn settle_journal<T>(
+        &self,
+        intent: &Intent,
+        journaled: Vec<Held>,
+        result: Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        match &result {
+            Err(Failure::Unknown(_)) => return result,
+            Err(Failure::Undo(_)) => {
+                if let Err(cause) = self.abandon(intent).await {
+                    tracing::warn!(%cause, intent = %intent.id, "left to the reconciler");
+                    return result.map_err(Failure::left);
+                }
+            }
+            Ok(_) => {}
+        }
+        journaled.into_iter().for_each(Held::settle);
+        result
+    }
+
+    /// Says in the state journal that what a mutation has told there did not happen.
+    pub(super) async fn abandon(&self, intent: &Intent) -> Result<(), JournalError> {
+        self.journal.append(Some(intent.id), Event::Abandoned).await.map(Held::settle)
     }
 
     /// Takes a place among the mutations. What the server does by itself waits for one.

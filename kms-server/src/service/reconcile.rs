@@ -87,6 +87,12 @@ impl Kms {
         self.inner.orphans.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Returns how many keys did not protect when that was last counted, as they were not rotated since a gap in the state
+    /// journal was accepted.
+    pub fn disabled_keys(&self) -> u64 {
+        self.inner.disabled_keys.load(Ordering::Relaxed)
+    }
+
     /// Returns how many abandoned intents the last run could not close.
     pub fn stuck_intents(&self) -> usize {
         self.inner.stuck_intents.load(Ordering::Relaxed)
@@ -192,8 +198,24 @@ impl Inner {
         }
         let written = self.keyring.write_uses().await;
         note("uses", written, &mut done);
+        let counted = self.count_disabled().await;
+        note("keys that do not protect", counted, &mut done);
         self.reconcile_failures.store(done.failed, Ordering::Relaxed);
         Ok(done)
+    }
+
+    /// Counts the keys that wait to be rotated since a gap in the state journal was accepted.
+    async fn count_disabled(&self) -> Result<(), ServiceError> {
+        let Some(fence) = self.journal.fence() else { return Ok(()) };
+        let count = self.store.primaries_made_before(fence).await?;
+        if self.disabled_keys.swap(count, Ordering::Relaxed) != count {
+            tracing::warn!(
+                alert = "protect_disabled",
+                count,
+                "keys do not protect until they are rotated"
+            );
+        }
+        Ok(())
     }
 
     /// Forgets all that is of age, a commit at a time.

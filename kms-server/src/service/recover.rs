@@ -73,6 +73,9 @@ impl Inner {
             let destroyed = self.destroy_object(intent, request.deadline).await;
             destroyed.map_err(|error| self.device(error))?;
         }
+        if intent.kind.is_journaled() {
+            self.abandon(intent).await?;
+        }
         if awaited {
             self.record_phase(&request, &trail, Phase::Outcome, ABANDONED).await?;
         }

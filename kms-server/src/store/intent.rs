@@ -153,6 +153,17 @@ impl IntentKind {
         !matches!(self, Self::CreateImportJob | Self::CancelImportJob)
     }
 
+    /// Returns whether the state journal is told of it before it is done: then also when it is given up.
+    pub const fn is_journaled(self) -> bool {
+        matches!(
+            self,
+            Self::CompromiseKeyVersion
+                | Self::DestroyKeyVersion
+                | Self::DiscardKeyVersion
+                | Self::DestroyKey
+        )
+    }
+
     /// Reads the name; `None` when it is not a kind.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)

@@ -271,6 +271,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// checked: good enough to tell what is not an orphan, never to decide what may be destroyed.
     async fn resident_ids(&self) -> Result<Listed<CkaId>, StoreError>;
 
+    /// Counts keys that are not DESTROYED and whose primary was made at `time` or before. Slow: it looks at all of them.
+    async fn primaries_made_before(&self, time: Timestamp) -> Result<u64, StoreError>;
+
     /// Lists versions whose planned deactivation is due at `now` and not written down yet, at most `limit`, those due first
     /// first, after `after`.
     async fn due_deactivations(

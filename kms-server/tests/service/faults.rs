@@ -21,7 +21,7 @@ use kms_core::secret::Plaintext;
 use kms_core::usage::UsageRow;
 use kms_hsm::{
     CryptoOp, Finished, GeneratedKey, Hsm, HsmError, HsmKey, HsmStatus, ImportKeySpec, KeyImport,
-    KeySource, KeySpec, Pending, TokenKeys,
+    KeySource, KeySpec, Mark, Pending, TokenKeys,
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
@@ -131,6 +131,11 @@ impl Faults {
         self.armed.store(true, Ordering::SeqCst);
     }
 
+    /// What a start asks is not counted.
+    pub(crate) fn forget_calls(&self) {
+        self.calls.store(0, Ordering::SeqCst);
+    }
+
     pub(crate) fn calls(&self) -> i64 {
         self.calls.load(Ordering::SeqCst)
     }
@@ -224,6 +229,12 @@ impl Hsm for FaultyHsm {
     }
     fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
         self.through(|hsm| hsm.list_token_keys(deadline))
+    }
+    fn put_mark(&self, mark: Mark, replaced: Vec<Mark>, deadline: Instant) -> Pending<()> {
+        self.through(|hsm| hsm.put_mark(mark, replaced, deadline))
+    }
+    fn marks(&self, deadline: Instant) -> Pending<Vec<Mark>> {
+        self.through(|hsm| hsm.marks(deadline))
     }
     fn crypt(&self, operation: CryptoOp, deadline: Instant) -> Pending<Finished> {
         self.through(|hsm| hsm.crypt(operation, deadline))
@@ -541,6 +552,9 @@ impl Store for FaultyStore {
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
         through!(self.due_key_destructions(now, after, limit))
+    }
+    async fn primaries_made_before(&self, time: Timestamp) -> Result<u64, StoreError> {
+        through!(self.primaries_made_before(time))
     }
     async fn due_deactivations(
         &self,

@@ -17,6 +17,7 @@ mod import;
 mod import_refusals;
 mod integrity;
 mod intents;
+mod journal;
 mod key_destruction;
 mod key_state;
 mod keys;

@@ -13,11 +13,12 @@ use kms_core::id::{EventId, Randomness as _, RequestId, RootGeneration};
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::name::KeyName;
 use kms_core::secret::Plaintext;
-use kms_hsm::Hsm;
+use kms_hsm::{Hsm, HsmError};
 use kms_hsm_soft::{SoftDevice, SoftToken};
 use kms_server::audit::MemorySink;
 use kms_server::authn::{AuthnMethod, Principal};
 use kms_server::authz::{ActionKind, GrantConfig, StaticPolicy};
+use kms_server::journal::{ClosedJournal, FileJournal, JournalStartError, Opening, SharedJournal};
 use kms_server::keyring::KeyringConfig;
 use kms_server::service::{
     CreateKey, Kms, Parts, RequestContext, SealedKey, SystemRandomness, Unwrap, Wrap, Wrapped,
@@ -85,10 +86,28 @@ impl World {
         let mut table = grants.to_vec();
         table.extend(["t", "u"].map(|tenant| grant(ADMIN, tenant, ActionKind::ALL)));
         let faults = Arc::new(Faults::default());
+        let failing: Arc<dyn Hsm> = Arc::new(FaultyHsm(Arc::clone(&hsm), Arc::clone(&faults)));
+        let opening = Opening {
+            path: directory.path().join("journal"),
+            hsm: Arc::clone(&failing),
+            clock: clock.clone(),
+            generations: keyring.oldest..=keyring.generation,
+            accept: None,
+            covered: None,
+        };
+        let journal: SharedJournal = match open_journal(opening) {
+            Ok(journal) => Arc::new(journal),
+            Err(JournalStartError::Hsm(HsmError::Latched { .. })) => {
+                Arc::new(ClosedJournal::default())
+            }
+            Err(error) => panic!("{error}"),
+        };
+        faults.forget_calls();
         let kms = Kms::new(Parts {
-            hsm: Arc::new(FaultyHsm(Arc::clone(&hsm), Arc::clone(&faults))),
+            hsm: failing,
             store: Arc::new(FaultyStore(Arc::clone(&store), Arc::clone(&faults))),
             audit: Arc::new(FaultySink(sink.clone(), Arc::clone(&faults))),
+            journal,
             clock: clock.clone(),
             policy: Arc::new(StaticPolicy::new(&table).unwrap()),
             randomness: Arc::new(SystemRandomness),
@@ -174,6 +193,11 @@ impl World {
     pub(crate) fn last(&self) -> AuditRecord {
         self.records().pop().unwrap()
     }
+}
+
+/// Opens a journal; it waits for the token, which no thread of a runtime may.
+pub(crate) fn open_journal(opening: Opening) -> Result<FileJournal, JournalStartError> {
+    std::thread::spawn(move || FileJournal::open(opening)).join().unwrap()
 }
 
 pub(crate) fn name(key: &str) -> KeyName {

@@ -117,6 +117,7 @@ forward! {
     roll_over(rollover: Rollover, closing: Closing) -> ();
     update_version(expected: Revision, version: Sealed<VersionRow>, closing: Closing) -> ();
     resident_ids() -> Listed<CkaId>;
+    primaries_made_before(time: Timestamp) -> u64;
     due_deactivations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
     due_activations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<VersionRow>>;
     due_rotations(now: Timestamp, after: Option<DuePosition>, limit: u32) -> Listed<Sealed<KeyRow>>;

@@ -7,6 +7,7 @@
 mod connect;
 mod import;
 mod keys;
+mod marks;
 pub(crate) mod probe;
 mod prober;
 mod rescue;
@@ -174,6 +175,10 @@ impl Keeper {
             KeeperWork::DestroyImportKey(id) => self.destroy_import_key(*id).map(|()| Answer::Done),
             KeeperWork::DestroyResident(id) => self.destroy_resident(*id).map(|()| Answer::Done),
             KeeperWork::ListTokenKeys => self.list_token_keys().map(Answer::TokenKeys),
+            KeeperWork::PutMark { mark, replaced } => {
+                self.put_mark(mark, replaced).map(|()| Answer::Done)
+            }
+            KeeperWork::ListMarks => self.list_marks().map(Answer::Marks),
         }
     }
 

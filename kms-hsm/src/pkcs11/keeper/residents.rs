@@ -88,7 +88,9 @@ impl Keeper {
             | KeeperWork::Rewrap { .. }
             | KeeperWork::DestroyImportKey(_)
             | KeeperWork::DestroyResident(_)
-            | KeeperWork::ListTokenKeys => return None,
+            | KeeperWork::ListTokenKeys
+            | KeeperWork::PutMark { .. }
+            | KeeperWork::ListMarks => return None,
         };
         let own = spec.protection == Protection::HsmResident
             && !self.residents.contains_key(&spec.resident_id);

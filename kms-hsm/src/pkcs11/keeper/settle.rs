@@ -16,13 +16,15 @@ impl Keeper {
             | KeeperWork::Generate(_)
             | KeeperWork::Import(_)
             | KeeperWork::DestroyImportKey(_)
-            | KeeperWork::DestroyResident(_) => {
+            | KeeperWork::DestroyResident(_)
+            | KeeperWork::PutMark { .. } => {
                 self.ask_roots(failure, |detail| self.shared.unavailable(detail))
             }
             KeeperWork::OpenRoots(_)
             | KeeperWork::Load(_)
             | KeeperWork::Rewrap { .. }
-            | KeeperWork::ListTokenKeys => failure,
+            | KeeperWork::ListTokenKeys
+            | KeeperWork::ListMarks => failure,
         }
     }
 

@@ -496,6 +496,10 @@ impl Store for SqliteStore {
         self.read(read::resident_ids).await
     }
 
+    async fn primaries_made_before(&self, time: Timestamp) -> Result<u64, StoreError> {
+        self.read(move |db| read::primaries_made_before(db, time)).await
+    }
+
     async fn due_deactivations(
         &self,
         now: Timestamp,

@@ -295,6 +295,18 @@ pub(super) fn intents(connection: &Connection) -> Result<Listed<Sealed<Intent>>,
     listed(connection, "SELECT * FROM intents ORDER BY time, sequence", [], rows::intent)
 }
 
+pub(super) fn primaries_made_before(
+    connection: &Connection,
+    time: Timestamp,
+) -> Result<u64, StoreError> {
+    let sql =
+        "SELECT count(*) FROM keys JOIN versions ON key_uid = uid AND version = primary_version
+        WHERE versions.create_time <= ?1 AND keys.state <> 'DESTROYED'";
+    let count: i64 =
+        connection.prepare_cached(sql)?.query_row([time.as_unix_ms()], |row| row.get(0))?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
 pub(super) fn resident_ids(connection: &Connection) -> Result<Listed<CkaId>, StoreError> {
     listed(
         connection,
