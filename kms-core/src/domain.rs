@@ -21,7 +21,7 @@ pub const ROW_MAC: &[u8] = b"kms/row/v1";
 pub const MANIFEST_MAC: &[u8] = b"kms/manifest/v1";
 
 /// Starts each block that expands a row's MAC into the manifest digest.
-pub const MANIFEST_EXPAND: &[u8] = b"kms/manifest-expand/v1";
+pub const MANIFEST_EXPAND: &[u8] = b"kms/row-set/v1";
 
 /// Starts the MAC input that stands for an encryption context that is logged hashed.
 pub const CONTEXT_HASH: &[u8] = b"kms/context-hash/v1";

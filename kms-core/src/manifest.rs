@@ -4,7 +4,7 @@
 //! Homomorphic Hashing"), 1,024 lanes of 16 bits, SHA-256 in counter mode as the expansion. A row is added or removed
 //! in constant time, however many rows there are, and the order does not matter.
 
-use aws_lc_rs::digest::{Context, SHA256};
+use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::audit::ManifestStamp;
 use crate::canonical::CanonicalWriter;
@@ -17,8 +17,13 @@ use crate::name::TenantName;
 const LANES: usize = 1024;
 /// Length of the state in bytes.
 pub const STATE_BYTES: usize = LANES * 2;
-/// Bytes of one expansion block (SHA-256).
-const BLOCK_BYTES: usize = 32;
+/// Bytes of a row's MAC.
+const MAC_BYTES: usize = 32;
+/// Lanes of one expansion block (SHA-256).
+const BLOCK_LANES: usize = 16;
+/// Bytes that are hashed for a block: domain, number, MAC. SHA-256 takes up to 55 in one round, and a row is 64 blocks.
+const INPUT_BYTES: usize = domain::MANIFEST_EXPAND.len() + size_of::<u32>() + MAC_BYTES;
+const _: () = assert!(INPUT_BYTES <= 55 && LANES.is_multiple_of(BLOCK_LANES));
 
 /// The state of a set hash.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,25 +51,36 @@ impl RowSet {
 
     /// Adds a row.
     pub fn insert(&mut self, row: &RowMac) {
-        for (lane, term) in self.0.iter_mut().zip(expand(row)) {
-            *lane = lane.wrapping_add(term);
-        }
+        self.expand(row, u16::wrapping_add);
     }
 
     /// Removes a row.
     pub fn remove(&mut self, row: &RowMac) {
-        for (lane, term) in self.0.iter_mut().zip(expand(row)) {
-            *lane = lane.wrapping_sub(term);
+        self.expand(row, u16::wrapping_sub);
+    }
+
+    fn expand(&mut self, row: &RowMac, combine: impl Fn(u16, u16) -> u16) {
+        let (blocks, _) = self.0.as_chunks_mut::<BLOCK_LANES>();
+        for (number, lanes) in (0_u32..).zip(blocks) {
+            let mut input = [0; INPUT_BYTES];
+            let (start, rest) = input.split_at_mut(domain::MANIFEST_EXPAND.len());
+            let (middle, end) = rest.split_at_mut(size_of::<u32>());
+            start.copy_from_slice(domain::MANIFEST_EXPAND);
+            middle.copy_from_slice(&number.to_be_bytes());
+            end.copy_from_slice(&row.0);
+            let block = digest(&SHA256, &input);
+            let (terms, _) = block.as_ref().as_chunks::<2>();
+            for (lane, term) in lanes.iter_mut().zip(terms) {
+                *lane = combine(*lane, u16::from_be_bytes(*term));
+            }
         }
     }
 
     /// Returns the SHA-256 of the state: the digest that audit records carry.
     pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Context::new(&SHA256);
-        hash.update(&self.to_bytes());
-        let mut digest = [0; 32];
-        digest.copy_from_slice(hash.finish().as_ref());
-        digest
+        let mut state = [0; 32];
+        state.copy_from_slice(digest(&SHA256, &self.to_bytes()).as_ref());
+        state
     }
 }
 
@@ -109,20 +125,6 @@ impl Manifest {
     }
 }
 
-fn expand(row: &RowMac) -> impl Iterator<Item = u16> {
-    let blocks = STATE_BYTES / BLOCK_BYTES;
-    let row = row.0;
-    (0..blocks).flat_map(move |block| {
-        let mut hash = Context::new(&SHA256);
-        hash.update(domain::MANIFEST_EXPAND);
-        hash.update(&u32::try_from(block).unwrap_or(u32::MAX).to_be_bytes());
-        hash.update(&row);
-        let digest = hash.finish();
-        let (lanes, _) = digest.as_ref().as_chunks::<2>();
-        lanes.iter().map(|lane| u16::from_be_bytes(*lane)).collect::<Vec<_>>()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +142,17 @@ mod tests {
         ab.remove(&a);
         ab.remove(&b);
         assert_eq!(ab, RowSet::empty());
+    }
+
+    /// Computed by Python's hashlib from the definition in docs/formats.md.
+    #[test]
+    fn the_hash_of_two_rows_added_and_one_taken_is_the_published_one() {
+        let mut set = RowSet::empty();
+        set.insert(&RowMac([1; 32]));
+        set.insert(&RowMac([2; 32]));
+        set.remove(&RowMac([3; 32]));
+        let published = "349743a84d5910043b23161a588a68dfa188e6f4b0511bbfe215b7a34cb7c552";
+        assert_eq!(data_encoding::HEXLOWER.encode(&set.digest()), published);
     }
 
     #[test]

@@ -20,13 +20,20 @@ struct Cli {
     /// What a root rollover asks of it, not what a wrap does
     #[arg(long)]
     rewrap: bool,
+    /// With --rewrap: openings of a blob, a key
+    #[arg(long, default_value_t = floor::Calls::LEAST.openings)]
+    openings: u32,
+    /// With --rewrap: HMACs, a key
+    #[arg(long, default_value_t = floor::Calls::LEAST.macs)]
+    macs: u32,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let span = Duration::from_millis(cli.millis);
     let items = if cli.rewrap {
-        floor::keys_per_second(&cli.module, span)
+        let calls = floor::Calls { openings: cli.openings, macs: cli.macs };
+        floor::keys_per_second(&cli.module, span, calls)
     } else {
         token::items_per_second(&cli.module, span)
     };

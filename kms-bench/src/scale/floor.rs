@@ -1,5 +1,8 @@
-//! What a root rollover asks of the bare token for one key: C_UnwrapKey, the check value, C_WrapKey, C_DestroyObject and
-//! two HMACs; one session, one thread, nothing else of ours. In a process of its own.
+//! What a root rollover asks of the bare token for one key; one session, one thread, nothing else of ours. In a process of its
+//! own.
+//!
+//! The least is C_UnwrapKey, the check value, C_WrapKey, C_DestroyObject and two HMACs ([`Calls::LEAST`]). The server opens what
+//! it wrapped once more before it is stored, and a key has more rows than one: [`Calls`] says how many of each.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -23,11 +26,34 @@ const AAD_BYTES: usize = 40;
 /// Bytes of the pattern of a check value.
 const PATTERN_BYTES: usize = 32;
 
+/// How many calls a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// Times that a blob is opened, its check value compared, and the object destroyed.
+    pub openings: u32,
+    /// HMACs of rows, old and new.
+    pub macs: u32,
+}
+
+impl Calls {
+    /// With one row, and faith in C_WrapKey.
+    pub const LEAST: Self = Self { openings: 1, macs: 2 };
+
+    /// Those of a server that sealed so many rows a key.
+    pub(super) fn served(rows_a_key: f64) -> Self {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few rows")]
+        let macs = (2.0 * rows_a_key).round().clamp(2.0, 1_000.0) as u32;
+        Self { openings: 2, macs }
+    }
+}
+
 /// Measures it on a new token; returns keys a second.
-pub(super) fn measure(directory: &Path, span: Duration) -> Result<f64, Error> {
+pub(super) fn measure(directory: &Path, span: Duration, calls: Calls) -> Result<f64, Error> {
     let token = SoftHsm::create(directory);
     let mut command = Command::new(binary("kms-bench-token")?);
-    command.arg("--rewrap").arg(kms_testkit::softhsm::module()).arg(span.as_millis().to_string());
+    command.arg("--rewrap").args(["--openings", &calls.openings.to_string()]);
+    command.args(["--macs", &calls.macs.to_string()]);
+    command.arg(kms_testkit::softhsm::module()).arg(span.as_millis().to_string());
     command.env("SOFTHSM2_CONF", token.configuration()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(io("start the token's process"))?;
     let mut text = String::new();
@@ -40,7 +66,7 @@ pub(super) fn measure(directory: &Path, span: Duration) -> Result<f64, Error> {
 }
 
 /// Returns how many keys a second the token re-wraps.
-pub fn keys_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
+pub fn keys_per_second(module: &Path, span: Duration, calls: Calls) -> Result<f64, Error> {
     let session = session(module)?;
     // Roots are token objects, which SoftHSM reads from their files again for each call.
     let root = [
@@ -92,12 +118,16 @@ pub fn keys_per_second(module: &Path, span: Duration) -> Result<f64, Error> {
     let start = SystemClock.monotonic();
     let mut count = 0_u32;
     loop {
-        let opened = session.unwrap_key(&Mechanism::AesKeyWrapPad, root, &blob, &key)?;
-        let params = GcmParams::new(&mut iv, &[0x5a; AAD_BYTES], 128.into())?;
-        session.decrypt(&Mechanism::AesGcm(params), opened, &check)?;
-        session.wrap_key(&Mechanism::AesKeyWrapPad, next, opened)?;
-        session.destroy_object(opened)?;
-        for _ in 0..2 {
+        for opening in 0..calls.openings {
+            let opened = session.unwrap_key(&Mechanism::AesKeyWrapPad, root, &blob, &key)?;
+            let params = GcmParams::new(&mut iv, &[0x5a; AAD_BYTES], 128.into())?;
+            session.decrypt(&Mechanism::AesGcm(params), opened, &check)?;
+            if opening == 0 {
+                session.wrap_key(&Mechanism::AesKeyWrapPad, next, opened)?;
+            }
+            session.destroy_object(opened)?;
+        }
+        for _ in 0..calls.macs {
             session.sign(&Mechanism::Sha256Hmac, mac, &[0x5a; ROW_BYTES])?;
         }
         count += 1;

@@ -27,8 +27,12 @@ pub struct Scale {
     pub rss_growth_mib: f64,
     /// Wrapped keys that are opened for the first Wrap under a key.
     pub cold_wrap_hsm_unwraps: f64,
-    /// Keys a second of a root rollover that nobody disturbs, over those of the bare token.
+    /// Keys a second of a root rollover that nobody disturbs, over those of the bare token with one row a key.
     pub root_rollover_vs_token: f64,
+    /// The same over the bare token with as many calls a key as the server makes.
+    pub root_rollover_vs_same_calls: f64,
+    /// Rows that were sealed anew a key.
+    pub root_rollover_rows_per_key: f64,
     /// p99 of Wraps during a root rollover, over that of an idle server.
     pub root_rollover_p99_vs_idle: f64,
     /// Items a second of RewrapStream, over those of batches of Unwrap and Wrap.
@@ -103,6 +107,8 @@ impl Scale {
             rss_growth_mib: size.rss_growth_mib,
             cold_wrap_hsm_unwraps: size.cold_unwraps,
             root_rollover_vs_token: root.vs_token,
+            root_rollover_vs_same_calls: root.vs_same_calls,
+            root_rollover_rows_per_key: root.rows_per_key,
             root_rollover_p99_vs_idle: root.p99_vs_idle,
             rewrap_stream_vs_batch: stream.vs_batch,
             rotation_storm_p99_vs_idle: storm.p99_vs_idle,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use kms_core::clock::{Clock as _, SystemClock};
 use kms_testkit::deadline::eventually;
 
+use super::floor::Calls;
 use super::foreground::{p99, warm_wraps};
 use super::seed::Seeding;
 use super::{Place, Plan, floor};
@@ -14,6 +15,8 @@ use crate::rounds::median;
 
 /// Blobs that were wrapped under the newest root.
 const REWRAPPED: &str = "holdfast_root_rollover_rewrapped_versions_total";
+/// Rows that were sealed under it.
+const ROWS: &str = "holdfast_root_rollover_rows_total";
 /// How long all keys may take.
 const LIMIT: Duration = Duration::from_hours(2);
 
@@ -21,6 +24,8 @@ const LIMIT: Duration = Duration::from_hours(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Root {
     pub(super) vs_token: f64,
+    pub(super) vs_same_calls: f64,
+    pub(super) rows_per_key: f64,
     pub(super) p99_vs_idle: f64,
     pub(super) keys_per_second: f64,
     pub(super) token_keys_per_second: f64,
@@ -37,11 +42,6 @@ pub(super) fn measure(plan: &Plan, place: &Place) -> Result<Root, Error> {
         idle.push(p99(&place.window(&peer, &what, plan.window())?));
     }
     peer.stop()?;
-    let mut bare = Vec::new();
-    for round in 0..plan.windows {
-        let token = place.disk.join(format!("rolled-token-{round}"));
-        bare.push(floor::measure(&token, plan.window() / 5)?);
-    }
     place.stage_root(&directory)?;
     let peer = place.start(&directory)?;
     let (mut during, mut busy) = (Vec::new(), Vec::new());
@@ -56,10 +56,22 @@ pub(super) fn measure(plan: &Plan, place: &Place) -> Result<Root, Error> {
         }
     }
     let keys_per_second = undisturbed(&peer, plan.rolled)?;
+    let rows_per_key = peer.metric(ROWS)? / peer.metric(REWRAPPED)?;
     peer.stop()?;
-    let (idle_p99_us, token) = (median(&mut idle), median(&mut bare));
+    let (mut least, mut same) = (Vec::new(), Vec::new());
+    for round in 0..plan.windows {
+        let bare = |name: &str, calls: Calls| {
+            let token = place.disk.join(format!("rolled-{name}-{round}"));
+            floor::measure(&token, plan.window() / 5, calls)
+        };
+        least.push(bare("least", Calls::LEAST)?);
+        same.push(bare("same", Calls::served(rows_per_key))?);
+    }
+    let (idle_p99_us, token) = (median(&mut idle), median(&mut least));
     Ok(Root {
         vs_token: keys_per_second / token,
+        vs_same_calls: keys_per_second / median(&mut same),
+        rows_per_key,
         p99_vs_idle: median(&mut during) / idle_p99_us,
         keys_per_second,
         token_keys_per_second: token,

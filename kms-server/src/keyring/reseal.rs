@@ -13,9 +13,6 @@ use super::load::Check;
 use super::{Keyring, KeyringError, MacInput, Shared};
 use crate::store::{Resealed, SealedRow};
 
-/// MACs of one call: what others ask the HSM for may wait for it.
-const MACS_AT_ONCE: usize = 16;
-
 impl Keyring {
     /// Makes the seals of rows anew under the newest root. Rows that are not what their MAC says, and versions whose material
     /// is not, are left out, with the alert: nobody makes them genuine.
@@ -28,7 +25,7 @@ impl Keyring {
         calls: Calls,
     ) -> Result<Vec<Resealed>, KeyringError> {
         let genuine = self.shared.genuine(rows, calls).await?;
-        let rewrapped = self.shared.rewrap(genuine, calls.deadline).await?;
+        let rewrapped = self.shared.rewrap(genuine, calls).await?;
         self.shared.seal_anew(rewrapped, calls).await
     }
 }
@@ -38,6 +35,8 @@ impl Keyring {
 pub struct Calls {
     /// How many calls are made at a time: each takes a worker, which others may wait for.
     pub at_once: usize,
+    /// Rows of one call, at most [`MAX_REWRAPS`]: what others ask the HSM for may wait for it.
+    pub rows: usize,
     /// Until when.
     pub deadline: Instant,
 }
@@ -75,16 +74,13 @@ impl Shared {
     }
 
     /// Wraps the material of versions under the newest root.
-    async fn rewrap(
-        &self,
-        rows: Vec<Known>,
-        deadline: Instant,
-    ) -> Result<Vec<Known>, KeyringError> {
+    async fn rewrap(&self, rows: Vec<Known>, calls: Calls) -> Result<Vec<Known>, KeyringError> {
         let (wrapped, mut done): (Vec<Known>, Vec<Known>) =
             rows.into_iter().partition(|(_, row)| source(row).is_some());
-        for rows in wrapped.chunks(MAX_REWRAPS) {
+        for rows in wrapped.chunks(calls.rows.clamp(1, MAX_REWRAPS)) {
             let sources = rows.iter().filter_map(|(_, row)| source(row)).collect();
-            let blobs = self.hsm.rewrap_keys(sources, self.config.generation, deadline).await?;
+            let to = self.config.generation;
+            let blobs = self.hsm.rewrap_keys(sources, to, calls.deadline).await?;
             if blobs.len() != rows.len() {
                 return Err(KeyringError::Bug { reason: "the hsm gave another number of blobs" });
             }
@@ -123,7 +119,7 @@ impl Shared {
         calls: Calls,
     ) -> Result<Vec<RowMac>, KeyringError> {
         let count = inputs.len();
-        let chunks = chunked(inputs).into_iter();
+        let chunks = chunked(inputs, calls.rows.max(1)).into_iter();
         let asked = chunks.map(|inputs| self.hsm.mac(generation, inputs, calls.deadline));
         let mut answers = stream::iter(asked).buffered(calls.at_once.max(1));
         let mut macs = Vec::with_capacity(count);
@@ -138,11 +134,11 @@ impl Shared {
 }
 
 /// Divides what is to be MACed among calls.
-fn chunked(inputs: Vec<Vec<u8>>) -> Vec<Vec<Vec<u8>>> {
-    let mut chunks = Vec::with_capacity(inputs.len().div_ceil(MACS_AT_ONCE));
+fn chunked(inputs: Vec<Vec<u8>>, rows: usize) -> Vec<Vec<Vec<u8>>> {
+    let mut chunks = Vec::with_capacity(inputs.len().div_ceil(rows));
     let mut left = inputs.into_iter().peekable();
     while left.peek().is_some() {
-        chunks.push(left.by_ref().take(MACS_AT_ONCE).collect());
+        chunks.push(left.by_ref().take(rows).collect());
     }
     chunks
 }

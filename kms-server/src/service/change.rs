@@ -20,6 +20,10 @@ use crate::journal::Held;
 use crate::keyring::MacInput;
 use crate::store::{Closing, Intent, ManifestChange, RequestRecord, StoreError};
 
+/// Rows that enter or leave a manifest in one go, some 50 us: a root rollover changes hundreds, and others are to be served in
+/// between.
+const ROWS_A_TURN: usize = 16;
+
 /// A mutation whose intent is open.
 pub(super) struct Change<'c> {
     pub(super) inner: &'c Arc<Inner>,
@@ -63,6 +67,12 @@ impl From<ServiceError> for Failure {
             ServiceError::HsmDeadline => Self::Unknown(error),
             other => Self::Undo(other),
         }
+    }
+}
+
+async fn give_way_after(macs: &[RowMac]) {
+    if macs.len() == ROWS_A_TURN {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -181,8 +191,18 @@ impl Change<'_> {
         let mut manifest = self.inner.current_manifest(tenant).await?;
         let expected = manifest.revision;
         manifest.revision = expected.next();
-        rows.removed.iter().for_each(|mac| manifest.rows.remove(mac));
-        rows.added.iter().for_each(|mac| manifest.rows.insert(mac));
+        for macs in rows.removed.chunks(ROWS_A_TURN) {
+            for mac in macs {
+                manifest.rows.remove(mac);
+            }
+            give_way_after(macs).await;
+        }
+        for macs in rows.added.chunks(ROWS_A_TURN) {
+            for mac in macs {
+                manifest.rows.insert(mac);
+            }
+            give_way_after(macs).await;
+        }
         let history = self.seal_history(rows.history).await?;
         for entry in &history {
             manifest.rows.insert(&entry.mac);

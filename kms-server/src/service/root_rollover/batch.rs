@@ -116,7 +116,7 @@ impl Inner {
     ) -> Result<Vec<Resealed>, ServiceError> {
         let count = rows.len();
         let deadline = self.internal_request(OPERATION)?.deadline;
-        let calls = Calls { at_once: at.calls_at_once, deadline };
+        let calls = Calls { at_once: at.calls_at_once, rows: at.rows_a_call, deadline };
         let resealed = self.keyring.reseal(rows, calls).await?;
         self.root_rollover.looked_at(0, count - resealed.len());
         Ok(resealed)

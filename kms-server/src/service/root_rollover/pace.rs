@@ -17,14 +17,17 @@ pub(super) struct Step {
     pub(super) limit: RowsLimit,
     /// Calls of the HSM that are made at a time.
     pub(super) calls_at_once: usize,
+    /// Rows of one such call.
+    pub(super) rows_a_call: usize,
 }
 
 impl Step {
     /// When nobody waits: enough that commits cost little, and no worker idle.
-    const QUIET: Self = Self { limit: RowsLimit { keys: 256, rows: 2048 }, calls_at_once: 2 };
-    /// While keys are used: a worker is left to those who use them.
+    const QUIET: Self =
+        Self { limit: RowsLimit { keys: 256, rows: 2048 }, calls_at_once: 2, rows_a_call: 16 };
+    /// While keys are used: a worker is left to those who use them, and nobody waits for more than a few rows.
     pub(super) const BUSY: Self =
-        Self { limit: RowsLimit { keys: 256, rows: 64 }, calls_at_once: 1 };
+        Self { limit: RowsLimit { keys: 256, rows: 64 }, calls_at_once: 1, rows_a_call: 2 };
 }
 
 /// How long a pause is while keys are used, in times of what the step took: a fifth of the time is spent on it.
