@@ -9,6 +9,7 @@ mod error;
 mod intent;
 mod lookup;
 mod reseal;
+mod rows;
 mod seal;
 pub mod sqlite;
 #[cfg(test)]

@@ -12,7 +12,7 @@ pub mod offline;
 mod open;
 mod read;
 mod reseal;
-mod rows;
+mod row;
 mod sql;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
 use super::migrate::{MIGRATIONS, require_current};
-use super::{open, read, reseal, rows};
+use super::{open, read, reseal};
+use crate::store::rows;
 use crate::store::{Intent, RequestRecord, StoreError};
 
 /// Faults of the file's own structure that are told: of more, there is one cause.
@@ -269,7 +270,7 @@ impl OfflineStore {
             ("consumers", consumers),
             ("counters", without_version),
         ] {
-            let stray = |_: &Row<'_>| -> Result<(), StoreError> {
+            let stray = |_: &dyn rows::Row| -> Result<(), StoreError> {
                 Err(StoreError::Damaged { detail: "belongs to nothing".into() })
             };
             self.each(sql, [], stray, ("key_uid", "version"), |row| match row {
@@ -295,7 +296,7 @@ impl OfflineStore {
         &self,
         sql: &str,
         parameters: impl Params,
-        decode: impl Fn(&Row<'_>) -> Result<R, StoreError>,
+        decode: impl Fn(&dyn rows::Row) -> Result<R, StoreError>,
         place: (&str, &str),
         mut each: impl FnMut(Looked<R>) -> Result<(), E>,
     ) -> Result<(), E> {

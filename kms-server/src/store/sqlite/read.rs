@@ -11,9 +11,9 @@ use kms_core::name::TenantName;
 use kms_core::root::RootPin;
 use kms_core::usage::UsageRow;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension as _, Params, Row};
+use rusqlite::{Connection, OptionalExtension as _, Params};
 
-use super::rows;
+use crate::store::rows::{self, Row};
 use crate::store::{
     DuePosition, HistoryPosition, Intent, JobPosition, KeyRef, ListBy, ListOrder, ListPlace,
     ListPosition, Listed, MAX_LIST_ROWS, RequestRecord, StoreError, StoredKey, VersionChoice,
@@ -426,18 +426,18 @@ fn one<T>(
     connection: &Connection,
     sql: &str,
     parameters: impl Params,
-    decode: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+    decode: impl FnOnce(&dyn Row) -> Result<T, StoreError>,
 ) -> Result<Option<T>, StoreError> {
     let mut statement = connection.prepare_cached(sql)?;
     let mut found = statement.query(parameters)?;
-    found.next()?.map(decode).transpose()
+    found.next()?.map(|row| decode(row)).transpose()
 }
 
 pub(super) fn many<T>(
     connection: &Connection,
     sql: &str,
     parameters: impl Params,
-    decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    decode: impl Fn(&dyn Row) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
     let mut statement = connection.prepare_cached(sql)?;
     let mut found = statement.query(parameters)?;
@@ -453,7 +453,7 @@ pub(super) fn listed<T>(
     connection: &Connection,
     sql: &str,
     parameters: impl Params,
-    decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    decode: impl Fn(&dyn Row) -> Result<T, StoreError>,
 ) -> Result<Listed<T>, StoreError> {
     let mut damaged = 0;
     let rows = many(connection, sql, parameters, |row| match decode(row) {

@@ -4,11 +4,12 @@ use kms_core::id::{KeyUid, RootGeneration};
 use kms_core::key::{Material, RowMac, Sealed};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::root::RetiredRoot;
-use rusqlite::{Connection, Row};
+use rusqlite::Connection;
 
 use super::read::{listed, many};
 use super::sql::{execute, exists, insert, integer};
-use super::{rows, write_closing};
+use super::write_closing;
+use crate::store::rows::{self, Row};
 use crate::store::{
     Closing, ListPosition, Listed, MAX_LIST_ROWS, OldCounts, OldRows, RequestPosition,
     RequestRecord, Resealed, RowsLimit, SealedRow, StoreError,
@@ -69,7 +70,7 @@ fn take_key(
     room: u32,
     found: &mut OldRows,
 ) -> Result<(), StoreError> {
-    type Decode = fn(&Row<'_>) -> Result<SealedRow, StoreError>;
+    type Decode = fn(&dyn Row) -> Result<SealedRow, StoreError>;
     let tables: [(&str, Decode); 6] = [
         ("SELECT * FROM keys WHERE uid = ?1 AND generation < ?2 LIMIT ?3", |row| {
             rows::key(row).map(SealedRow::Key)
