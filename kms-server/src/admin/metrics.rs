@@ -144,8 +144,9 @@ fn encode_keyring(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result
 }
 
 fn encode_root_rollover(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::Result {
-    let RootRollover { generation, oldest, state, keys, rows, rewrapped, failed, left, .. } =
-        kms.root_rollover();
+    let RootRollover {
+        generation, oldest, state, keys, rows, rewrapped, failed, remaining, ..
+    } = kms.root_rollover();
     let gauges = [
         ("generation", "Root generation that seals what is written", generation.get().into()),
         ("oldest_generation", "Oldest root generation that is open", oldest.get().into()),
@@ -156,7 +157,7 @@ fn encode_root_rollover(encoder: &mut DescriptorEncoder<'_>, kms: &Kms) -> fmt::
         ),
         ("rollover_keys", "Keys that this pass of a root rollover has looked at", keys),
         ("rollover_failed_rows", "Rows that this pass could not seal: edited or damaged", failed),
-        ("rollover_rows_left", "Rows under an older root when the last pass ended", left.total()),
+        ("rollover_rows_left", "Rows that are left under an older root", remaining),
     ];
     for (name, help, value) in gauges {
         gauge(encoder, &format!("holdfast_root_{name}"), help, value)?;

@@ -101,7 +101,10 @@ impl StartError {
             | Self::Pin(_)
             | Self::NoRoots(_)
             | Self::RootChange(
-                RootChangeError::NotOpen(_) | RootChangeError::Newest(_) | RootChangeError::Last(_),
+                RootChangeError::NotOpen(_)
+                | RootChangeError::NotOldest(_)
+                | RootChangeError::Newest(_)
+                | RootChangeError::Last(_),
             ) => EXIT_CONFIG,
             Self::Compare(CompareError::Diverged { .. })
             | Self::Journal(

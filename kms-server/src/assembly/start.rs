@@ -192,7 +192,8 @@ impl Core {
         let clock = Arc::clone(&self.clock);
         let pins = roots::pinned(&*hsm, &*self.store, &*clock, config, mode.create_roots).await?;
         roots::open(&*hsm, &*clock, config, &pins, &mut shutdown).await?;
-        if matches!(hsm.status().health, HsmHealth::Ready) {
+        // Latched, nothing is served before an operator acts, and then all this is looked at again.
+        if !matches!(hsm.status().health, HsmHealth::Latched(_)) {
             let retired = self.store.retired_roots().await?;
             roots::verify_retired(&*hsm, &*clock, &pins, &retired).await?;
         }

@@ -73,7 +73,8 @@ fn with_token(
     let mut macs = |generation, inputs| {
         runtime.block_on(hsm.mac(generation, inputs, roots::deadline(&**clock)))
     };
-    verify(store, log, roots::newest(pins), &mut macs).map_err(|error| match error {
+    let open = roots::oldest(pins)..=roots::newest(pins);
+    verify(store, log, open, &mut macs).map_err(|error| match error {
         VerifyStoreError::Store(error) => StartError::Store(error),
         VerifyStoreError::Hsm(error) => StartError::Unverifiable(error),
         VerifyStoreError::Bug(reason) => StartError::Bug(reason),

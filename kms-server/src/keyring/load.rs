@@ -8,6 +8,7 @@ use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
+use kms_core::manifest::Manifest;
 use kms_core::name::{KeyName, VersionName};
 use kms_core::secret::equal_in_constant_time;
 use kms_core::state::VersionState;
@@ -109,6 +110,12 @@ impl Check {
         Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
     }
 
+    pub(super) fn manifest(sealed: &Sealed<Manifest>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("manifest of `{}`", row.tenant);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
     pub(super) fn counter(sealed: &Sealed<CounterRow>) -> Self {
         let Sealed { row, mac, generation } = sealed;
         let what = format!("counter of key {} version {}", row.key_uid, row.version);
@@ -123,7 +130,9 @@ impl Shared {
         for group in checks.chunk_by_mut(|a, b| a.generation == b.generation) {
             let Some(generation) = group.first().map(|check| check.generation) else { continue };
             if !(self.config.oldest..=self.config.generation).contains(&generation) {
-                return Err(self.integrity(format!("root generation {generation} is not open")));
+                let what = group.first().map_or("", |check| &*check.what);
+                let detail = format!("{what}: root generation {generation} is not open");
+                return Err(self.integrity(detail));
             }
             let inputs = group.iter_mut().map(|check| std::mem::take(&mut check.input)).collect();
             let macs = self.hsm.mac(generation, inputs, self.load_deadline()).await?;

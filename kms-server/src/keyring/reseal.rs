@@ -55,8 +55,12 @@ impl Shared {
         for group in rows.chunk_by(|a, b| generation(a) == generation(b)) {
             let Some(generation) = group.first().map(generation) else { continue };
             if !(self.config.oldest..=self.config.generation).contains(&generation) {
-                // The alert is all that can be done.
-                drop(self.integrity(format!("root generation {generation} is not open")));
+                // The alerts are all that can be done.
+                for row in group {
+                    let what = check(row).what;
+                    let detail = format!("{what}: root generation {generation} is not open");
+                    drop(self.integrity(detail));
+                }
                 continue;
             }
             let mut checks: Vec<Check> = group.iter().map(check).collect();
@@ -181,6 +185,7 @@ macro_rules! of_any {
             SealedRow::Counter($sealed) => $value,
             SealedRow::Usage($sealed) => $value,
             SealedRow::Request($sealed) => $value,
+            SealedRow::Manifest($sealed) => $value,
         }
     };
 }
@@ -215,6 +220,9 @@ fn sealed(row: SealedRow, mac: RowMac, generation: RootGeneration) -> SealedRow 
         SealedRow::Request(Sealed { row, .. }) => {
             SealedRow::Request(Sealed { row, mac, generation })
         }
+        SealedRow::Manifest(Sealed { row, .. }) => {
+            SealedRow::Manifest(Sealed { row, mac, generation })
+        }
     }
 }
 
@@ -233,5 +241,6 @@ fn check(row: &SealedRow) -> Check {
             generation: *generation,
             what: format!("request {} of `{}`", row.request_id, row.principal),
         },
+        SealedRow::Manifest(sealed) => Check::manifest(sealed),
     }
 }

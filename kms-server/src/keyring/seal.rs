@@ -149,16 +149,14 @@ impl Keyring {
     /// [`KeyringError::Integrity`] when it was edited.
     pub async fn manifest(&self, tenant: &TenantName) -> Result<Manifest, KeyringError> {
         let stored = self.shared.store.manifest(tenant.clone()).await;
-        let Some(Sealed { row, mac, generation }) = self.shared.damaged(stored)? else {
+        let Some(sealed) = self.shared.damaged(stored)? else {
             return Ok(Manifest::empty(tenant.clone()));
         };
-        if row.tenant != *tenant {
+        if sealed.row.tenant != *tenant {
             return Err(self.shared.integrity(format!("the manifest of `{tenant}` is another's")));
         }
-        let what = format!("manifest of `{tenant}`");
-        let check = Check { input: row.mac_input(generation), mac, generation, what };
-        self.shared.verify(vec![check]).await?;
-        Ok(row)
+        self.shared.verify(vec![Check::manifest(&sealed)]).await?;
+        Ok(sealed.row)
     }
 
     /// Reads manifests by tenant id, at most `limit`, after `after`, and verifies them.

@@ -168,8 +168,8 @@ impl Inner {
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
         let cursor = &self.due.activations;
-        let due =
-            self.store.due_activations(self.clock.now(), cursor.after(), MAX_ROTATIONS).await?;
+        let begun = cursor.after();
+        let due = self.store.due_activations(self.clock.now(), begun, MAX_ROTATIONS).await?;
         cursor.read(&due, MAX_ROTATIONS, |due| place(&due.row, due.row.activate_time));
         for due in self.readable("activations", due, done) {
             let Some(name) = self.name_of_due(&due.row, done).await? else { continue };
@@ -188,7 +188,10 @@ impl Inner {
                     | ServiceError::KeyDestroyScheduled
                     | ServiceError::KeyDestroyed,
                 ) => {}
-                Err(error) => done.rollover_failed(name.key(), error)?,
+                Err(error) => {
+                    let stopped = done.rollover_failed(name.key(), error);
+                    stopped.inspect_err(|_| cursor.back_to(begun))?;
+                }
             }
         }
         Ok(())

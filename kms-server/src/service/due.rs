@@ -41,7 +41,12 @@ impl<P: Copy> DueCursor<P> {
     pub(super) fn read<R>(&self, page: &Listed<R>, limit: u32, place: impl Fn(&R) -> Option<P>) {
         let is_whole = page.rows.len() + page.damaged >= limit as usize;
         let last = page.rows.last().filter(|_| is_whole).and_then(place);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        self.back_to(last);
+    }
+
+    /// Has the next page begin here: where one began that was not brought to its end.
+    pub(super) fn back_to(&self, place: Option<P>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = place;
     }
 }
 
@@ -75,5 +80,16 @@ mod tests {
             cursor.read(&Listed { rows, damaged }, 2, |number| Some(at(*number)));
             assert_eq!(cursor.after(), next.map(at));
         }
+    }
+
+    #[test]
+    fn a_page_that_was_not_brought_to_its_end_begins_again() {
+        let cursor = DueCursor::default();
+        let page = Listed { rows: vec![1, 2], damaged: 0 };
+        cursor.read(&page, 2, |number| Some(at(*number)));
+        let begun = cursor.after();
+        cursor.read(&Listed { rows: vec![3, 4], damaged: 0 }, 2, |number| Some(at(*number)));
+        cursor.back_to(begun);
+        assert_eq!(cursor.after(), Some(at(2)));
     }
 }

@@ -59,5 +59,5 @@ pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};
 pub use reconcile::{
     ABANDONED, INTENT_GRACE, MAX_DUE, MAX_FORGOTTEN, MAX_ROTATIONS, ORPHAN_OBJECT, Reconciled,
 };
-pub use root_rollover::{RolloverState, RootChangeError, RootRollover};
+pub use root_rollover::{Reached, RolloverState, RootChangeError, RootRollover};
 pub use types::*;

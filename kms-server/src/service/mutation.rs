@@ -163,6 +163,36 @@ impl Inner {
         trail.reason = mutation.reason().map(Into::into);
         let by_caller = mutation.request_id().is_some();
         let _admitted = self.admit(by_caller, &trail.tenant).await?;
+        self.admitted(request, mutation, fields, trail).await
+    }
+
+    /// Runs a mutation of the server's own for a caller who has taken a place for it, as he must before a tenant's turn: who has
+    /// a turn waits for nobody who waits for it.
+    pub(super) async fn mutate_in<M: Mutation>(
+        self: &Arc<Self>,
+        _place: &Place,
+        request: &RequestContext,
+        mutation: M,
+        trail: &mut Trail,
+    ) -> Result<M::Output, ServiceError> {
+        mutation.permit(self, request, trail)?;
+        let fields = mutation.fields()?;
+        trail.reason = mutation.reason().map(Into::into);
+        self.admitted(request, mutation, fields, trail).await
+    }
+
+    /// Takes a place for what the server does by itself; waits for one.
+    pub(super) async fn place_of_its_own(&self) -> Result<Place, ServiceError> {
+        self.admit(false, "").await
+    }
+
+    async fn admitted<M: Mutation>(
+        self: &Arc<Self>,
+        request: &RequestContext,
+        mutation: M,
+        fields: CanonicalWriter,
+        trail: &mut Trail,
+    ) -> Result<M::Output, ServiceError> {
         let claim = match mutation.request_id() {
             None => None,
             Some(id) => match self.claim(request, id, fields).await? {

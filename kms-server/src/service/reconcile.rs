@@ -313,6 +313,9 @@ impl Inner {
         let rows = self.store.resident_ids().await?;
         let mut known = named;
         known.extend(self.readable("versions", rows, done));
+        // Those of retired roots, too: they stay as long as backups need them.
+        let pins = self.store.root_pins().await?;
+        known.extend(pins.iter().flat_map(|(pin, _)| [pin.wrap_id, pin.mac_id]));
         let mut found = orphans(token_keys, &known);
         if !found.is_empty() {
             // A mutation that failed meanwhile took its object along with its intent.

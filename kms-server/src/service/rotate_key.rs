@@ -277,7 +277,8 @@ impl Inner {
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
         let cursor = &self.due.rotations;
-        let due = self.store.due_rotations(self.clock.now(), cursor.after(), MAX_ROTATIONS).await?;
+        let begun = cursor.after();
+        let due = self.store.due_rotations(self.clock.now(), begun, MAX_ROTATIONS).await?;
         cursor.read(&due, MAX_ROTATIONS, |due| {
             due.row.rotation.map(|plan| DuePosition {
                 time: plan.due,
@@ -297,7 +298,9 @@ impl Inner {
                 Ok(_) => done.rotated += 1,
                 // Rotated, changed or disabled meanwhile.
                 Err(error) if is_over(&error) => {}
-                Err(error) => done.rollover_failed(&name, error)?,
+                Err(error) => {
+                    done.rollover_failed(&name, error).inspect_err(|_| cursor.back_to(begun))?;
+                }
             }
         }
         Ok(())

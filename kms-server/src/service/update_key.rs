@@ -96,7 +96,7 @@ impl Mutation for UpdateKey {
             labels: self.labels.unwrap_or(row.labels),
             rotation: match self.rotation_period {
                 Some(wanted) => wanted.period().map(|period| {
-                    Rotation::plan(period, primary.create_time, row.uid, primary.version)
+                    Rotation::plan(period, primary.in_use_since(), row.uid, primary.version)
                 }),
                 None => row.rotation,
             },

@@ -9,12 +9,13 @@ use kms_core::id::{KeyUid, RequestId};
 use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
+use kms_core::manifest::Manifest;
 use kms_core::name::KeyName;
 use kms_core::usage::UsageRow;
 
 use super::{ListPosition, RequestRecord};
 
-/// A row of a key, of whichever table.
+/// A row of whichever table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SealedRow {
     /// The key itself.
@@ -33,6 +34,8 @@ pub enum SealedRow {
     Usage(Sealed<UsageRow>),
     /// A remembered request.
     Request(Sealed<RequestRecord>),
+    /// The manifest of a tenant of which nothing else is left to seal: otherwise it changes with its rows.
+    Manifest(Sealed<Manifest>),
 }
 
 impl SealedRow {
@@ -44,7 +47,7 @@ impl SealedRow {
             | Self::History(_)
             | Self::Consumer(_)
             | Self::ImportJob(_) => true,
-            Self::Counter(_) | Self::Usage(_) | Self::Request(_) => false,
+            Self::Counter(_) | Self::Usage(_) | Self::Request(_) | Self::Manifest(_) => false,
         }
     }
 
@@ -59,10 +62,11 @@ impl SealedRow {
             Self::Counter(row) => row.mac,
             Self::Usage(row) => row.mac,
             Self::Request(row) => row.mac,
+            Self::Manifest(row) => row.mac,
         }
     }
 
-    /// Returns whose row it is; `None` of a request.
+    /// Returns whose row it is; `None` of what is of no key.
     pub const fn key_uid(&self) -> Option<KeyUid> {
         match self {
             Self::Key(row) => Some(row.row.uid),
@@ -72,7 +76,7 @@ impl SealedRow {
             Self::ImportJob(row) => Some(row.row.key_uid),
             Self::Counter(row) => Some(row.row.key_uid),
             Self::Usage(row) => Some(row.row.key_uid),
-            Self::Request(_) => None,
+            Self::Request(_) | Self::Manifest(_) => None,
         }
     }
 }

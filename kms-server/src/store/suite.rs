@@ -80,6 +80,7 @@ macro_rules! store_suite {
             lists::the_probe_writes,
             lists::versions_are_listed_by_number,
             reseal::a_root_is_retired_when_nothing_is_sealed_under_it,
+            reseal::a_manifest_is_sealed_anew_by_itself,
             reseal::a_row_that_was_changed_meanwhile_is_not_sealed_over,
             reseal::old_rows_are_found_key_by_key_within_the_limits,
             reseal::rows_are_sealed_anew_and_nothing_else_of_them_changes,

@@ -1,6 +1,7 @@
 //! The walk over the rows: MACs in batches, the set of each tenant's rows beside its manifest, counters beside the log.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 
 use kms_core::audit::ManifestStamp;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
@@ -36,15 +37,15 @@ pub enum VerifyStoreError {
     Bug(&'static str),
 }
 
-/// Verifies all rows of `store`. `log` is what the log has seen, or why it cannot be believed; `newest` the highest root
-/// generation that is pinned.
+/// Verifies all rows of `store`. `log` is what the log has seen, or why it cannot be believed; `open` are the root generations
+/// that are pinned and not retired.
 ///
 /// # Errors
 /// When rows cannot be read or verified at all. What does not agree is in the report.
 pub fn verify(
     store: &OfflineStore,
     log: Result<(Seen, LogSummary), VerifyError>,
-    newest: RootGeneration,
+    open: RangeInclusive<RootGeneration>,
     macs: &mut Macs<'_>,
 ) -> Result<Report, VerifyStoreError> {
     let mut report = Report::default();
@@ -62,7 +63,7 @@ pub fn verify(
     let mut walk = Walk {
         store,
         seen,
-        newest,
+        open,
         macs,
         report,
         checks: Vec::new(),
@@ -128,7 +129,7 @@ struct Check {
 struct Walk<'w, 'm> {
     store: &'w OfflineStore,
     seen: Option<Seen>,
-    newest: RootGeneration,
+    open: RangeInclusive<RootGeneration>,
     macs: &'w mut Macs<'m>,
     report: Report,
     checks: Vec<Check>,
@@ -168,12 +169,12 @@ impl Walk<'_, '_> {
         };
         let Sealed { row, mac, generation } = &sealed;
         let place = place(row);
-        if *generation > self.newest {
-            self.is_acceptable &= place.row != "manifest";
-            self.found(&place, format!("root generation {generation} is not pinned"));
-        } else {
+        if self.open.contains(generation) {
             let input = row.mac_input(*generation);
             self.checks.push(Check { generation: *generation, input, mac: *mac, place });
+        } else {
+            self.is_acceptable &= place.row != "manifest";
+            self.found(&place, format!("root generation {generation} is not open"));
         }
         if self.checks.len() >= BATCH {
             self.make_macs()?;

@@ -29,6 +29,7 @@ mod mutations;
 mod places;
 mod refusals;
 mod rollback;
+mod root_edges;
 mod root_rollover;
 mod rotation;
 mod scream;

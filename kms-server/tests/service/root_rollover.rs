@@ -16,12 +16,12 @@ use crate::support::*;
 const OTHER: &str = "tenants/t/keys/other";
 const RESIDENT: &str = "tenants/t/keys/resident";
 
-fn second() -> RootGeneration {
+pub(crate) fn second() -> RootGeneration {
     RootGeneration::new(2).unwrap()
 }
 
 /// Restarts with a second root beside the first.
-async fn with_second_root(world: World) -> World {
+pub(crate) async fn with_second_root(world: World) -> World {
     world.open_root(second()).await;
     world.restart_with(KeyringConfig { generation: second(), ..KeyringConfig::default() })
 }
@@ -33,7 +33,7 @@ fn without_first_root(world: &World) -> World {
     world.restart_with(config)
 }
 
-async fn old(world: &World) -> OldCounts {
+pub(crate) async fn old(world: &World) -> OldCounts {
     world.store.old_counts(second()).await.unwrap()
 }
 

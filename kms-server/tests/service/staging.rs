@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use kms_core::clock::{Clock as _, Timestamp};
 use kms_core::key::{Protection, Sensitivity};
-use kms_core::lifecycle::MAX_ACTIVATION_DELAY;
+use kms_core::lifecycle::{MAX_ACTIVATION_DELAY, MAX_ROTATION_JITTER};
 use kms_core::state::VersionState;
 use kms_server::authz::ActionKind;
 use kms_server::service::{
     ChangeKeyState, ChangeVersionState, CreateKey, KeyDescription, RotateKey, Rotated,
-    ServiceError, StageKeyVersion, Staged, VersionDescription,
+    ServiceError, SetRotation, StageKeyVersion, Staged, UpdateKey, VersionDescription,
 };
 
 use crate::mutations::{Case, KEY, Kind, check};
@@ -391,4 +391,32 @@ async fn a_staged_version_that_is_compromised_never_comes_into_use() {
     assert_eq!(world.kms.reconcile().await.unwrap().activated, 0);
     assert_eq!(rotate(&world).await.unwrap().version.version.get(), 3);
     check(&world, "compromised").await;
+}
+
+/// A version that waited for months is not old when it begins to be used.
+#[tokio::test]
+async fn a_rotation_period_counts_from_the_activation_of_a_staged_version() {
+    let world = world(Protection::HsmWrapped).await;
+    stage(&world, None).await.unwrap();
+    world.clock.advance(DAY * 150);
+    activate(&world, 2).await.unwrap();
+    let active = world.clock.now();
+    let (revision, period) = (describe(&world).await.revision, DAY * 90);
+    let update = UpdateKey {
+        name: name(KEY),
+        revision,
+        owner: None,
+        sensitivity: None,
+        usage: None,
+        cryptoperiod: None,
+        recipient_usage_period: None,
+        labels: None,
+        rotation_period: Some(SetRotation::Every(period)),
+        request_id: fresh_id(),
+    };
+    let request = world.request("kms.v1.KeyService/UpdateKey");
+    let due = world.kms.update_key(&request, update).await.unwrap().rotation.unwrap().due;
+    let earliest = active.after(period.saturating_sub(MAX_ROTATION_JITTER));
+    assert!(due >= earliest && due <= active.after(period), "{due} after {active}");
+    assert_eq!(world.kms.reconcile().await.unwrap().rotated, 0);
 }

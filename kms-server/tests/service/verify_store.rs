@@ -1,5 +1,6 @@
 //! Verifying the database offline: what agrees, and how each disagreement is named.
 
+use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,6 +76,15 @@ fn report_on(
     database: &Path,
     log: Result<(Seen, LogSummary), VerifyError>,
 ) -> Report {
+    report_of(world, database, log, RootGeneration::FIRST..=RootGeneration::FIRST)
+}
+
+fn report_of(
+    world: &World,
+    database: &Path,
+    log: Result<(Seen, LogSummary), VerifyError>,
+    open: RangeInclusive<RootGeneration>,
+) -> Report {
     let store = OfflineStore::open(database).unwrap();
     let token = SoftToken::new(world.device.clone(), world.clock.clone());
     let deadline = world.request(CALL).deadline;
@@ -85,7 +95,7 @@ fn report_on(
         runtime.block_on(token.open_roots(pins, deadline)).unwrap();
         let mut macs =
             |generation, inputs| runtime.block_on(token.mac(generation, inputs, deadline));
-        verify(&store, log, RootGeneration::FIRST, &mut macs).unwrap()
+        verify(&store, log, open, &mut macs).unwrap()
     };
     std::thread::spawn(work).join().unwrap()
 }
@@ -135,7 +145,7 @@ async fn every_edited_row_is_named() {
         ("UPDATE manifests SET revision = 9 WHERE tenant = 'u'", "manifest", None, "MAC"),
         ("UPDATE keys SET labels = '[1]'", "key", None, "labels has no valid value"),
         ("UPDATE versions SET state = 'x' WHERE version = 2", "version", Some(2), "state has no"),
-        ("UPDATE keys SET generation = 2", "key", None, "generation 2 is not pinned"),
+        ("UPDATE keys SET generation = 2", "key", None, "generation 2 is not open"),
         ("UPDATE requests SET time = 1", "request", None, "MAC"),
         (
             "DROP TRIGGER history_stands; UPDATE history SET reason = 'x' WHERE version = 2",
@@ -459,4 +469,19 @@ async fn as_many_disagreements_are_listed_as_the_bound_and_one_more_is_counted()
         assert_eq!(told.contains("1 more are left out"), left_out > 0);
         assert!(told.ends_with(&format!("does not agree: {count} disagreements\n")));
     }
+}
+
+/// Whoever puts an old row back must not blind the one tool that is to find it.
+#[tokio::test]
+async fn a_row_of_a_retired_root_is_found_where_it_stands() {
+    let world = world().await;
+    let second = RootGeneration::new(2).unwrap();
+    let log = Ok(seen(&world.records()));
+    let report = report_of(&world, &copy(&world, "copy.db"), log, second..=second);
+    assert!(!report.agrees);
+    let of = |row: &str| report.findings.iter().filter(|finding| finding.row == row).count();
+    assert_eq!((of("key"), of("version"), of("manifest")), (2, 3, 2), "{report:#?}");
+    let told = |finding: &Finding| finding.detail == "root generation 1 is not open";
+    assert!(report.findings.iter().any(told), "{report:#?}");
+    assert_eq!(report.accept_code, None, "a start goes on with no such manifest");
 }

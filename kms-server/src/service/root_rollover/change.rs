@@ -27,6 +27,9 @@ pub enum RootChangeError {
     /// It is not pinned, or retired already.
     #[error("root generation {0} is not open: it was never pinned, or is retired")]
     NotOpen(RootGeneration),
+    /// There is an older one.
+    #[error("root generation {0} is older and open: retire it first")]
+    NotOldest(RootGeneration),
     /// It seals what is written.
     #[error("root generation {0} is the newest: stage the next one first")]
     Newest(RootGeneration),
@@ -61,7 +64,7 @@ impl Kms {
     ///
     /// # Errors
     /// [`RootChangeError::Unfinished`] when a row is sealed under it or an older one, [`RootChangeError::NotOpen`],
-    /// [`RootChangeError::Newest`]; and what the layers below cannot do.
+    /// [`RootChangeError::NotOldest`], [`RootChangeError::Newest`]; and what the layers below cannot do.
     pub async fn retire_root(
         &self,
         generation: RootGeneration,
@@ -75,6 +78,10 @@ impl Kms {
         }
         if generation < config.oldest || generation > config.generation {
             return Err(RootChangeError::NotOpen(generation));
+        }
+        // Invariant: those that are open follow one another (`roots_are_retired_from_the_oldest_on`).
+        if generation != config.oldest {
+            return Err(RootChangeError::NotOldest(config.oldest));
         }
         let next = generation.get().checked_add(1).and_then(RootGeneration::new);
         inner.nothing_under(next.ok_or(RootChangeError::Last(generation))?).await?;

@@ -17,17 +17,39 @@ use kms_core::name::TenantName;
 use tokio::sync::watch;
 
 pub use self::change::RootChangeError;
-use self::pace::Pace;
+use self::pace::{MAX_HALVINGS, Pace};
 pub(super) use self::progress::Progress;
 pub use self::progress::{RolloverState, RootRollover};
 use super::kms::{Inner, Kms};
 use super::reconcile::stopped;
 use super::{MAX_PAGE_SIZE, ServiceError};
+use crate::store::ListPosition;
 
 /// When a pass is tried again that failed, or left something; twice as long after each that sealed nothing.
 const FIRST_RETRY: Duration = Duration::from_secs(10);
 /// The longest: a pass looks at all keys, and raises an alert for each row that it cannot seal.
 const LAST_RETRY: Duration = Duration::from_mins(10);
+
+/// How far a pass came that was broken off: the next one goes on there.
+#[derive(Debug, Default)]
+pub struct Reached {
+    /// The last tenant that was walked to its end.
+    tenant: Option<TenantName>,
+    /// The last key of the tenant after it.
+    key: Option<ListPosition>,
+    /// How often the step was halved because its time was over before its end.
+    halvings: u32,
+}
+
+impl Reached {
+    /// Halves the step when that is what the error calls for.
+    fn broken_off(&mut self, error: ServiceError) -> ServiceError {
+        if matches!(error, ServiceError::QueueDeadline | ServiceError::HsmDeadline) {
+            self.halvings = (self.halvings + 1).min(MAX_HALVINGS);
+        }
+        error
+    }
+}
 
 impl Kms {
     /// Seals everything under the newest root, until nothing is left, or `stop` says true.
@@ -43,10 +65,14 @@ impl Kms {
             "rows are sealed under the newest root"
         );
         let mut retry = FIRST_RETRY;
+        let mut reached = Reached::default();
+        if let Ok(left) = inner.store.old_counts(config.generation).await {
+            inner.root_rollover.counted(left);
+        }
         loop {
             let before = self.root_rollover().rows;
             // Not dropped when the server ends: a step that has begun must not be left half done.
-            match inner.root_pass(stop.clone()).await {
+            match inner.root_pass(&mut reached, stop.clone()).await {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
@@ -69,8 +95,16 @@ impl Kms {
     /// # Errors
     /// What keeps the whole pass from going on; what was done stays done.
     pub async fn root_pass(&self) -> Result<bool, ServiceError> {
+        self.root_pass_from(&mut Reached::default()).await
+    }
+
+    /// Makes one pass over the rows behind `reached`, which is left where the pass is broken off.
+    ///
+    /// # Errors
+    /// As [`Kms::root_pass`].
+    pub async fn root_pass_from(&self, reached: &mut Reached) -> Result<bool, ServiceError> {
         let (_going_on, stop) = watch::channel(false);
-        self.inner.root_pass(stop).await
+        self.inner.root_pass(reached, stop).await
     }
 
     /// Tells how far the root rollover is.
@@ -82,6 +116,7 @@ impl Kms {
 impl Inner {
     async fn root_pass(
         self: &Arc<Self>,
+        reached: &mut Reached,
         stop: watch::Receiver<bool>,
     ) -> Result<bool, ServiceError> {
         // Invariant: no row is touched of a database that may not be the right one (as of the reconciler).
@@ -90,22 +125,30 @@ impl Inner {
                 detail: "the database is not compared with the log".into(),
             });
         }
-        self.root_rollover.begins();
-        let mut steps = Pace::new(self, stop);
-        let mut after: Option<TenantName> = None;
+        self.root_rollover.begins(reached.tenant.is_some() || reached.key.is_some());
+        let mut steps = Pace::new(self, reached.halvings, stop);
         loop {
-            let page = self.store.list_manifests(after, MAX_PAGE_SIZE).await;
+            let page = self.store.list_manifests(reached.tenant.clone(), MAX_PAGE_SIZE).await;
             let page = self.keyring.stored(page)?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.row.tenant.clone());
-            for manifest in &page {
-                self.reseal_tenant(&manifest.row.tenant, &mut steps).await?;
+            if page.is_empty() {
+                break;
+            }
+            for manifest in page {
+                let tenant = manifest.row.tenant;
+                match self.reseal_tenant(&tenant, &mut reached.key, &mut steps).await {
+                    Ok(()) => {}
+                    // Told of already; it holds up no other tenant.
+                    Err(ServiceError::KeyIntegrity { .. }) => self.root_rollover.looked_at(0, 1),
+                    Err(error) => return Err(reached.broken_off(error)),
+                }
                 if steps.is_stopped() {
                     return Ok(false);
                 }
+                (reached.tenant, reached.key) = (Some(tenant), None);
             }
         }
         self.reseal_requests(&mut steps).await?;
+        *reached = Reached { halvings: reached.halvings, ..Reached::default() };
         let left = self.store.old_counts(self.keyring.config().generation).await?;
         let is_done = self.root_rollover.ends(left);
         if is_done {

@@ -21,10 +21,17 @@ pub(super) struct Step {
     pub(super) rows_a_call: usize,
 }
 
+/// How often the step of an idle server is halved: down to that of a busy one, for an HSM that is a hundred times slower than
+/// SoftHSM.
+pub(super) const MAX_HALVINGS: u32 = 5;
+
 impl Step {
     /// When nobody waits: enough that commits cost little, and no worker idle.
-    const QUIET: Self =
-        Self { limit: RowsLimit { keys: 256, rows: 2048 }, calls_at_once: 2, rows_a_call: 16 };
+    const fn quiet(halvings: u32) -> Self {
+        let limit = RowsLimit { keys: 256 >> halvings, rows: 2048 >> halvings };
+        Self { limit, calls_at_once: 2, rows_a_call: 16 }
+    }
+
     /// While keys are used: a worker is left to those who use them, and nobody waits for more than a few rows.
     pub(super) const BUSY: Self =
         Self { limit: RowsLimit { keys: 256, rows: 64 }, calls_at_once: 1, rows_a_call: 2 };
@@ -39,16 +46,19 @@ pub(super) struct Pace {
     traffic: u64,
     begun: Instant,
     is_busy: bool,
+    halvings: u32,
     /// Says true, or has lost its sender, when the server ends.
     stop: watch::Receiver<bool>,
 }
 
 impl Pace {
-    pub(super) fn new(inner: &Arc<Inner>, stop: watch::Receiver<bool>) -> Self {
+    /// The step of an idle server is halved so often.
+    pub(super) fn new(inner: &Arc<Inner>, halvings: u32, stop: watch::Receiver<bool>) -> Self {
         Self {
             traffic: inner.traffic.load(Ordering::Relaxed),
             begun: inner.clock.monotonic(),
             is_busy: false,
+            halvings: halvings.min(MAX_HALVINGS),
             stop,
             inner: Arc::clone(inner),
         }
@@ -60,14 +70,14 @@ impl Pace {
         self.is_busy = traffic != self.traffic;
         self.traffic = traffic;
         self.begun = self.inner.clock.monotonic();
-        if self.is_busy { Step::BUSY } else { Step::QUIET }
+        if self.is_busy { Step::BUSY } else { Step::quiet(self.halvings) }
     }
 
     /// Returns how much may follow without a rest: nothing as soon as somebody uses a key, or the server ends.
     pub(super) fn further(&mut self) -> Option<Step> {
         let traffic = self.inner.traffic.load(Ordering::Relaxed);
         self.is_busy |= traffic != self.traffic;
-        (!self.is_busy && !self.is_stopped()).then_some(Step::QUIET)
+        (!self.is_busy && !self.is_stopped()).then(|| Step::quiet(self.halvings))
     }
 
     /// Returns whether no further step is to begin. One that has begun is brought to its end, as any change is.

@@ -50,8 +50,10 @@ pub struct RootRollover {
     pub rewrapped: u64,
     /// Rows of this pass that could not be: edited or damaged.
     pub failed: u64,
-    /// What was left when the last pass ended.
+    /// What was left when it was last counted: at the start, and at the end of each pass.
     pub left: OldCounts,
+    /// Rows that are left by that count and what was sealed since.
+    pub remaining: u64,
     /// Why it waits.
     pub detail: String,
 }
@@ -68,6 +70,7 @@ struct Numbers {
     rewrapped: u64,
     failed: u64,
     left: OldCounts,
+    remaining: u64,
     detail: String,
 }
 
@@ -77,20 +80,40 @@ impl Progress {
     }
 
     pub(super) fn now(&self, config: &KeyringConfig) -> RootRollover {
-        let Numbers { state, keys, rows, rewrapped, failed, left, detail } = self.lock().clone();
+        let Numbers { state, keys, rows, rewrapped, failed, left, remaining, detail } =
+            self.lock().clone();
         let (generation, oldest) = (config.generation, config.oldest);
         // Told from the start on: before the first pass begins there is something to do, too.
         let state = match state {
             RolloverState::NotNeeded if oldest < generation => RolloverState::Running,
             other => other,
         };
-        RootRollover { generation, oldest, state, keys, rows, rewrapped, failed, left, detail }
+        RootRollover {
+            generation,
+            oldest,
+            state,
+            keys,
+            rows,
+            rewrapped,
+            failed,
+            left,
+            remaining,
+            detail,
+        }
     }
 
-    /// A pass begins.
-    pub(super) fn begins(&self) {
+    /// All rows were counted.
+    pub(super) fn counted(&self, left: OldCounts) {
         let mut numbers = self.lock();
-        (numbers.keys, numbers.failed) = (0, 0);
+        (numbers.left, numbers.remaining) = (left, left.total());
+    }
+
+    /// A pass begins, or goes on where the last was broken off.
+    pub(super) fn begins(&self, goes_on: bool) {
+        let mut numbers = self.lock();
+        if !goes_on {
+            (numbers.keys, numbers.failed) = (0, 0);
+        }
         numbers.state = RolloverState::Running;
         numbers.detail.clear();
     }
@@ -105,6 +128,7 @@ impl Progress {
         let mut numbers = self.lock();
         numbers.rows += rows;
         numbers.rewrapped += rewrapped;
+        numbers.remaining = numbers.remaining.saturating_sub(rows);
     }
 
     /// A pass cannot go on.
@@ -116,8 +140,8 @@ impl Progress {
 
     /// A pass came to its end; returns whether nothing is left.
     pub(super) fn ends(&self, left: OldCounts) -> bool {
+        self.counted(left);
         let mut numbers = self.lock();
-        numbers.left = left;
         let is_done = left.total() == 0;
         numbers.state = if is_done { RolloverState::Complete } else { RolloverState::Waiting };
         if !is_done {

@@ -228,6 +228,11 @@ fn replace_seal(
              WHERE principal = ?1 AND request_id = ?2 AND mac = ?5",
             (&row.principal, row.request_id.as_bytes(), generation.get(), mac.0, expected.0),
         ),
+        SealedRow::Manifest(Sealed { row, mac, generation }) => execute(
+            connection,
+            "UPDATE manifests SET generation = ?2, mac = ?3 WHERE tenant = ?1 AND mac = ?4",
+            (row.tenant.id(), generation.get(), mac.0, expected.0),
+        ),
     }
 }
 

@@ -30,6 +30,7 @@ fn anew(row: SealedRow) -> Resealed {
         SealedRow::Counter(old) => SealedRow::Counter(Sealed { mac, generation, ..old }),
         SealedRow::Usage(old) => SealedRow::Usage(Sealed { mac, generation, ..old }),
         SealedRow::Request(old) => SealedRow::Request(Sealed { mac, generation, ..old }),
+        SealedRow::Manifest(old) => SealedRow::Manifest(Sealed { mac, generation, ..old }),
     };
     Resealed { expected, row }
 }
@@ -102,6 +103,19 @@ pub(crate) async fn rows_are_sealed_anew_and_nothing_else_of_them_changes(store:
     let entries = store.list_history(uid(1), None, 10).await.unwrap();
     assert_eq!(entries[0].row, history(1));
     assert_eq!(entries[0].generation, second());
+}
+
+/// Of a tenant without rows: an import job came and went.
+pub(crate) async fn a_manifest_is_sealed_anew_by_itself(store: Arc<impl Store>) {
+    full_key(&store, 1, 0).await;
+    let before = store.manifest(tenant()).await.unwrap().unwrap();
+    let resealed = anew(SealedRow::Manifest(before.clone()));
+    assert!(!resealed.row.is_in_manifest());
+    assert_eq!(store.reseal_loose(vec![resealed.clone()]).await, Ok(1));
+    let after = store.manifest(tenant()).await.unwrap().unwrap();
+    assert_eq!((after.row, after.mac, after.generation), (before.row, RowMac([2; 32]), second()));
+    assert_eq!(store.reseal_loose(vec![resealed]).await, Ok(0), "it has another MAC now");
+    assert_eq!(store.old_counts(second()).await.unwrap().manifests, 0);
 }
 
 pub(crate) async fn a_row_that_was_changed_meanwhile_is_not_sealed_over(store: Arc<impl Store>) {

@@ -302,7 +302,9 @@ WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.
 BEGIN SELECT RAISE(ABORT, 'usage: a count went back'); END;
 
 CREATE TRIGGER manifests_guard BEFORE UPDATE ON manifests
-WHEN NEW.revision <= OLD.revision
+WHEN NOT (NEW.revision > OLD.revision OR
+        (NEW.generation > OLD.generation AND
+         (NEW.tenant, NEW.revision, NEW.row_set) IS (OLD.tenant, OLD.revision, OLD.row_set)))
 BEGIN SELECT RAISE(ABORT, 'manifests: the revision did not grow'); END;
 
 CREATE TRIGGER keys_stay BEFORE DELETE ON keys BEGIN SELECT RAISE(ABORT, 'keys are never deleted'); END;
