@@ -31,7 +31,7 @@ pub use ledger::ROLLOVER_AT;
 pub use load::{CONTEXT_AUDIT_LABEL, CachedKey};
 pub use reseal::Calls;
 pub use seal::MacInput;
-pub use usage::{Processing, Protecting, Rewrapping};
+pub use usage::{Moving, Processing, Protecting, Rewrapping};
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

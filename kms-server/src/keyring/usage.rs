@@ -14,7 +14,7 @@ use kms_hsm::{CryptoOp, HsmKey};
 
 use super::load::LoadedVersion;
 use super::use_log::UseKind;
-use super::{CachedKey, Keyring, KeyringError};
+use super::{CachedKey, Keyring, KeyringError, Shared};
 use crate::authz::{
     Action, Permit, Protects, Rewrap, RewrapCompromised, Unwrap, UnwrapCompromised, WrapPinned,
 };
@@ -100,7 +100,7 @@ pub enum Rewrapping {
     /// It has to be encrypted anew.
     Needed {
         /// The version it is under.
-        from: Processing,
+        from: Moving,
         /// The primary.
         to: Protecting,
     },
@@ -110,8 +110,32 @@ impl Rewrapping {
     /// Returns the version that the envelope is under.
     pub const fn from(&self) -> &Processing {
         match self {
-            Self::Current(from) | Self::Needed { from, .. } => from,
+            Self::Current(from) | Self::Needed { from: Moving { from, .. }, .. } => from,
         }
+    }
+}
+
+/// A version that an envelope is to leave. It is counted as left when that is done; whatever else becomes of it, somebody
+/// wanted to open what it protects, and nothing of that is gone.
+#[derive(Debug)]
+pub struct Moving {
+    from: Processing,
+    shared: Arc<Shared>,
+    is_done: bool,
+}
+
+impl Moving {
+    /// Says that it is done, and hands out the name of the version.
+    pub fn done(mut self) -> Arc<str> {
+        self.is_done = true;
+        Arc::clone(self.from.name())
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let kind = if self.is_done { UseKind::Rewrap } else { UseKind::Process };
+        self.shared.count(&self.from.version, kind);
     }
 }
 
@@ -120,12 +144,12 @@ impl Protecting {
     /// plaintext stays in the HSM worker.
     pub fn reencrypt(
         &self,
-        from: &Processing,
+        from: &Moving,
         envelope: &Envelope<'_>,
         context: &EncryptionContext,
     ) -> CryptoOp {
         CryptoOp::Reencrypt {
-            from: from.key.clone(),
+            from: from.from.key.clone(),
             from_aad: envelope.header.aad(context),
             iv: envelope.iv,
             ciphertext_and_tag: envelope.ciphertext_and_tag.to_vec(),
@@ -172,7 +196,7 @@ impl Keyring {
         self.check_cryptoperiod(key, &version)?;
         let hsm_key = loaded(&version)?;
         self.shared.ledger.take(&version.lease).await?;
-        self.count(&version, UseKind::Protect);
+        self.shared.count(&version, UseKind::Protect);
         let header = Header { suite: Suite::Aes256Gcm, key_uid: key.row.uid, version: number };
         Ok(Protecting { key: hsm_key, header, version })
     }
@@ -193,7 +217,7 @@ impl Keyring {
         fits(permit, &key.row.name)?;
         let allowed = || compromised().is_some_and(|permit| fits(&permit, &key.row.name).is_ok());
         let from = self.source(permit, key, header, Use::Process, allowed).await?;
-        self.count(&from.version, UseKind::Process);
+        self.shared.count(&from.version, UseKind::Process);
         Ok(from)
     }
 
@@ -216,8 +240,8 @@ impl Keyring {
         if from.version() == key.row.primary && self.state(&from.version) == VersionState::Active {
             return Ok(Rewrapping::Current(from));
         }
+        let from = Moving { from, shared: Arc::clone(&self.shared), is_done: false };
         let to = self.protect(permit, key, None).await?;
-        self.count(&from.version, UseKind::Rewrap);
         Ok(Rewrapping::Needed { from, to })
     }
 
@@ -262,7 +286,7 @@ impl Keyring {
     /// Refuses a version whose destruction is planned, tells who wanted it, and counts that: of a key of HIGH sensitivity it
     /// holds the destruction.
     fn wanted<A: Action>(&self, version: &LoadedVersion, permit: &Permit<'_, A>) -> KeyringError {
-        self.count(version, UseKind::Refused);
+        self.shared.count(version, UseKind::Refused);
         self.tell_wanted(&version.name_text, permit);
         KeyringError::NotPermittedByState(VersionState::DestroyScheduled)
     }
@@ -355,15 +379,16 @@ impl Keyring {
         );
     }
 
-    fn count(&self, version: &LoadedVersion, kind: UseKind) {
-        let now = self.shared.clock.now();
-        if !self.shared.uses.count(&version.uses, kind, now) {
-            self.shared.counters.uses_not_noted.increment();
-        }
-    }
-
     fn state(&self, version: &LoadedVersion) -> VersionState {
         version.row.state_at(self.shared.clock.now())
+    }
+}
+
+impl Shared {
+    fn count(&self, version: &LoadedVersion, kind: UseKind) {
+        if !self.uses.count(&version.uses, kind, self.clock.now()) {
+            self.counters.uses_not_noted.increment();
+        }
     }
 }
 

@@ -10,12 +10,12 @@ use super::kms::{Inner, Kms, decode};
 use super::trail::Trail;
 use super::{BatchItems, BatchResults, RequestContext, Rewrap, Rewrapped, ServiceError};
 use crate::authz::{self, Target};
-use crate::keyring::{Protecting, Rewrapping};
+use crate::keyring::{Moving, Protecting, Rewrapping};
 
 /// What makes an answer of a rewrap.
 pub(super) enum Plan {
     Current { ciphertext: Vec<u8>, name: Arc<str> },
-    Changed { from: Arc<str>, to: Protecting },
+    Changed { from: Moving, to: Protecting },
 }
 
 impl Kms {
@@ -75,7 +75,7 @@ impl CryptoCase for Rewrap {
             Rewrapping::Needed { from, to } => {
                 trail.version = Some(to.version());
                 let operation = to.reencrypt(&from, &envelope, &context);
-                Ok(Step::Hsm(Plan::Changed { from: Arc::clone(from.name()), to }, operation))
+                Ok(Step::Hsm(Plan::Changed { from, to }, operation))
             }
         }
     }
@@ -96,7 +96,8 @@ impl CryptoCase for Rewrap {
                 Some(CryptoOutput::Encrypted { iv, ciphertext_and_tag }),
             ) => {
                 let (ciphertext, key_version) = to.seal(&iv, &ciphertext_and_tag);
-                Ok(Rewrapped { ciphertext, key_version, previous_key_version: from, changed: true })
+                let previous_key_version = from.done();
+                Ok(Rewrapped { ciphertext, key_version, previous_key_version, changed: true })
             }
             (Plan::Changed { .. } | Plan::Current { .. }, _) => Err(other_answer()),
         }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use kms_core::clock::Clock as _;
-use kms_server::service::{QUIET_PERIOD, Retirement, Rewrap, RotateKey, VersionUsage};
+use kms_server::service::{
+    QUIET_PERIOD, Retirement, Rewrap, RotateKey, ServiceError, VersionUsage,
+};
 
 use crate::mutations::KEY;
 use crate::support::*;
@@ -67,6 +69,33 @@ async fn what_was_not_rewrapped_away_keeps_a_version_from_being_safe() {
     let seen = usage(&world, 1).await;
     assert_eq!(seen.retirement, Retirement::Quiet, "{:?}", seen.evidence);
     assert!(!seen.blind_spots.is_empty());
+}
+
+/// What failed has moved nothing: to call it rewrapped away would make a version look safe to destroy that is not.
+#[tokio::test]
+async fn a_rewrap_that_fails_is_not_counted_as_rewrapped_away() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    let ciphertext = world.wrap(KEY).await.ciphertext;
+    rotate(&world).await;
+    let wrong =
+        || Rewrap { key: name(KEY), ciphertext: ciphertext.clone(), context: context("/b") };
+    let request = world.request("kms.v1.CryptoService/Rewrap");
+    let refused = world.kms.rewrap(&request, wrong()).await.unwrap_err();
+    assert_eq!(refused, ServiceError::CiphertextInvalid);
+    let request = world.request("kms.v1.CryptoService/BatchRewrap");
+    let refused = world.kms.batch_rewrap(&request, vec![Ok(wrong())]).await.unwrap();
+    assert_eq!(refused, [Err(ServiceError::CiphertextInvalid)]);
+    // Nor is one that the HSM never did.
+    world.faults.fail(0, 1, false);
+    let right = Rewrap { context: context("/a"), ..wrong() };
+    let request = world.request("kms.v1.CryptoService/Rewrap");
+    assert!(world.kms.rewrap(&request, right).await.is_err());
+    assert_eq!(counts(&usage(&world, 1).await), [1, 3, 0]);
+    world.clock.advance(QUIET_PERIOD);
+    assert_eq!(usage(&world, 1).await.retirement, Retirement::Quiet);
+    rewrap(&world, &ciphertext).await;
+    assert_eq!(counts(&usage(&world, 1).await), [1, 3, 1]);
 }
 
 /// A crash loses what was not written yet, and nothing else.
