@@ -54,6 +54,7 @@ macro_rules! store_suite {
             due::due_key_destructions_go_on_after_a_place,
             due::due_rotations_are_those_of_active_primaries_of_enabled_keys,
             keys::a_destroyed_version_stays_destroyed,
+            keys::a_destruction_that_has_begun_is_not_taken_back,
             keys::a_key_is_updated_only_at_its_revision,
             keys::a_key_reads_back_by_name_and_by_uid,
             consumers::consumers_come_and_go_with_their_key_row,

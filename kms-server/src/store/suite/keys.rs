@@ -75,6 +75,47 @@ pub(crate) async fn a_revision_that_does_not_grow_is_refused(store: Arc<impl Sto
     assert_eq!(stored_key(&store, 1).await, sealed(key_row(1)));
 }
 
+/// From its beginning on, the destruction of a key goes forward only; until then it may be given up.
+pub(crate) async fn a_destruction_that_has_begun_is_not_taken_back(store: Arc<impl Store>) {
+    create(&store, 1, 0).await;
+    let plan = |begun, ms| KeyDestruction {
+        time: time(ms),
+        despite_consumers: false,
+        despite_recent_use: false,
+        begun,
+    };
+    let (scheduled, disabled) = (KeyState::DestroyScheduled, KeyState::Disabled);
+    let steps = [
+        (scheduled, Some(plan(false, 900)), true),
+        (disabled, None, true),
+        (scheduled, Some(plan(false, 900)), true),
+        (scheduled, Some(plan(true, 900)), true),
+        (scheduled, Some(plan(false, 900)), false),
+        (scheduled, Some(plan(true, 901)), false),
+        (disabled, None, false),
+        (KeyState::Enabled, None, false),
+        (scheduled, Some(plan(true, 900)), true),
+        (KeyState::Destroyed, None, true),
+    ];
+    let mut manifest = 1;
+    for (number, (state, destruction, is_taken)) in (10..).zip(steps) {
+        let before = stored_key(&store, 1).await;
+        let mut next = updated(before.clone(), &format!("o{number}"));
+        (next.row.state, next.row.destruction) = (state, destruction);
+        store.open_intent(sealed(intent(number))).await.unwrap();
+        let expected = before.row.revision;
+        let told = store.update_key(expected, next.clone(), closing(number, manifest)).await;
+        if is_taken {
+            assert_eq!(told, Ok(()), "{state} {destruction:?}");
+            manifest += 1;
+        } else {
+            assert!(matches!(told, Err(StoreError::Damaged { .. })), "{destruction:?}: {told:?}");
+        }
+        let now = if is_taken { next } else { before };
+        assert_eq!(stored_key(&store, 1).await, now);
+    }
+}
+
 pub(crate) async fn of_parallel_updates_exactly_one_wins(store: Arc<impl Store>) {
     create(&store, 1, 0).await;
     let key = stored_key(&store, 1).await;

@@ -265,7 +265,8 @@ WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.
     OR NEW.key_id IS NOT OLD.key_id OR NEW.purpose IS NOT OLD.purpose OR NEW.protection IS NOT OLD.protection
     OR NEW.create_time IS NOT OLD.create_time OR NEW.latest_version < OLD.latest_version
     OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
-    OR (OLD.destroy_begun AND NEW.state NOT IN ('DESTROY_SCHEDULED', 'DESTROYED'))
+    OR (OLD.destroy_begun AND NEW.state <> 'DESTROYED'
+        AND (NEW.destroy_begun, NEW.destroy_time) IS NOT (1, OLD.destroy_time))
 BEGIN SELECT RAISE(ABORT, 'keys: an immutable column changed or the revision did not grow'); END;
 
 CREATE TRIGGER versions_guard BEFORE UPDATE ON versions
