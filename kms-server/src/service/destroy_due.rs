@@ -3,12 +3,13 @@
 //!
 //! Irreversible, so it is never done on the word of one row: all rows of the tenant are verified against its manifest, and
 //! that against the log's last stamp of it, before anything goes. An old row that was put back, of a destruction that was
-//! cancelled since, shows there although its MAC is right.
+//! cancelled since, shows there although its MAC is right. That walk takes the tenant's turn for a while, so what a few rows
+//! say is asked first: a destruction that is held for a year makes no walk a minute.
 //!
 //! What is left is a tombstone: the row without material. For a token object: destroyed in the token first, then the row
 //! is written; a crash between the two leaves a row that is still due, and the next run finds nothing to destroy.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
 use kms_core::id::RequestId;
 use kms_core::journal::Event;
-use kms_core::key::{Material, Sensitivity, VersionRow, WrappedKey};
+use kms_core::key::{KeyState, Material, Sensitivity, VersionRow, WrappedKey};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::name::{TenantName, VersionName};
 use kms_core::state::VersionState;
@@ -58,6 +59,7 @@ impl Inner {
     /// Destroys what is due, at most [`MAX_DUE`] versions.
     pub(super) async fn destroy_due(
         self: &Arc<Self>,
+        verified: &mut Verified,
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
         let cursor = &self.due.destructions;
@@ -65,17 +67,23 @@ impl Inner {
         cursor.read(&due, MAX_DUE, |due| {
             place(&due.row, due.row.destruction.map(|planned| planned.time))
         });
-        let mut verified = Verified::default();
         for due in self.readable("destructions", due, done) {
             let Some(name) = self.name_of_due(&due.row, done).await? else { continue };
-            if !verified.holds(self, name.key().tenant()).await? {
-                done.failed += 1;
-                continue;
-            }
-            match self.destroy(&name).await {
-                Ok(true) => done.destroyed += 1,
-                Ok(false) => {}
+            match self.destroy(&name, verified).await {
+                // Done, by this run or meanwhile.
+                Ok(()) | Err(ServiceError::IllegalTransition { .. }) => done.destroyed += 1,
+                // Held: by a consumer that came meanwhile, or by the plan for the whole key.
+                Err(
+                    ServiceError::ConsumersRegistered { .. } | ServiceError::KeyDestroyScheduled,
+                ) => {}
+                Err(ServiceError::RecentlyUsed { last }) => tracing::warn!(
+                    alert = "destruction_held",
+                    key_version = %name,
+                    wanted = %last,
+                    "somebody wants it: it is destroyed when nobody has for 7 days"
+                ),
                 Err(error) => {
+                    verified.failed(name.key().tenant(), &error);
                     tracing::warn!(%error, key_version = %name, "a destruction is still due");
                     done.failed += 1;
                 }
@@ -84,29 +92,23 @@ impl Inner {
         Ok(())
     }
 
-    /// Returns whether nothing is left to do: it is held while it is wanted.
-    async fn destroy(self: &Arc<Self>, name: &VersionName) -> Result<bool, ServiceError> {
-        let request = self.internal_request(OPERATION)?;
-        let mut trail = Trail::key(name.key());
+    async fn destroy(
+        self: &Arc<Self>,
+        name: &VersionName,
+        verified: &mut Verified,
+    ) -> Result<(), ServiceError> {
         let destroy = Destroy {
             name: name.clone(),
             reason: "window over".to_owned(),
             cause: Cause::WindowOver,
         };
-        match self.mutate(&request, destroy, &mut trail).await {
-            // Cancelled or done meanwhile.
-            Ok(_) | Err(ServiceError::IllegalTransition { .. }) => Ok(true),
-            Err(ServiceError::RecentlyUsed { last }) => {
-                tracing::warn!(
-                    alert = "destruction_held",
-                    key_version = %name,
-                    wanted = %last,
-                    "somebody wants it: it is destroyed when nobody has for 7 days"
-                );
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        let choice = VersionChoice::Number(name.version());
+        let there = self.fresh(name.key(), choice).await?;
+        destroy.check(self, &there).await?;
+        verified.check(self, name.key().tenant()).await?;
+        let request = self.internal_request(OPERATION)?;
+        let mut trail = Trail::key(name.key());
+        self.mutate(&request, destroy, &mut trail).await.map(drop)
     }
 
     /// Refuses a version of a key of HIGH sensitivity that somebody wanted within [`SCREAM_PERIOD`].
@@ -128,24 +130,31 @@ impl Inner {
 #[derive(Default)]
 pub(super) struct Verified {
     whole: HashSet<TenantName>,
-    broken: HashSet<TenantName>,
+    /// Why nothing of a tenant is destroyed in this run.
+    spared: HashMap<TenantName, ServiceError>,
 }
 
 impl Verified {
-    /// Returns whether the rows of a tenant are what its manifest says; looks once.
-    pub(super) async fn holds(
+    /// Refuses a tenant whose rows are not what its manifest says; looks once, and remembers why not when it could not.
+    pub(super) async fn check(
         &mut self,
         inner: &Inner,
         tenant: &TenantName,
-    ) -> Result<bool, ServiceError> {
-        if !self.whole.contains(tenant) && !self.broken.contains(tenant) {
+    ) -> Result<(), ServiceError> {
+        if !self.whole.contains(tenant) && !self.spared.contains_key(tenant) {
             match inner.walk_verified(tenant).await {
                 Ok(_) => drop(self.whole.insert(tenant.clone())),
-                Err(ServiceError::KeyIntegrity { .. }) => drop(self.broken.insert(tenant.clone())),
-                Err(error) => return Err(error),
+                Err(error) => drop(self.spared.insert(tenant.clone(), error)),
             }
         }
-        Ok(!self.broken.contains(tenant))
+        self.spared.get(tenant).map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// Notes what went wrong with something of a tenant: who waited for its turn in vain does not wait again in this run.
+    pub(super) fn failed(&mut self, tenant: &TenantName, error: &ServiceError) {
+        if *error == ServiceError::QueueDeadline {
+            self.spared.insert(tenant.clone(), error.clone());
+        }
     }
 }
 
@@ -173,7 +182,14 @@ impl Destroy {
         Self { name, reason: "destroyed with its key".to_owned(), cause: Cause::WithKey }
     }
 
-    /// Returns the states that it goes through, in order; the last is DESTROYED.
+    /// Refuses what is not due, and what is held.
+    async fn check(&self, inner: &Inner, fresh: &Fresh) -> Result<(), ServiceError> {
+        self.leads(fresh, inner.clock.now())?;
+        self.check_unwanted(inner, fresh).await
+    }
+
+    /// Returns the states that it goes through, in order; the last is DESTROYED. They begin at the state that is written down:
+    /// an end of an overlap that is not yet is a step of the history too.
     fn leads(
         &self,
         fresh: &Fresh,
@@ -187,7 +203,7 @@ impl Destroy {
             Cause::Discarded(_) => state == VersionState::PreActivation,
         };
         let illegal = ServiceError::IllegalTransition { from: state, to: VersionState::Destroyed };
-        let path = state.to_destroyed();
+        let path = row.state.to_destroyed();
         if is_due && !path.is_empty() { Ok(path) } else { Err(illegal) }
     }
 
@@ -201,8 +217,14 @@ impl Destroy {
     /// Refuses what is wanted: who depends on a version is heard. Of a whole key that was decided when it began.
     async fn check_unwanted(&self, inner: &Inner, fresh: &Fresh) -> Result<(), ServiceError> {
         let Fresh { key, version } = fresh;
-        if matches!(self.cause, Cause::WithKey) {
-            return Ok(());
+        let has_begun = key.row.destruction.is_some_and(|planned| planned.begun);
+        match self.cause {
+            Cause::WithKey => return Ok(()),
+            // Whoever cancels the plan for the whole key gets back what there was when it was made.
+            Cause::WindowOver if key.row.state == KeyState::DestroyScheduled && !has_begun => {
+                return Err(ServiceError::KeyDestroyScheduled);
+            }
+            Cause::WindowOver | Cause::Discarded(_) => {}
         }
         // One that registers while the destruction is planned holds it.
         let despite = version.row.destruction.is_none_or(|planned| planned.despite_consumers);
@@ -263,7 +285,7 @@ impl Mutation for Destroy {
             // Before the walk, which takes a while and the tenant's turn: most mistakes show in one row.
             let choice = VersionChoice::Number(number);
             let there = inner.fresh(self.name.key(), choice).await?;
-            self.leads(&there, inner.clock.now())?;
+            self.check(inner, &there).await?;
             // Of what is due this was done for all at once.
             inner.walk_verified(self.name.key().tenant()).await?;
         }
@@ -277,8 +299,7 @@ impl Mutation for Destroy {
             }
         };
         trail.key_uid = Some(turn.fresh.key.row.uid);
-        self.leads(&turn.fresh, inner.clock.now())?;
-        self.check_unwanted(inner, &turn.fresh).await?;
+        self.check(inner, &turn.fresh).await?;
         let subject = Subject::of_version(kind, &turn.fresh.key.row, number);
         Ok((subject, turn))
     }
@@ -340,4 +361,51 @@ fn steps(old: &VersionRow, path: &[VersionState], ended: &VersionRow) -> Vec<His
         entry
     };
     path.iter().map(step).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_core::lifecycle::{HistoryChange, KeyDestruction};
+
+    use super::*;
+    use crate::store::{NewKey, suite};
+
+    /// An end of an overlap is in force before it is written down: it is a step of the history all the same.
+    #[test]
+    fn every_step_of_a_history_is_one_of_the_matrix() {
+        let now = Timestamp::from_unix_ms(10_000);
+        for state in VersionState::ALL {
+            let NewKey { mut key, mut version, .. } = suite::new_key(1);
+            let (despite_consumers, despite_recent_use, begun) = (false, false, true);
+            let destruction =
+                KeyDestruction { time: now, despite_consumers, despite_recent_use, begun };
+            (key.row.state, key.row.destruction) = (KeyState::DestroyScheduled, Some(destruction));
+            version.row.state = state;
+            version.row.deactivate_time = Some(now);
+            let name = VersionName::new(key.row.name.clone(), version.row.version);
+            let fresh = Fresh { key, version };
+            let Ok(path) = Destroy::with_key(name).leads(&fresh, now) else {
+                assert_eq!(state, VersionState::Destroyed);
+                continue;
+            };
+            let mut at = state;
+            for entry in steps(&fresh.version.row, path, &fresh.version.row) {
+                let HistoryChange::State { from, to, .. } = entry.change else { panic!() };
+                assert_eq!(from, Some(at));
+                assert!(at.can_become(to), "{at} to {to}");
+                at = to;
+            }
+            assert_eq!(at, VersionState::Destroyed);
+        }
+    }
+
+    #[test]
+    fn a_tenant_whose_turn_is_not_to_be_had_is_spared_and_no_other() {
+        let [t, u] = ["t", "u"].map(|id| TenantName::from_id(id).unwrap());
+        let mut verified = Verified::default();
+        verified.failed(&u, &ServiceError::HsmDeadline);
+        verified.failed(&t, &ServiceError::QueueDeadline);
+        assert_eq!(verified.spared.get(&t), Some(&ServiceError::QueueDeadline));
+        assert_eq!(verified.spared.get(&u), None);
+    }
 }

@@ -36,6 +36,7 @@ impl Inner {
     /// Destroys keys that are due, at most [`MAX_DUE`] versions in one run.
     pub(super) async fn destroy_keys_due(
         self: &Arc<Self>,
+        verified: &mut Verified,
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
         let cursor = &self.due.key_destructions;
@@ -48,15 +49,10 @@ impl Inner {
                 version: 0,
             })
         });
-        let mut verified = Verified::default();
         let mut left = MAX_DUE;
         for key in self.readable("key destructions", due, done) {
             let name = key.row.name;
-            if !verified.holds(self, name.tenant()).await? {
-                done.failed += 1;
-                continue;
-            }
-            match self.destroy_key(&name, &mut left, done).await {
+            match self.destroy_key(&name, verified, &mut left, done).await {
                 // Cancelled, done, or held meanwhile.
                 Ok(())
                 | Err(
@@ -71,6 +67,7 @@ impl Inner {
                     "somebody wants it: it is destroyed when nobody has for 7 days"
                 ),
                 Err(error) => {
+                    verified.failed(name.tenant(), &error);
                     tracing::warn!(%error, key = %name, "a destruction of a key is still due");
                     done.failed += 1;
                 }
@@ -79,18 +76,42 @@ impl Inner {
         Ok(())
     }
 
-    /// Destroys a key, as far as `left` goes; the next run goes on.
+    /// Destroys a key, as far as `left` goes; the next run goes on. What a few rows say is asked before all rows are walked.
     async fn destroy_key(
         self: &Arc<Self>,
         name: &KeyName,
+        verified: &mut Verified,
         left: &mut u32,
         done: &mut Reconciled,
     ) -> Result<(), ServiceError> {
         let key = self.fresh(name, VersionChoice::Primary).await?.key.row;
-        if !key.destruction.is_some_and(|planned| planned.begun) {
+        let has_begun = key.destruction.is_some_and(|planned| planned.begun);
+        if !has_begun {
+            self.check_may_begin(&key).await?;
+        }
+        verified.check(self, name.tenant()).await?;
+        if !has_begun {
             self.end_key(name, Step::Begin).await?;
         }
-        let mut after = None;
+        if self.destroy_versions(&key, left, done).await? {
+            self.end_key(name, Step::Finish).await?;
+            done.keys_destroyed += 1;
+        }
+        Ok(())
+    }
+
+    /// Destroys the versions of a key whose destruction has begun, as far as `left` goes; returns whether none is left. One that
+    /// cannot be destroyed holds up no other.
+    ///
+    /// # Errors
+    /// The first.
+    async fn destroy_versions(
+        self: &Arc<Self>,
+        key: &KeyRow,
+        left: &mut u32,
+        done: &mut Reconciled,
+    ) -> Result<bool, ServiceError> {
+        let (mut after, mut first) = (None, None);
         loop {
             let versions = self.store.list_versions(key.uid, after, PAGE).await;
             let versions = self.keyring.stored(versions)?;
@@ -102,17 +123,22 @@ impl Inner {
                     continue;
                 }
                 if *left == 0 {
-                    return Ok(());
+                    return first.map_or(Ok(false), Err);
                 }
                 *left -= 1;
-                let version = VersionName::new(name.clone(), version.row.version);
-                self.destroy_with_key(&version).await?;
-                done.destroyed += 1;
+                let version = VersionName::new(key.name.clone(), version.row.version);
+                match self.destroy_with_key(&version).await {
+                    Ok(()) => done.destroyed += 1,
+                    // The others would wait in vain too.
+                    Err(error @ ServiceError::QueueDeadline) => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(%error, key_version = %version, "it stays for now");
+                        first.get_or_insert(error);
+                    }
+                }
             }
         }
-        self.end_key(name, Step::Finish).await?;
-        done.keys_destroyed += 1;
-        Ok(())
+        first.map_or(Ok(true), Err)
     }
 
     async fn destroy_with_key(self: &Arc<Self>, name: &VersionName) -> Result<(), ServiceError> {
@@ -130,6 +156,20 @@ impl Inner {
         let request = self.internal_request(OPERATION)?;
         let mut trail = Trail::key(name);
         self.mutate(&request, EndKey { name: name.clone(), step }, &mut trail).await.map(drop)
+    }
+
+    /// Refuses to begin what is given up, not due, or held.
+    async fn check_may_begin(&self, row: &KeyRow) -> Result<(), ServiceError> {
+        let planned = row.destruction.filter(|planned| planned.time <= self.clock.now());
+        let Some(planned) = planned else { return Err(ServiceError::KeyNotScheduled) };
+        if planned.begun {
+            return Err(ServiceError::KeyDestroyed);
+        }
+        // One that registers while the destruction is planned holds it.
+        if row.consumers > 0 && !planned.despite_consumers {
+            return Err(ServiceError::ConsumersRegistered { count: row.consumers });
+        }
+        self.check_key_silence(row, planned).await
     }
 
     /// Refuses a key of HIGH sensitivity that somebody wanted within [`SCREAM_PERIOD`].
@@ -226,18 +266,11 @@ impl Mutation for EndKey {
         let turn = inner.turn_whatever(&self.name, VersionChoice::Primary).await?;
         let row = &turn.fresh.key.row;
         trail.key_uid = Some(row.uid);
-        let planned = row.destruction.filter(|planned| planned.time <= inner.clock.now());
-        let Some(planned) = planned else { return Err(ServiceError::KeyNotScheduled) };
         match self.step {
-            Step::Begin if planned.begun => return Err(ServiceError::KeyDestroyed),
-            Step::Begin => {
-                // One that registers while the destruction is planned holds it.
-                if row.consumers > 0 && !planned.despite_consumers {
-                    return Err(ServiceError::ConsumersRegistered { count: row.consumers });
-                }
-                inner.check_key_silence(row, planned).await?;
+            Step::Begin => inner.check_may_begin(row).await?,
+            Step::Finish if !row.destruction.is_some_and(|planned| planned.begun) => {
+                return Err(ServiceError::KeyNotScheduled);
             }
-            Step::Finish if !planned.begun => return Err(ServiceError::KeyNotScheduled),
             Step::Finish => inner.check_all_destroyed(row).await?,
         }
         let subject = Subject::of_key(IntentKind::DestroyKey, row);

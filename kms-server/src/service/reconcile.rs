@@ -16,6 +16,7 @@ use kms_hsm::TokenKeys;
 use tokio::sync::watch;
 
 use super::ServiceError;
+use super::destroy_due::Verified;
 use super::due::place;
 use super::kms::{Inner, Kms};
 use super::recover::Ended;
@@ -179,9 +180,10 @@ impl Inner {
         note("deactivations", deactivated, &mut done);
         // Not before a server is ready: they may be many, and nobody is worse off a minute later.
         if grace.is_some() {
-            let destroyed = self.destroy_due(&mut done).await;
+            let mut verified = Verified::default();
+            let destroyed = self.destroy_due(&mut verified, &mut done).await;
             note("destructions", destroyed, &mut done);
-            let destroyed = self.destroy_keys_due(&mut done).await;
+            let destroyed = self.destroy_keys_due(&mut verified, &mut done).await;
             note("key destructions", destroyed, &mut done);
             let expired = self.expire_import_jobs(&mut done).await;
             note("import jobs", expired, &mut done);

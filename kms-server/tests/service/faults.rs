@@ -50,10 +50,12 @@ pub(crate) struct Faults {
     /// How many calls fail once it has begun.
     failing: AtomicI64,
     calls: AtomicI64,
+    walks: AtomicI64,
     stale: Mutex<Option<Vec<Sealed<Intent>>>>,
     slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
     gate: Mutex<Option<Arc<Gate>>>,
     version_gate: Mutex<Option<Arc<Gate>>>,
+    undying: Mutex<Option<CkaId>>,
 }
 
 /// Where calls of the store stop.
@@ -107,6 +109,11 @@ impl Faults {
         gate
     }
 
+    /// Refuses to destroy a token object.
+    pub(crate) fn keep(&self, id: Option<CkaId>) {
+        *self.undying.lock().unwrap() = id;
+    }
+
     /// Refuses probes of the store, and nothing else: reads work, writes are in doubt.
     pub(crate) fn refuse_probes(&self, refuse: bool) {
         self.unwritable.store(refuse, Ordering::SeqCst);
@@ -138,6 +145,11 @@ impl Faults {
 
     pub(crate) fn calls(&self) -> i64 {
         self.calls.load(Ordering::SeqCst)
+    }
+
+    /// How often rows of a tenant were listed in the order of a walk.
+    pub(crate) fn walks(&self) -> i64 {
+        self.walks.load(Ordering::SeqCst)
     }
 
     fn next(&self) -> Fate {
@@ -225,6 +237,9 @@ impl Hsm for FaultyHsm {
         self.through(|hsm| hsm.rewrap_keys(sources, to, deadline))
     }
     fn destroy_resident(&self, id: CkaId, deadline: Instant) -> Pending<()> {
+        if *self.1.undying.lock().unwrap() == Some(id) {
+            return Pending::ready(Err(HsmError::TokenFull { detail: "injected".into() }));
+        }
         self.through(|hsm| hsm.destroy_resident(id, deadline))
     }
     fn list_token_keys(&self, deadline: Instant) -> Pending<TokenKeys> {
@@ -323,6 +338,7 @@ impl Store for FaultyStore {
         after: Option<ListPosition>,
         limit: u32,
     ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
+        self.1.walks.fetch_add(1, Ordering::SeqCst);
         through!(self.list_keys(tenant, after, limit))
     }
     async fn list_keys_ordered(

@@ -313,8 +313,10 @@ async fn whoever_wants_a_high_key_holds_its_destruction_for_seven_days() {
     world.clock.advance(MIN_DESTRUCTION_WINDOW.saturating_sub(MOMENT));
     assert_eq!(want(&world, &ciphertext).await, ServiceError::KeyDestroyScheduled);
     world.clock.advance(MOMENT);
+    let walks = world.faults.walks();
     let done = world.kms.reconcile().await.unwrap();
     assert_eq!((done.destroyed, done.failed), (0, 0), "held, and nothing has failed");
+    assert_eq!(world.faults.walks(), walks, "nor were all rows of the tenant looked at");
     // Another process, that has not heard the scream.
     let world = world.restart();
     world.clock.advance(SCREAM_PERIOD.saturating_sub(MOMENT * 2));
@@ -353,6 +355,68 @@ async fn a_repeat_is_no_second_change_and_another_content_is_refused() {
     assert_eq!(schedule(&world, first.clone()).await.unwrap(), made);
     let other = ScheduleKeyDestruction { window: MIN_DESTRUCTION_WINDOW, ..first };
     assert_eq!(schedule(&world, other).await, Err(ServiceError::RequestIdReused));
+}
+
+/// A version has no way back alone while its key is pending, so it does not go alone either.
+#[tokio::test]
+async fn a_version_waits_for_the_end_of_its_key_or_for_its_being_given_up() {
+    let protection = Protection::HsmWrapped;
+    let (old, moment) = (Case { kind: Kind::Schedule, protection }, MIN_DESTRUCTION_WINDOW);
+    for is_given_up in [false, true] {
+        let (world, _) = quiet_medium().await;
+        old.run(&world, fresh_id()).await.unwrap();
+        schedule(&world, ScheduleKeyDestruction { window: MAX_DESTRUCTION_WINDOW, ..plan() })
+            .await
+            .unwrap();
+        world.clock.advance(DEFAULT_DESTRUCTION_WINDOW + moment);
+        let walks = world.faults.walks();
+        let done = world.kms.reconcile().await.unwrap();
+        assert_eq!((done.destroyed, done.failed), (0, 0), "it is due, and waits");
+        assert_eq!(world.faults.walks(), walks);
+        if is_given_up {
+            cancel(&world).await.unwrap();
+            let cancelled = Case { kind: Kind::Cancel, protection }.run(&world, fresh_id()).await;
+            assert!(cancelled.is_ok(), "what was given up can be: {cancelled:?}");
+            old.run(&world, fresh_id()).await.unwrap();
+            world.clock.advance(DEFAULT_DESTRUCTION_WINDOW);
+            assert_eq!(world.kms.reconcile().await.unwrap().destroyed, 1);
+        } else {
+            world.clock.advance(MAX_DESTRUCTION_WINDOW);
+            let done = world.kms.reconcile().await.unwrap();
+            assert_eq!((done.destroyed, done.keys_destroyed), (2, 1));
+        }
+        check(&world, "waited").await;
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_cannot_be_destroyed_holds_up_no_other_of_its_key() {
+    let (world, _) = quiet(Protection::HsmResident, Sensitivity::Medium).await;
+    rotate_enabled(&world).await;
+    schedule(&world, ScheduleKeyDestruction { allow_recent_use: true, ..plan() }).await.unwrap();
+    world.clock.advance(DEFAULT_DESTRUCTION_WINDOW);
+    let uid = describe(&world).await.uid;
+    let first = world.store.list_versions(uid, None, 1).await.unwrap().remove(0).row;
+    let Material::Resident(id) = first.material else { panic!() };
+    world.faults.keep(Some(id));
+    for destroyed in [2, 0] {
+        let done = world.kms.reconcile().await.unwrap();
+        assert_eq!((done.destroyed, done.keys_destroyed), (destroyed, 0));
+        assert!(done.failed > 0);
+        let [one, others @ ..] = &states(&world).await[..] else { panic!() };
+        assert_ne!(*one, VersionState::Destroyed);
+        assert_eq!(others, [VersionState::Destroyed; 2]);
+    }
+    world.faults.keep(None);
+    let done = world.kms.reconcile().await.unwrap();
+    assert_eq!((done.destroyed, done.keys_destroyed, done.failed), (1, 1, 0));
+    check(&world, "held up").await;
+}
+
+async fn rotate_enabled(world: &World) {
+    world.kms.enable_key(&world.request("kms.v1.KeyService/EnableKey"), change()).await.unwrap();
+    rotate(world).await.unwrap();
+    disable(world).await;
 }
 
 /// The destruction is cut off at each of its calls, and what it left is finished by the next process.

@@ -87,6 +87,24 @@ async fn whoever_wants_a_version_of_a_high_key_holds_its_destruction_for_seven_d
     assert_eq!(state(&world).await, VersionState::Destroyed);
 }
 
+/// All rows of the tenant are walked under its turn: not every minute, for as long as somebody wants it.
+#[tokio::test]
+async fn a_destruction_that_is_held_makes_no_walk() {
+    let (world, ciphertext) = quiet(Sensitivity::High).await;
+    schedule(&world, false).await.unwrap();
+    world.clock.advance(MIN_DESTRUCTION_WINDOW);
+    want(&world, &ciphertext).await;
+    let before = world.faults.walks();
+    for _ in 0..3 {
+        let done = world.kms.reconcile().await.unwrap();
+        assert_eq!((done.destroyed, done.failed), (0, 0));
+    }
+    assert_eq!(world.faults.walks(), before);
+    world.clock.advance(SCREAM_PERIOD);
+    assert_eq!(world.kms.reconcile().await.unwrap().destroyed, 1);
+    assert!(world.faults.walks() > before, "what goes is looked at");
+}
+
 #[tokio::test]
 async fn a_high_key_that_nobody_wants_is_destroyed_when_its_window_is_over() {
     let (world, _) = quiet(Sensitivity::High).await;

@@ -351,8 +351,9 @@ impl Key {
         if index == self.primary && self.versions[index].state(self.now) == VersionState::Active {
             return Ok(());
         }
-        self.wrap()?;
+        // Whatever comes of it, somebody wanted to open what the version protects.
         self.versions[index].wanted = Some(self.now);
+        self.wrap()?;
         self.happened.push("a version was rewrapped");
         Ok(())
     }
@@ -372,6 +373,10 @@ impl Key {
     }
 
     fn destroy_versions(&mut self) {
+        // They wait for their key's end, or for its being given up.
+        if self.state == KeyState::DestroyScheduled {
+            return;
+        }
         let (now, consumer, high) =
             (self.now, self.consumer, self.sensitivity == Sensitivity::High);
         for version in &mut self.versions {
