@@ -27,6 +27,7 @@ for layer in "${server_below_transport[@]}"; do
 done
 for layer in transport authn authz service keyring audit admin config; do
   forbid "kms-server/src/$layer/*.rs" '\brusqlite::' "only store may name rusqlite"
+  forbid "kms-server/src/$layer/*.rs" '\b(tokio_postgres|deadpool_postgres|tokio_postgres_rustls)::' "only store may name PostgreSQL's driver"
 done
 for layer in authz service keyring store audit; do
   forbid "kms-server/src/$layer/*.rs" '\bcrate::transport\b' "arrows point down: nothing below transport names it"
@@ -37,7 +38,7 @@ done
 for layer in store audit; do
   forbid "kms-server/src/$layer/*.rs" '\bcrate::keyring\b' "arrows point down: store and audit know no keyring"
 done
-forbid 'kms-core/src/*.rs' '\b(tokio|tonic|cryptoki|rusqlite)::' "kms-core does no I/O"
+forbid 'kms-core/src/*.rs' '\b(tokio|tonic|cryptoki|rusqlite|tokio_postgres|deadpool_postgres)::' "kms-core does no I/O"
 forbid 'kms-server/src/*.rs' '\bcryptoki::' "only kms-hsm may name cryptoki"
 forbid 'kms-cli/src/*.rs' '\bcryptoki::' "only kms-hsm may name cryptoki"
 

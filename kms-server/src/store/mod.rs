@@ -8,6 +8,7 @@ mod change;
 mod error;
 mod intent;
 mod lookup;
+pub mod postgres;
 mod reseal;
 mod rows;
 mod seal;
@@ -52,7 +53,7 @@ pub const MAX_REMEMBERED_REQUESTS: u64 = 100_000;
 /// The most rows of one list, whatever limit was asked for: the longest page of the API, and one to see that more follow.
 pub const MAX_LIST_ROWS: u32 = 1001;
 
-/// The store. Implementations: SQLite here, PostgreSQL to come; one conformance suite for both (`store/suite.rs`).
+/// The store. Implementations: SQLite and PostgreSQL; one conformance suite for both (`store/suite.rs`).
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Returns all pinned root sets with their MACs, by generation.
