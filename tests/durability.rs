@@ -25,7 +25,7 @@ use std::sync::LazyLock;
 use kms_proto::v1 as proto;
 use strace::{Call, Effect};
 use support_dev::{TENANT, new_key, request_id};
-use support_durability::threads::{SERVING, Touch, is_store};
+use support_durability::threads::{SERVING, Touch, is_journal, is_store};
 use support_durability::{Trace, Traced, early_answer, is_log, is_token, is_wal, unsynced, writes};
 use tonic::transport::Channel;
 
@@ -227,6 +227,7 @@ fn threads_that_serve_touch_no_file() {
     for (owner, is_its) in [
         ("audit-write", is_log as fn(&Path) -> bool),
         ("store-write", is_store),
+        ("journal-write", is_journal),
         ("hsm-keeper", is_token),
     ] {
         let mut written =

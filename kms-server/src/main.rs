@@ -35,7 +35,7 @@ const BANNER_TIMEOUT: Duration = Duration::from_secs(1);
 const EXIT_STATUSES: &str = "Exit status:\n  \
     0   stopped by SIGTERM or SIGINT, after a drain if it served; or all is well\n  \
     2   wrong command line\n  \
-    65  the database is not the one the log has last seen; or verify-store or root found rows amiss\n  \
+    65  database, log and journal do not fit together; or verify-store or root found rows amiss\n  \
     69  the HSM module cannot be used; or verify-store or a first dev start has no usable token\n  \
     70  a defect of the server\n  \
     71  a socket or a thread was refused by the system\n  \

@@ -11,7 +11,7 @@ use crate::strace::unhex;
 pub const CALLS: &str = "prctl,pread64,fcntl,statx,newfstatat,rename,renameat,renameat2";
 /// Name of the threads that serve requests.
 pub const SERVING: &str = "serve";
-/// Threads that write what is no log, store or token: standard output and error.
+/// Threads that write what is no log, store, journal or token: standard output and error.
 const SPEAKERS: [&str; 2] = ["log", "banner"];
 /// Calls that name their file by a path.
 const BY_PATH: [&str; 8] =
@@ -41,6 +41,8 @@ impl Touch {
             starts("audit-write")
         } else if is_store(&self.path) {
             starts("store-")
+        } else if is_journal(&self.path) {
+            starts("journal-write")
         } else if is_token(&self.path) {
             starts("hsm-")
         } else {
@@ -53,6 +55,11 @@ impl Touch {
 pub fn is_store(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| name.starts_with("store.db"))
+}
+
+/// Returns whether a path is the state journal.
+pub fn is_journal(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "journal")
 }
 
 /// Reads the touches from a trace made with `-f -y -xx`, and the names of all threads that have one.
@@ -138,6 +145,9 @@ mod tests {
             ("serve", "/d/store.db-shm", false, false),
             ("hsm-keeper", "/d/tokens/t/k.object", true, true),
             ("serve", "/d/tokens/t/k.object", false, false),
+            ("journal-write", "/d/journal", true, true),
+            ("store-write", "/d/journal", true, false),
+            ("serve", "/d/journal", false, false),
             ("log", "/d/stderr", true, true),
             ("serve", "/d/stderr", true, false),
             ("store-read-0", "/etc/localtime", false, true),
