@@ -133,8 +133,8 @@ mod tests {
             key: None,
             uses: crate::keyring::use_log::LoadedUses::new(lease.id()),
             lease,
-            told_of_period: std::sync::atomic::AtomicBool::new(false),
-            told_of_recipients: std::sync::atomic::AtomicBool::new(false),
+            told_of_period: crate::keyring::usage::Told::default(),
+            told_of_recipients: crate::keyring::usage::Told::default(),
         })
     }
 

@@ -44,9 +44,9 @@ counters! {
     destroy_scheduled_uses,
     /// Uses of a DISABLED key, refused: somebody still needs it.
     disabled_key_uses,
-    /// Versions that protect near or after the end of their cryptoperiod, once a load.
+    /// Versions that protect near the end of their cryptoperiod, and after it, each once a load.
     cryptoperiod_warnings,
-    /// Versions that process near or after the end of their recipient-usage period, once a load.
+    /// Versions that process near the end of their recipient-usage period, and after it, each once a load.
     recipient_usage_warnings,
     /// Uses of versions that could not be put on the list, as too many versions waited for their counts to be written.
     uses_not_noted,

@@ -1,7 +1,6 @@
 //! Loading: rows from the store, verified, and keys into the HSM.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
@@ -17,6 +16,7 @@ use kms_hsm::{HsmError, HsmKey, KeySource};
 
 use super::cache::Epoch;
 use super::lease::Lease;
+use super::usage::Told;
 use super::use_log::LoadedUses;
 use super::{KeyringError, Shared};
 use crate::store::{KeyRef, VersionChoice};
@@ -60,9 +60,9 @@ pub(super) struct LoadedVersion {
     pub(super) lease: Arc<Lease>,
     pub(super) uses: Arc<LoadedUses>,
     /// Whether the log was told that its cryptoperiod is nearly over.
-    pub(super) told_of_period: AtomicBool,
+    pub(super) told_of_period: Told,
     /// Whether the log was told that its recipient-usage period is nearly over.
-    pub(super) told_of_recipients: AtomicBool,
+    pub(super) told_of_recipients: Told,
 }
 
 /// A row to verify: what its MAC covers, the MAC, whose it is, and what to call it in an alert.
@@ -224,8 +224,8 @@ impl Shared {
             uses: LoadedUses::new((uid, number)),
             name_text: name.to_string().into(),
             key: hsm_key,
-            told_of_period: AtomicBool::new(false),
-            told_of_recipients: AtomicBool::new(false),
+            told_of_period: Told::default(),
+            told_of_recipients: Told::default(),
             row,
         });
         self.admit_version(seen, &loaded);

@@ -1,7 +1,7 @@
 //! Using keys: state check, version choice, AAD, envelope. Each use wants its permit.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kms_core::context::EncryptionContext;
 use kms_core::envelope::{Envelope, Header, Iv, Suite};
@@ -21,6 +21,21 @@ use crate::authz::{
 
 /// From which share of its cryptoperiod on a version is told of, in percent.
 const WARNING_PERCENT: u32 = 80;
+
+/// What the log was told of a period: that it is nearly over, and that it is.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    near: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Told {
+    /// Returns whether that was not told yet, and notes it. Who was told that it is over need not hear that it is near.
+    fn is_new(&self, over: bool) -> bool {
+        let stage = if over { &self.over } else { &self.near };
+        !stage.swap(true, Ordering::Relaxed)
+    }
+}
 
 /// A version that may protect, with one invocation counted.
 #[derive(Debug)]
@@ -331,7 +346,8 @@ impl Keyring {
         Err(error)
     }
 
-    /// Refuses what is over its cryptoperiod for keys of HIGH sensitivity; others are told of once a load.
+    /// Refuses what is over its cryptoperiod for keys of HIGH sensitivity; others are told of once a load when it nears its end,
+    /// and once when it is over.
     fn check_cryptoperiod(
         &self,
         key: &CachedKey,
@@ -348,7 +364,7 @@ impl Keyring {
         if over && key.row.sensitivity == Sensitivity::High {
             return Err(KeyringError::CryptoperiodExceeded);
         }
-        if !version.told_of_period.swap(true, Ordering::Relaxed) {
+        if version.told_of_period.is_new(over) {
             self.shared.counters.cryptoperiod_warnings.increment();
             tracing::warn!(
                 alert = "cryptoperiod",
@@ -360,13 +376,14 @@ impl Keyring {
         Ok(())
     }
 
-    /// Tells once a load of a version that processes near or after the end of its recipient-usage period. It is never refused:
-    /// what it protected would be lost.
+    /// Tells of a version that processes near the end of its recipient-usage period, and of one that does after it, each once a
+    /// load. It is never refused: what it protected would be lost.
     fn check_recipient_usage(&self, key: &CachedKey, version: &LoadedVersion) {
         let (row, now) = (&version.row, self.shared.clock.now());
         let (since, period) = (row.in_use_since(), key.row.recipient_usage_period);
+        let over = now >= since.after(period);
         if now < since.after(period / 100 * WARNING_PERCENT)
-            || version.told_of_recipients.swap(true, Ordering::Relaxed)
+            || !version.told_of_recipients.is_new(over)
         {
             return;
         }
@@ -374,7 +391,7 @@ impl Keyring {
         tracing::warn!(
             alert = "recipient_usage_period",
             key_version = &*version.name_text,
-            over = now >= since.after(period),
+            over,
             "processes near or after the end of its recipient-usage period; rewrap what it protects"
         );
     }

@@ -196,7 +196,11 @@ async fn over_its_cryptoperiod_a_high_key_protects_no_more_and_others_are_told_o
             Sensitivity::High => {
                 assert_eq!(over.unwrap_err(), ServiceError::CryptoperiodExceeded);
             }
-            Sensitivity::Low | Sensitivity::Medium => assert!(over.is_ok()),
+            Sensitivity::Low | Sensitivity::Medium => {
+                assert!(over.is_ok());
+                world.wrap(KEY).await;
+                assert_eq!(warned(), 2, "that it is over is told too, once");
+            }
         }
         let request = world.request("kms.v1.CryptoService/Unwrap");
         let opened = world.kms.unwrap(&request, unwrap(KEY, &old.ciphertext)).await;
@@ -227,8 +231,12 @@ async fn near_the_end_of_its_recipient_usage_period_a_version_still_opens_and_is
     assert_eq!(open().await, 0, "a moment before 80 %");
     world.clock.advance(Duration::from_millis(1));
     assert_eq!((open().await, open().await), (1, 1), "once");
+    world.clock.advance((DAY * 20).saturating_sub(Duration::from_millis(1)));
+    assert_eq!(open().await, 1, "a moment before its end");
+    world.clock.advance(Duration::from_millis(1));
+    assert_eq!((open().await, open().await), (2, 2), "that it is over is told too, once");
     world.clock.advance(DAY * 1000);
-    assert_eq!(open().await, 1, "what it protected is never lost to a date");
+    assert_eq!(open().await, 2, "what it protected is never lost to a date");
     let request = world.request("kms.v1.KeyService/GetVersionUsage");
     let name = format!("{KEY}/versions/1").parse().unwrap();
     let evidence = world.kms.get_version_usage(&request, &name).await.unwrap().evidence;
