@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 /// The files of the contract, relative to `proto/`.
-const PROTO_FILES: [&str; 2] = ["kms/v1/crypto.proto", "kms/v1/key.proto"];
+const PROTO_FILES: [&str; 3] = ["kms/v1/crypto.proto", "kms/v1/key.proto", "kms/v1/admin.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -1,5 +1,6 @@
 //! The command line of the server.
 
+mod restore_command;
 mod root_command;
 mod verify_command;
 
@@ -68,6 +69,10 @@ enum Command {
     ///
     /// Refuses while a server has it open. Writes to neither database nor log.
     VerifyStore(verify_command::VerifyStore),
+    /// Put a backup of the store back, on an empty node that has the same token
+    ///
+    /// Verifies all of it, replays the state journal, and says what is lost.
+    Restore(restore_command::Restore),
     /// Make the next root set of a DEV server, or retire an old one; while it does not run
     #[command(subcommand)]
     Root(root_command::Root),
@@ -140,6 +145,13 @@ fn command() -> u8 {
             Ok((status, text)) => {
                 say(&text);
                 status
+            }
+            Err((status, error)) => fail(status, &error),
+        },
+        Some(Command::Restore(wanted)) => match wanted.run() {
+            Ok(text) => {
+                say(&text);
+                EXIT_OK
             }
             Err((status, error)) => fail(status, &error),
         },

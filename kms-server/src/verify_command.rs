@@ -40,7 +40,7 @@ struct Place {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// For people
     Table,
     /// One JSON object

@@ -71,7 +71,8 @@ impl Admin {
         };
         let health = HealthService::start().await;
         let readiness = Arc::<Readiness>::default();
-        let routes = routes(&health, readiness, Arc::default(), gauges, access).unwrap();
+        let gateway = Arc::default();
+        let routes = routes(&health, readiness, Arc::default(), gauges, access, gateway).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (trigger, shutdown) = Shutdown::channel();

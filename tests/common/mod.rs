@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 42] = [
+pub const ACTIONS: [&str; 43] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -79,4 +79,5 @@ pub const ACTIONS: [&str; 42] = [
     "cancel_key_version_destruction",
     "list_key_history",
     "get_version_usage",
+    "backup_store",
 ];

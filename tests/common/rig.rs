@@ -243,6 +243,11 @@ impl Rig {
         vec!["--accept-restored-store".to_owned(), code.to_owned()]
     }
 
+    /// Gives a command of the server its configuration and environment.
+    pub fn configured<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        self.configure(command)
+    }
+
     /// Writes the configuration, and names it and the environment.
     fn configure<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         let file = self.path("server.toml");

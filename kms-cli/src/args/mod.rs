@@ -3,6 +3,7 @@
 //! Only declarations live here; each verb's code is in [`crate::verbs`]. Help texts are pinned by snapshots, so a change
 //! here shows as one there.
 
+pub mod admin;
 pub mod bench;
 pub mod context;
 pub mod data;
@@ -137,6 +138,9 @@ pub enum Command {
     /// Print recipients and identities for stock `age`
     #[command(subcommand)]
     Age(AgeCommand),
+    /// Look after a server: take backups
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
     /// Examine PKCS#11 tokens
     #[command(subcommand)]
     Hsm(tools::HsmCommand),

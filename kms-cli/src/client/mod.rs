@@ -4,6 +4,7 @@
 //! and [`keys`] translate between messages and domain types, [`error`] says what went wrong. This is the only module of the CLI that
 //! names tonic, the bench aside. It never logs, and never keeps a plaintext longer than the call.
 
+pub mod admin;
 pub mod batch;
 pub mod connector;
 pub mod credentials;

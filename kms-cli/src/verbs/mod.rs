@@ -1,6 +1,7 @@
 //! What each command does: read, one connection, calls, write. Reading and writing are synchronous and stand outside
 //! the runtime. SIGINT and SIGTERM end all of it ([`crate::interrupt`]).
 
+pub mod admin;
 pub mod bench;
 pub mod consumer;
 pub mod context;
@@ -90,6 +91,7 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
         Command::Open(args) => backup::open(&session, &args),
         Command::Reseal(args) => backup::reseal(&session, &args),
         Command::Age(command) => backup::age(&session, &command),
+        Command::Admin(command) => admin::run(&session, command),
         Command::Health => health::run(&session),
         Command::Hsm(command) => doctor::run(&session, command),
         Command::Bench(args) => bench::run(&session, &args),

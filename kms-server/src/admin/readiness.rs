@@ -2,8 +2,8 @@
 //!
 //! Readiness is told by gRPC health and by `/readyz`. It starts as no, and ends as no when the drain begins.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kms_core::clock::Clock;
@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::audit::AuditSink;
+use crate::service::Kms;
 use crate::store::Store;
 use crate::transport::health::HealthService;
 use crate::transport::shutdown::Shutdown;
@@ -35,6 +36,8 @@ pub struct Probes {
     pub audit: Arc<dyn AuditSink>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// The service, once it is put together.
+    pub kms: Arc<OnceLock<Kms>>,
 }
 
 /// What was answered last.
@@ -45,6 +48,7 @@ pub struct Readiness {
     audit: AtomicBool,
     serving: AtomicBool,
     draining: AtomicBool,
+    protect_disabled: AtomicBool,
     changes: AtomicU64,
     ask_now: Notify,
 }
@@ -65,6 +69,8 @@ pub struct ReadinessReport {
     pub serving: bool,
     /// Told to stop.
     pub draining: bool,
+    /// Whether keys do not protect until they are rotated, since a gap in the state journal was accepted. Ready all the same.
+    pub protect_disabled: bool,
 }
 
 impl Readiness {
@@ -75,7 +81,8 @@ impl Readiness {
         let (audit, serving) = (read(&self.audit), read(&self.serving));
         let draining = read(&self.draining);
         let ready = hsm && store && audit && serving && !draining;
-        ReadinessReport { ready, hsm, store, audit, serving, draining }
+        let protect_disabled = read(&self.protect_disabled);
+        ReadinessReport { ready, hsm, store, audit, serving, draining, protect_disabled }
     }
 
     /// Tells that requests are accepted now; the parts are asked at once.
@@ -94,6 +101,8 @@ impl Readiness {
         let hsm = probes.hsm.status().health == HsmHealth::Ready;
         self.note("hsm", &self.hsm, hsm);
         self.note("audit", &self.audit, probes.audit.healthy());
+        let disabled = probes.kms.get().is_some_and(|kms| kms.disabled_keys() > 0);
+        self.protect_disabled.store(disabled, Ordering::Release);
         if ask_store {
             let probe = probes.store.probe(probes.clock.now());
             let answer = timeout(STORE_PROBE_TIMEOUT, probe).await;

@@ -1,12 +1,12 @@
 //! What the admin listener answers: `/livez`, `/readyz`, `/metrics`, gRPC health and reflection.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use kms_core::clock::Clock;
 use prometheus_client::registry::Registry;
 use tonic::service::Routes;
@@ -16,6 +16,7 @@ use super::metrics::Gauges;
 use super::readiness::Readiness;
 use crate::authn::{Peer, Unauthenticated};
 use crate::telemetry::metrics::RequestMetrics;
+use crate::transport::grpc::{Gateway, not_yet};
 use crate::transport::health::{CHECK_PATH, HealthService, WATCH_PATH};
 use crate::transport::status::{self, Refused};
 
@@ -25,9 +26,10 @@ const LIVEZ_PATH: &str = "/livez";
 const READYZ_PATH: &str = "/readyz";
 const METRICS_PATH: &str = "/metrics";
 const REFLECTION_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+const BACKUP_PATH: &str = "/kms.v1.AdminService/BackupStore";
 /// Everything that is answered. The services would refuse a method that they do not have without an ErrorInfo.
-const PATHS: [&str; 6] =
-    [LIVEZ_PATH, READYZ_PATH, METRICS_PATH, CHECK_PATH, WATCH_PATH, REFLECTION_PATH];
+const PATHS: [&str; 7] =
+    [LIVEZ_PATH, READYZ_PATH, METRICS_PATH, CHECK_PATH, WATCH_PATH, REFLECTION_PATH, BACKUP_PATH];
 /// How the media types of gRPC begin.
 const GRPC: &[u8] = b"application/grpc";
 
@@ -51,6 +53,7 @@ pub fn routes(
     requests: Arc<RequestMetrics>,
     gauges: Gauges,
     access: Access,
+    gateway: Arc<OnceLock<Gateway>>,
 ) -> Result<Routes, tonic_reflection::server::Error> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(kms_proto::FILE_DESCRIPTOR_SET)
@@ -60,6 +63,7 @@ pub fn routes(
     registry.register_collector(Box::new(requests));
     registry.register_collector(Box::new(gauges));
     let http = axum::Router::new()
+        .route(BACKUP_PATH, post(backup_store).with_state(gateway))
         .route(LIVEZ_PATH, get(async || "ok\n"))
         .route(READYZ_PATH, get(readyz).with_state(readiness))
         .route(METRICS_PATH, get(metrics).with_state(Arc::new(registry)));
@@ -107,10 +111,19 @@ pub(super) fn is_grpc(request: &Request) -> bool {
     kind.is_some_and(|kind| kind.starts_with(GRPC))
 }
 
+/// Whoever calls must be known, so a listener without TLS has nobody who may.
+async fn backup_store(State(gateway): State<Arc<OnceLock<Gateway>>>, request: Request) -> Response {
+    let response = match gateway.get() {
+        Some(gateway) => gateway.backup_store(request).await,
+        None => not_yet(),
+    };
+    response.map(axum::body::Body::new)
+}
+
 async fn readyz(State(readiness): State<Arc<Readiness>>) -> Response {
     let report = readiness.report();
     let code = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    // Six flags always serialise; an empty body would still carry the code.
+    // Flags always serialise; an empty body would still carry the code.
     let body = serde_json::to_string(&report).unwrap_or_default();
     (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }

@@ -13,6 +13,7 @@ mod open;
 mod parts;
 mod ready;
 mod refusals;
+mod restore;
 mod root_change;
 mod roots;
 mod run;
@@ -30,6 +31,7 @@ pub use error::{
 };
 pub use missing::MissingRoots;
 pub use ready::ReadyFile;
+pub use restore::{RestoreError, RestoreOrder, Restored, restore};
 pub use root_change::{RootChange, change_root};
 pub use run::{Ended, Mode, run};
 pub use threads::serving_threads;

@@ -63,6 +63,7 @@ struct Told {
     readiness: Arc<Readiness>,
     metrics: Arc<RequestMetrics>,
     kms: Arc<OnceLock<Kms>>,
+    gateway: Arc<OnceLock<Gateway>>,
 }
 
 impl Core {
@@ -78,6 +79,7 @@ impl Core {
             readiness: Arc::new(Readiness::default()),
             metrics: Arc::new(RequestMetrics::default()),
             kms: Arc::new(OnceLock::new()),
+            gateway: Arc::new(OnceLock::new()),
         };
         let mut options = ServeOptions::new(config.limits.connection(), Arc::clone(&self.clock));
         options.drain = config.limits.drain();
@@ -110,6 +112,8 @@ impl Core {
             metrics: told.metrics,
             refusals: Arc::clone(&refusals) as _,
         });
+        // The only place that sets it.
+        let _ = told.gateway.set(gateway.clone());
         let public = tokio::spawn(serve(
             listen(public)?,
             Security::Tls(public_tls),
@@ -160,7 +164,8 @@ impl Core {
             None => admin::Access::Everybody,
         };
         let (readiness, metrics) = (Arc::clone(&told.readiness), Arc::clone(&told.metrics));
-        let routes = admin::routes(&told.health, readiness, metrics, gauges, access)
+        let gateway = Arc::clone(&told.gateway);
+        let routes = admin::routes(&told.health, readiness, metrics, gauges, access, gateway)
             .map_err(|_| StartError::Bug("the descriptors of the contract cannot be read"))?;
         let security = tls.map_or(Security::Plain, Security::Tls);
         Ok(tokio::spawn(serve(listener, security, routes, options, shutdown.clone())))
@@ -173,6 +178,7 @@ impl Core {
             store: Arc::clone(&self.store) as _,
             audit: Arc::clone(&self.audit) as _,
             clock: Arc::clone(&self.clock),
+            kms: Arc::clone(&told.kms),
         };
         let (sender, rounds) = watch::channel(None);
         let (readiness, health) = (Arc::clone(&told.readiness), told.health.clone());

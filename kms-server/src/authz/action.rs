@@ -135,6 +135,8 @@ actions! {
     GetVersionUsage = "get_version_usage",
     /// Seal rows under the newest root: what the server does by itself when there is a newer one.
     RollOverRoot = "roll_over_root",
+    /// Take a backup of the store, with the rows of all tenants; in whichever tenant it is granted.
+    BackupStore = "backup_store",
 }
 
 impl Protects for Wrap {}

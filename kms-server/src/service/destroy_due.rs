@@ -352,7 +352,11 @@ impl Mutation for Destroy {
 }
 
 /// Makes the history entry of each step of the way of a version to its end.
-fn steps(old: &VersionRow, path: &[VersionState], ended: &VersionRow) -> Vec<HistoryRow> {
+pub(super) fn steps(
+    old: &VersionRow,
+    path: &[VersionState],
+    ended: &VersionRow,
+) -> Vec<HistoryRow> {
     let mut from = (old.state, old.revision);
     let step = |state: &VersionState| {
         let row = VersionRow { state: *state, revision: from.1.next(), ..ended.clone() };

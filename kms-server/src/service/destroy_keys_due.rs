@@ -219,6 +219,13 @@ enum Step {
     Begin,
     /// All versions are tombstones; the key becomes one.
     Finish,
+    /// As [`Step::Finish`], of a key that was destroyed before its store was restored, whatever was planned in the backup.
+    Replay,
+}
+
+/// Makes the end of a key that the state journal tells of.
+pub(super) const fn end_replayed(name: KeyName) -> impl Mutation<Output = KeyDescription> {
+    EndKey { name, step: Step::Replay }
 }
 
 /// The beginning, or the end, of a key's destruction.
@@ -271,7 +278,7 @@ impl Mutation for EndKey {
             Step::Finish if !row.destruction.is_some_and(|planned| planned.begun) => {
                 return Err(ServiceError::KeyNotScheduled);
             }
-            Step::Finish => inner.check_all_destroyed(row).await?,
+            Step::Finish | Step::Replay => inner.check_all_destroyed(row).await?,
         }
         let subject = Subject::of_key(IntentKind::DestroyKey, row);
         Ok((subject, turn))
@@ -285,7 +292,7 @@ impl Mutation for EndKey {
                     old.destruction.map(|planned| KeyDestruction { begun: true, ..planned });
                 KeyRow { destruction, ..old.clone() }
             }
-            Step::Finish => {
+            Step::Finish | Step::Replay => {
                 let (state, destruction) = (KeyState::Destroyed, None);
                 // Nothing is due of a tombstone.
                 KeyRow { state, destruction, rotation: None, ..old.clone() }

@@ -203,6 +203,18 @@ pub enum ServiceError {
     /// The whole key is destroyed, or its versions are being destroyed.
     #[error("the key is destroyed, or its destruction has begun; that cannot be undone")]
     KeyDestroyed,
+    /// A backup would be encrypted to a key of this server, or to what is no recipient of age.
+    #[error(
+        "a backup is encrypted to an X25519 recipient of age (age1...), never to a key of this server: it must open when the server \
+         is gone"
+    )]
+    RecipientRefused,
+    /// Another backup is being taken.
+    #[error("another backup is being taken")]
+    BackupInProgress,
+    /// Whoever asked for a backup does not take it any more, or too slowly.
+    #[error("the backup was not taken in time")]
+    BackupCancelled,
     /// A gap in the state journal was accepted, and the key was not rotated since: the version may be COMPROMISED, or used up.
     #[error(
         "protection is disabled until the key is rotated: a gap in the state journal was accepted"
@@ -338,6 +350,9 @@ impl ServiceError {
             Self::ImportCheckMismatch => "IMPORT_CHECK_MISMATCH",
             Self::ImportKeyWeak => "IMPORT_KEY_WEAK",
             Self::NoBackupNotAcknowledged => "NO_BACKUP_NOT_ACKNOWLEDGED",
+            Self::RecipientRefused => "RECIPIENT_REFUSED",
+            Self::BackupInProgress => "BACKUP_IN_PROGRESS",
+            Self::BackupCancelled => "BACKUP_CANCELLED",
             Self::VersionStaged { .. } => "VERSION_STAGED",
             Self::KeyExhausted => "KEY_EXHAUSTED",
             Self::CryptoperiodExceeded => "CRYPTOPERIOD_EXCEEDED",
@@ -398,6 +413,9 @@ impl ServiceError {
             | Self::ImportCheckMismatch
             | Self::ImportKeyWeak
             | Self::NoBackupNotAcknowledged
+            | Self::RecipientRefused
+            | Self::BackupInProgress
+            | Self::BackupCancelled
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -481,6 +499,9 @@ impl ServiceError {
             | Self::ImportCheckMismatch
             | Self::ImportKeyWeak
             | Self::NoBackupNotAcknowledged
+            | Self::RecipientRefused
+            | Self::BackupInProgress
+            | Self::BackupCancelled
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded
@@ -543,6 +564,9 @@ impl ServiceError {
             | Self::ImportCheckMismatch
             | Self::ImportKeyWeak
             | Self::NoBackupNotAcknowledged
+            | Self::RecipientRefused
+            | Self::BackupInProgress
+            | Self::BackupCancelled
             | Self::VersionStaged { .. }
             | Self::KeyExhausted
             | Self::CryptoperiodExceeded

@@ -111,6 +111,8 @@ pub(super) struct Inner {
     tenant_locks: Vec<Arc<tokio::sync::Mutex<()>>>,
     /// Places for mutations.
     pub(super) mutations: Arc<Places>,
+    /// The turn to take a backup.
+    pub(super) backup: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The turn to change rows of a tenant.
@@ -163,6 +165,7 @@ impl Kms {
             is_doubtful: AtomicBool::new(false),
             tenant_locks: std::iter::repeat_with(Default::default).take(TENANT_LOCKS).collect(),
             mutations: Places::new(),
+            backup: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
     }

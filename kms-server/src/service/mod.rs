@@ -4,6 +4,7 @@
 //! audit record is durable, and never touch a key without a permit.
 
 mod activate_key_version;
+mod backup_store;
 mod cancel_import_job;
 mod change;
 mod change_key_state;
@@ -36,6 +37,7 @@ mod mutation;
 mod places;
 mod reconcile;
 mod recover;
+mod replay;
 mod rewrap;
 mod root_rollover;
 mod rotate_key;
@@ -48,6 +50,7 @@ mod update_key;
 mod verify_manifest;
 mod wrap;
 
+pub use backup_store::{BackupPart, BackupParts};
 pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
 pub use destroy_due::SCREAM_PERIOD;
 pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
@@ -59,5 +62,6 @@ pub use places::{MAX_MUTATIONS, MAX_TENANT_MUTATIONS};
 pub use reconcile::{
     ABANDONED, INTENT_GRACE, MAX_DUE, MAX_FORGOTTEN, MAX_ROTATIONS, ORPHAN_OBJECT, Reconciled,
 };
+pub use replay::{RESTORE_OPERATION, Replayed, Tale};
 pub use root_rollover::{Reached, RolloverState, RootChangeError, RootRollover};
 pub use types::*;

@@ -6,6 +6,7 @@
 
 mod change;
 mod error;
+mod export;
 mod intent;
 mod lookup;
 pub mod postgres;
@@ -35,6 +36,7 @@ pub use change::{
     Rollover, Staging, Successor,
 };
 pub use error::StoreError;
+pub use export::{BACKUP_TABLES, Cell, ExportHead, Exported, Exporting};
 pub use intent::{Intent, IntentKind};
 pub use lookup::{
     DuePosition, HistoryPosition, JobPosition, KeyRef, ListBy, ListOrder, ListPlace, ListPosition,
@@ -320,6 +322,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         after: Option<DuePosition>,
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError>;
+
+    /// Tells all rows of [`BACKUP_TABLES`], as they are stored, of one moment after the call; with [`Exported::End`] at the end.
+    async fn export(&self) -> Result<Exporting, StoreError>;
 
     /// Writes and reads a row of its own, to prove that the database can be written. For readiness.
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError>;

@@ -115,6 +115,8 @@ methods! {
     ListKeyHistory => "kms.v1.KeyService/ListKeyHistory",
     /// GetVersionUsage.
     GetVersionUsage => "kms.v1.KeyService/GetVersionUsage",
+    /// BackupStore; on the admin listener.
+    BackupStore => "kms.v1.AdminService/BackupStore",
 }
 
 /// Path of the one method that lasts: a request to it is told when its connection ends.

@@ -77,6 +77,7 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::ImportCheckMismatch
         | ServiceError::ImportKeyWeak
         | ServiceError::NoBackupNotAcknowledged
+        | ServiceError::RecipientRefused
         | ServiceError::RequestIdReused => Code::InvalidArgument,
         ServiceError::AccessDenied => Code::PermissionDenied,
         ServiceError::KeyNotFound { .. }
@@ -105,7 +106,10 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::KeyDestroyScheduled
         | ServiceError::KeyDestroyed
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
-        ServiceError::OperationInProgress | ServiceError::RevisionMismatch => Code::Aborted,
+        ServiceError::OperationInProgress
+        | ServiceError::BackupInProgress
+        | ServiceError::BackupCancelled
+        | ServiceError::RevisionMismatch => Code::Aborted,
         ServiceError::ResourceExists { .. } | ServiceError::ConsumerExists { .. } => {
             Code::AlreadyExists
         }

@@ -95,6 +95,9 @@ table! {
     ImportKeyWeak: E::ImportKeyWeak => ("IMPORT_KEY_WEAK", Code::InvalidArgument, Caller, None),
     NoBackupNotAcknowledged: E::NoBackupNotAcknowledged
         => ("NO_BACKUP_NOT_ACKNOWLEDGED", Code::InvalidArgument, Caller, None),
+    RecipientRefused: E::RecipientRefused => ("RECIPIENT_REFUSED", Code::InvalidArgument, Caller, None),
+    BackupInProgress: E::BackupInProgress => ("BACKUP_IN_PROGRESS", Code::Aborted, Caller, None),
+    BackupCancelled: E::BackupCancelled => ("BACKUP_CANCELLED", Code::Aborted, Caller, None),
     HsmSaturated: E::HsmSaturated { full: Full::Queue, retry_after: SOON }
         => ("HSM_SATURATED", Code::ResourceExhausted, Device, Some(250)),
     RequestsFull: E::RequestsFull => ("TENANT_QUOTA", Code::ResourceExhausted, Caller, Some(60_000)),

@@ -25,8 +25,8 @@ use kms_hsm::{
 };
 use kms_server::audit::{Appended, AuditError, AuditSink, Past, SharedAuditSink};
 use kms_server::store::{
-    Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
-    KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
+    Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition, ImportJobEdit, Intent,
+    JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
     RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
     StoredKey, VersionChoice,
 };
@@ -568,6 +568,9 @@ impl Store for FaultyStore {
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
         through!(self.due_key_destructions(now, after, limit))
+    }
+    async fn export(&self) -> Result<Exporting, StoreError> {
+        through!(self.export())
     }
     async fn primaries_made_before(&self, time: Timestamp) -> Result<u64, StoreError> {
         through!(self.primaries_made_before(time))

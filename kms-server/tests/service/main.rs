@@ -7,6 +7,7 @@
     reason = "a failure here is a failed test"
 )]
 
+mod backup;
 mod consumers;
 mod crash;
 mod crypto;
@@ -28,6 +29,7 @@ mod model;
 mod mutations;
 mod places;
 mod refusals;
+mod replay;
 mod rollback;
 mod root_edges;
 mod root_rollover;

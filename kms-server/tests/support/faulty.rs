@@ -15,8 +15,8 @@ use kms_core::name::TenantName;
 use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 use kms_server::store::{
-    Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
-    KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
+    Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition, ImportJobEdit, Intent,
+    JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
     RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
     StoredKey, VersionChoice,
 };
@@ -130,5 +130,6 @@ forward! {
     reseal(rows: Vec<Resealed>, closing: Closing) -> ();
     reseal_loose(rows: Vec<Resealed>) -> u64;
     old_counts(current: RootGeneration) -> OldCounts;
+    export() -> Exporting;
     probe(now: Timestamp) -> ();
 }

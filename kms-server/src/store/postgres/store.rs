@@ -17,8 +17,8 @@ use super::{
     write_import_jobs, write_usage,
 };
 use crate::store::{
-    Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
-    KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
+    Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition, ImportJobEdit, Intent,
+    JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
     RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
     StoredKey, VersionChoice,
 };
@@ -390,6 +390,12 @@ impl Store for PostgresStore {
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
         self.query(|db| async move { read_due::due_key_destructions(&db, now, after, limit).await })
             .await
+    }
+
+    async fn export(&self) -> Result<Exporting, StoreError> {
+        // Its rows have other types than those that a backup of ours is restored into.
+        let detail = "a PostgreSQL database is backed up by its own tools (pg_dump)".into();
+        Err(StoreError::Unavailable { detail })
     }
 
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {

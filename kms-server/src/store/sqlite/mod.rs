@@ -7,6 +7,8 @@
 //! over it, it may be found committed after all: a refused mutation is in doubt until its request id or intent is read.
 
 mod error;
+mod export;
+pub mod import;
 mod migrate;
 pub mod offline;
 mod open;
@@ -46,10 +48,10 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, ConsumerChange, DuePosition, HistoryPosition, ImportJobEdit, Intent, JobPosition,
-    KeyRef, ListOrder, ListPlace, ListPosition, Listed, MAX_REMEMBERED_REQUESTS, NewKey, OldCounts,
-    OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store,
-    StoreError, StoredKey, VersionChoice,
+    Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition, ImportJobEdit, Intent,
+    JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, MAX_REMEMBERED_REQUESTS,
+    NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit,
+    Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -543,6 +545,12 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Listed<Sealed<KeyRow>>, StoreError> {
         self.read(move |db| read::due_key_destructions(db, now, after, limit)).await
+    }
+
+    async fn export(&self) -> Result<Exporting, StoreError> {
+        // As any other method once the store is closed, or damaged.
+        self.enqueue(|_| Ok(()))?;
+        export::export(&self.file)
     }
 
     async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {

@@ -12,7 +12,7 @@ use super::SqliteStore;
 use crate::store::suite::{
     self, applied, closing, intent, listed_intents, new_key, sealed, store_suite,
 };
-use crate::store::{Closing, KeyRef, Store, StoreError, VersionChoice};
+use crate::store::{BACKUP_TABLES, Closing, Exported, KeyRef, Store, StoreError, VersionChoice};
 
 fn fresh() -> (SqliteStore, tempfile::TempDir) {
     let root = tempfile::tempdir().unwrap();
@@ -311,4 +311,84 @@ async fn a_full_queue_is_saturated_and_empties_again() {
     drop(release);
     assert_eq!(receiver.await.unwrap(), Ok(()));
     store.probe(now()).await.unwrap();
+}
+
+/// Whoever adds a table decides here whether it is in backups.
+#[tokio::test]
+async fn every_table_is_in_a_backup_or_left_out_on_purpose() {
+    const LEFT_OUT: [&str; 6] =
+        ["intents", "migrations", "probe", "request_counts", "requests", "sqlite_sequence"];
+    let (store, root) = fresh();
+    let database = Connection::open(file(&root)).unwrap();
+    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
+    let mut statement = database.prepare(sql).unwrap();
+    let tables: Vec<String> =
+        statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+    let mut known: Vec<&str> = BACKUP_TABLES.into_iter().chain(LEFT_OUT).collect();
+    known.sort_unstable();
+    assert_eq!(tables, known);
+    drop(store);
+}
+
+#[tokio::test]
+async fn an_export_is_imported_row_by_row_and_changes_meanwhile_are_not_in_it() {
+    let (store, root) = fresh();
+    store.open_intent(sealed(intent(1))).await.unwrap();
+    store.create_key(new_key(1), closing(1, 0)).await.unwrap();
+    let exported = async |store: &SqliteStore, between: Option<u8>| {
+        let mut exporting = store.export().await.unwrap();
+        let mut parts = exporting.recv().await.unwrap().unwrap();
+        if let Some(number) = between {
+            store.open_intent(sealed(intent(number))).await.unwrap();
+            store.create_key(new_key(number), closing(number, 1)).await.unwrap();
+        }
+        while let Some(more) = exporting.recv().await {
+            parts.extend(more.unwrap());
+        }
+        assert_eq!(parts.pop(), Some(Exported::End));
+        parts
+    };
+    let parts = exported(&store, Some(2)).await;
+    let Exported::Head(head) = &parts[0] else { panic!("{:?}", parts[0]) };
+    assert_eq!((head.keys, head.intents), (1, 1));
+    let copy = root.path().join("copy.db");
+    let mut import = super::import::Import::begin(&copy).unwrap();
+    assert_eq!(import.schema().unwrap(), head.schema);
+    for part in parts.clone() {
+        match part {
+            Exported::Table { name, columns } => import.table(name, &columns).unwrap(),
+            Exported::Row(cells) => import.row(cells).unwrap(),
+            Exported::Head(_) | Exported::End => {}
+        }
+    }
+    import.finish().unwrap();
+    let copied = SqliteStore::open(&copy).unwrap();
+    let again = exported(&copied, None).await;
+    assert_eq!(again[1..], parts[1..], "all but what was left out");
+}
+
+#[test]
+fn an_import_refuses_what_is_no_row_of_ours() {
+    use crate::store::Cell;
+    let root = tempfile::tempdir().unwrap();
+    let copy = root.path().join("copy.db");
+    let mut import = super::import::Import::begin(&copy).unwrap();
+    let columns = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let damaged = |result: Result<(), StoreError>| {
+        assert!(matches!(result, Err(StoreError::Damaged { .. })), "{result:?}");
+    };
+    damaged(import.row(vec![Cell::Null]));
+    for table in ["requests", "nothing", "keys; DROP TABLE keys"] {
+        damaged(import.table(table, &columns(&["tenant"])));
+    }
+    damaged(import.table("manifests", &columns(&["tenant"])));
+    let all = columns(&["tenant", "revision", "row_set", "generation", "mac"]);
+    import.table("manifests", &all).unwrap();
+    damaged(import.row(vec![Cell::Text("t".into())]));
+    damaged(import.row(vec![Cell::Null, Cell::Null, Cell::Null, Cell::Null, Cell::Null]));
+    drop(import);
+    // What was cut short is begun anew.
+    super::import::Import::begin(&copy).unwrap().finish().unwrap();
+    assert!(super::import::is_empty(&copy).unwrap());
+    assert!(super::import::is_empty(&root.path().join("none.db")).unwrap());
 }

@@ -88,11 +88,7 @@ impl Gateway {
     ///
     /// # Errors
     /// What to answer to a caller without a principal, whose message is left unread.
-    pub(super) fn admit(
-        &self,
-        method: Method,
-        request: &Request<Incoming>,
-    ) -> Result<Call, Status> {
+    pub(super) fn admit<B>(&self, method: Method, request: &Request<B>) -> Result<Call, Status> {
         let parts = &self.0.parts;
         let received = parts.clock.monotonic();
         let peer = request.extensions().get::<Arc<Peer>>();
@@ -158,9 +154,9 @@ impl Call {
     }
 
     /// Reads the message.
-    pub(super) async fn message(
+    pub(super) async fn message<B: hyper::body::Body<Data = Bytes> + Unpin>(
         &self,
-        request: Request<Incoming>,
+        request: Request<B>,
     ) -> Result<(Arrived<'_>, Instant), Refused> {
         let (head, body) = request.into_parts();
         let deadline = self.deadline(&head.headers)?;
@@ -244,7 +240,7 @@ impl Call {
         }
     }
 
-    fn context(&self, event_id: EventId, deadline: Instant) -> RequestContext {
+    pub(super) fn context(&self, event_id: EventId, deadline: Instant) -> RequestContext {
         RequestContext {
             event_id,
             principal: self.principal.clone(),

@@ -8,6 +8,7 @@
 
 mod answer;
 mod arrive;
+mod backup;
 mod batch;
 mod bounds;
 mod crypto;
@@ -24,5 +25,6 @@ mod rewrap_stream;
 mod route;
 mod stream_answers;
 
+pub use backup::not_yet;
 pub use gateway::{EVENT_ID_KEY, Gateway, GatewayParts, RefusalLog};
 pub use route::GrpcService;

@@ -113,7 +113,8 @@ fn dispatch(
         Method::RemoveConsumer => key::remove_consumer,
         Method::ListKeyHistory => key::list_key_history,
         Method::GetVersionUsage => key::get_version_usage,
-        Method::Unknown => return other(call, request, health),
+        // The admin listener has it.
+        Method::BackupStore | Method::Unknown => return other(call, request, health),
     };
     answers(call, request)
 }
