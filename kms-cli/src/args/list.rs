@@ -21,7 +21,7 @@ pub struct ListKeys {
     /// Only keys of this sensitivity
     #[arg(long, value_enum)]
     pub sensitivity: Option<Sensitivity>,
-    /// Only keys with this label; may be repeated
+    /// Only keys with this label, with just this value; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
     pub labels: Vec<(String, String)>,
     /// Only keys that are due to be rotated before this time
@@ -76,7 +76,9 @@ impl ListKeys {
             parts.push(format!("sensitivity = {sensitivity}"));
         }
         for (key, value) in &self.labels {
-            parts.push(format!("labels.{} = {}", quoted(key), quoted(value)));
+            // It is the value that was set, stars and all.
+            let value = quoted(value).replace('*', "\\*");
+            parts.push(format!("labels.{} = {value}", quoted(key)));
         }
         if let Some(time) = self.rotation_due_before {
             parts.push(format!("next_rotation_time < \"{time}\""));
@@ -133,6 +135,10 @@ mod tests {
         assert_eq!(
             whole(&["--owner", "say \"x\\y\"", "--label", "a.b/c=d e", "--sensitivity", "high"]),
             "owner = \"say \\\"x\\\\y\\\"\" AND sensitivity = HIGH AND labels.\"a.b/c\" = \"d e\""
+        );
+        assert_eq!(
+            whole(&["--owner", "a*", "--label", "a=*"]),
+            "owner = \"a*\" AND labels.\"a\" = \"\\*\""
         );
         let time = "2027-01-31T08:00:00Z";
         let due = whole(&["--rotation-due-before", time, "--unused-since", time]);

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::lex::{Operator, expected};
+use super::lex::{Operator, Value, expected};
 use super::{InvalidFilter, KeyFacts};
 use crate::clock::Timestamp;
 use crate::key::{KeyState, Origin, Protection, Sensitivity};
@@ -90,9 +90,12 @@ struct Pattern {
 }
 
 impl Pattern {
-    fn new(text: &str) -> Self {
-        let (text, open_start) = text.strip_prefix('*').map_or((text, false), |rest| (rest, true));
-        let (text, open_end) = text.strip_suffix('*').map_or((text, false), |rest| (rest, true));
+    fn new(value: &Value) -> Self {
+        let text = value.text.as_str();
+        let open = text.strip_prefix('*').filter(|_| !value.starts_with_star);
+        let (text, open_start) = open.map_or((text, false), |rest| (rest, true));
+        let open = text.strip_suffix('*').filter(|_| !value.ends_with_star);
+        let (text, open_end) = open.map_or((text, false), |rest| (rest, true));
         Self { text: text.to_owned(), open_start, open_end }
     }
 
@@ -122,19 +125,15 @@ impl Problem {
 }
 
 impl Test {
-    pub(super) fn new(
-        field: Field,
-        operator: Operator,
-        value: &str,
-        is_quoted: bool,
-    ) -> Result<Self, Problem> {
+    pub(super) fn new(field: Field, operator: Operator, written: &Value) -> Result<Self, Problem> {
+        let value = written.text.as_str();
         // AIP-160: a field that is there at all. A quoted star is a star.
-        let asks_presence = operator == Operator::Has && value == "*" && !is_quoted;
+        let asks_presence = operator == Operator::Has && value == "*" && !written.is_quoted;
         let compare = match &field {
             Field::Label(_) | Field::NextRotationTime | Field::LastUseTime if asks_presence => {
                 Compare::Present
             }
-            Field::Name | Field::Owner | Field::Usage | Field::Label(_) => text(operator, value)?,
+            Field::Name | Field::Owner | Field::Usage | Field::Label(_) => text(operator, written)?,
             Field::Labels if operator == Operator::Has => Compare::HasLabel(value.to_owned()),
             Field::Labels => {
                 let what = "`labels` takes `:` and a key; a value is compared by labels.KEY";
@@ -222,11 +221,11 @@ fn holds(operator: Operator, found: Ordering) -> bool {
     }
 }
 
-fn text(operator: Operator, value: &str) -> Result<Compare, Problem> {
+fn text(operator: Operator, value: &Value) -> Result<Compare, Problem> {
     match operator {
         Operator::Equal => Ok(Compare::Text { pattern: Pattern::new(value), equal: true }),
         Operator::NotEqual => Ok(Compare::Text { pattern: Pattern::new(value), equal: false }),
-        Operator::Has => Ok(Compare::Contains(value.to_owned())),
+        Operator::Has => Ok(Compare::Contains(value.text.clone())),
         _ => Err(Problem::Operator("a text is compared by = != or : (contains)".into())),
     }
 }

@@ -8,7 +8,7 @@ pub(super) enum Token {
     /// A bare word.
     Word(String),
     /// A quoted string, without its quotes.
-    Quoted(String),
+    Quoted(Value),
     /// A comparison.
     Operator(Operator),
     /// `(`
@@ -17,6 +17,24 @@ pub(super) enum Token {
     Close,
     /// `-` that stands before a term.
     Minus,
+}
+
+/// A text, and how it was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Value {
+    pub(super) text: String,
+    pub(super) is_quoted: bool,
+    /// Whether its first character, and its last, was written `\*`: a star that stands for itself.
+    pub(super) starts_with_star: bool,
+    pub(super) ends_with_star: bool,
+}
+
+impl Value {
+    fn push(&mut self, character: char, is_star: bool) {
+        self.starts_with_star |= is_star && self.text.is_empty();
+        self.ends_with_star = is_star;
+        self.text.push(character);
+    }
 }
 
 /// A comparison.
@@ -70,16 +88,20 @@ pub(super) fn lex(text: &str) -> Result<Vec<Placed>, InvalidFilter> {
             }
             '-' => Token::Minus,
             '"' | '\'' => {
-                let mut content = String::new();
+                let mut content = Value { is_quoted: true, ..Value::default() };
                 loop {
                     match characters.next() {
                         None => return Err(expected(column, "the quoted text does not end")),
                         Some((next, _)) if next == character => break,
-                        Some(('\\', column)) => match characters.next() {
-                            Some((next @ ('\\' | '"' | '\''), _)) => content.push(next),
-                            _ => return Err(expected(column, "only \\\\, \\\" and \\' are known")),
-                        },
-                        Some((next, _)) => content.push(next),
+                        Some(('\\', column)) => {
+                            let escaped = characters.next().map(|(next, _)| next);
+                            let Some(next @ ('\\' | '"' | '\'' | '*')) = escaped else {
+                                let known = "only \\\\, \\\", \\' and \\* are known";
+                                return Err(expected(column, known));
+                            };
+                            content.push(next, next == '*');
+                        }
+                        Some((next, _)) => content.push(next, false),
                     }
                 }
                 Token::Quoted(content)

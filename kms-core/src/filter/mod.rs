@@ -2,7 +2,7 @@
 //!
 //! `expression = factor {"AND" factor}`, `factor = term {"OR" term}` (OR binds tighter, as AIP-160 has it),
 //! `term = ["NOT" | "-"] ("(" expression ")" | field operator value)`. Bounded in length, terms and depth; an error names the
-//! column and says what was expected. What a key does not have (a label, a last use) equals nothing and is before nothing.
+//! column and says what was expected. A star at an end of a text stands for any text, and for itself where it is written `\*` in quotes. What a key does not have (a label, a last use) equals nothing and is before nothing.
 
 mod field;
 mod lex;

@@ -1,7 +1,7 @@
 //! From words to a tree.
 
 use super::field::{Field, Test};
-use super::lex::{Placed, Token, expected, lex};
+use super::lex::{Placed, Token, Value, expected, lex};
 use super::{InvalidFilter, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_TERMS, Node};
 
 /// Reads a filter; `None` when there is nothing in it.
@@ -99,7 +99,7 @@ impl Parser<'_> {
         // `labels."a key"` comes in two pieces.
         let quoted = match self.tokens.first() {
             Some(Placed { token: Token::Quoted(key), .. }) if name == "labels." => {
-                let key = key.clone();
+                let key = key.text.clone();
                 self.next();
                 Some(key)
             }
@@ -117,13 +117,12 @@ impl Parser<'_> {
         };
         let operator = *operator;
         let value_place = self.column();
-        let (value, is_quoted) = match self.next().map(|placed| placed.token.clone()) {
-            Some(Token::Word(value)) => (value, false),
-            Some(Token::Quoted(value)) => (value, true),
+        let value = match self.next().map(|placed| placed.token.clone()) {
+            Some(Token::Word(text)) => Value { text, ..Value::default() },
+            Some(Token::Quoted(value)) => value,
             _ => return Err(expected(value_place, "a value is expected")),
         };
-        Test::new(field, operator, &value, is_quoted)
-            .map_err(|problem| problem.at(place, value_place))
+        Test::new(field, operator, &value).map_err(|problem| problem.at(place, value_place))
     }
 }
 

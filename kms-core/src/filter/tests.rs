@@ -77,6 +77,27 @@ fn every_field_compares_as_its_kind_does() {
 }
 
 #[test]
+fn a_star_that_is_escaped_stands_for_itself() {
+    let passes = |filter: &str, owner: &str| {
+        let labels = labels();
+        Filter::parse(filter).unwrap().unwrap().passes(&KeyFacts { owner, ..facts(&labels) })
+    };
+    for (filter, yes, no) in [
+        (r#"owner = "\*""#, "*", "a"),
+        (r#"owner = "a\*""#, "a*", "ab"),
+        (r#"owner = "\*a""#, "*a", "ba"),
+        (r#"owner = "\**""#, "*b", "b"),
+        (r#"owner = "*\*""#, "b*", "b"),
+        (r#"owner = "a\*b""#, "a*b", "axb"),
+        (r#"owner = "a*b""#, "a*b", "axb"),
+        (r#"owner = "a*""#, "ab", "b"),
+    ] {
+        assert!(passes(filter, yes), "{filter} {yes}");
+        assert!(!passes(filter, no), "{filter} {no}");
+    }
+}
+
+#[test]
 fn what_is_not_there_is_neither_before_nor_after_anything() {
     for operator in ["<", "<=", "=", ">=", ">"] {
         assert!(!passes(&format!("next_rotation_time {operator} '2023-11-14T22:13:20Z'")));
@@ -175,11 +196,13 @@ proptest! {
     }
 
     #[test]
-    fn a_quoted_text_is_compared_as_it_is(text in "[^*]{0,40}") {
-        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+    fn a_quoted_text_is_compared_as_it_is(text in "[*]{0,2}[a\"\\\\*]{0,3}.{0,20}[*]{0,2}", other in "[*a]{0,4}") {
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"").replace('*', "\\*");
         let filter = Filter::parse(&format!("owner = \"{quoted}\"")).unwrap().unwrap();
         let labels = labels();
-        let key = KeyFacts { owner: &text, ..facts(&labels) };
-        prop_assert!(filter.passes(&key));
+        for owner in [text.clone(), format!("{other}{text}"), format!("{text}{other}")] {
+            let key = KeyFacts { owner: &owner, ..facts(&labels) };
+            prop_assert_eq!(filter.passes(&key), owner == text);
+        }
     }
 }
