@@ -124,7 +124,13 @@ fn the_forms_are_those_of_the_golden_files() {
     let entries = entries();
     // The version of the program that wrote it is no part of the form.
     let named = |text: String| text.replace(env!("CARGO_PKG_VERSION"), "VERSION");
-    assert_golden("inventory.csv", &written(Form::Csv, &entries));
+    let csv = written(Form::Csv, &entries);
+    assert_golden("inventory.csv", &csv);
+    let columns = csv.lines().next().unwrap().split(',').count();
+    let formats = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/formats.md");
+    let text = std::fs::read_to_string(formats).unwrap();
+    let said = format!("one row a version, {columns} columns");
+    assert!(text.contains(&said), "docs/formats.md does not say: {said}");
     assert_golden("inventory.json", &written(Form::Json, &entries));
     assert_golden("inventory.cdx.json", &named(written(Form::Cyclonedx, &entries)));
 }
