@@ -100,6 +100,16 @@ pub enum Origin {
     Imported,
 }
 
+impl Origin {
+    /// Returns how many invocations its check values took: one of the server's, and before it one of the owner's.
+    pub const fn check_invocations(self) -> u64 {
+        match self {
+            Self::Generated => 1,
+            Self::Imported => 2,
+        }
+    }
+}
+
 macro_rules! names {
     ($type:ty { $($variant:path => $text:literal),+ $(,)? }) => {
         impl $type {

@@ -202,6 +202,9 @@ pub struct Update {
     /// Remove all labels
     #[arg(long, conflicts_with = "labels", group = "change")]
     pub no_labels: bool,
+    /// Lower the sensitivity also while the destruction of a version is planned; takes a permission of its own
+    #[arg(long, requires = "sensitivity")]
+    pub allow_recent_use: bool,
     /// Refuse when the key has another revision [default: the one it has now]
     #[arg(long, value_name = "N")]
     pub revision: Option<u64>,

@@ -65,6 +65,8 @@ pub struct KeyChange {
     pub labels: Option<Vec<(String, String)>>,
     /// New rotation.
     pub rotation: Option<Rotation>,
+    /// Lower the sensitivity also while the destruction of a version is planned.
+    pub allow_recent_use: bool,
 }
 
 /// What becomes of rotation by period.
@@ -231,6 +233,7 @@ impl Client {
             recipient_usage_period,
             labels,
             rotation,
+            allow_recent_use,
         } = change;
         let paths = [
             (owner.is_some(), "owner"),
@@ -256,6 +259,7 @@ impl Client {
                 Rotation::Off => None,
                 Rotation::Every(period) => Some(duration(period)),
             }),
+            allow_recent_use,
             request_id: id.to_string(),
         };
         self.mutate(Repeat { request_id: id, revision: Some(revision) }, request, |request| async {

@@ -208,6 +208,7 @@ fn update(session: &Session, args: Update) -> Result<(), CliError> {
         recipient_usage_period: args.recipient_usage_period,
         labels: relabelled.then(|| distinct(args.labels)).transpose()?,
         rotation: None,
+        allow_recent_use: args.allow_recent_use,
     };
     let key = change_key(session, &args.key, args.revision, change, &args.request_id)?;
     show(session.format, &KeyView::from(key))

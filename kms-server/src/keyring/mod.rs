@@ -276,6 +276,18 @@ impl Keyring {
         Ok(row.map(|row| row.uses).unwrap_or_default())
     }
 
+    /// Returns how versions were used as far as is written down, in their order; `None` of one that never was.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`] when a row was edited.
+    pub async fn uses_of(
+        &self,
+        versions: &[(KeyUid, KeyVersion)],
+    ) -> Result<Vec<Option<Uses>>, KeyringError> {
+        let rows = self.shared.read_uses_of(versions).await?;
+        Ok(rows.into_iter().map(|row| row.map(|row| row.uses)).collect())
+    }
+
     /// Drops everything, writes down all uses, and returns the unused rests of all leases to the store.
     ///
     /// # Errors

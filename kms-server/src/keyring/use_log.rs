@@ -1,7 +1,8 @@
 //! Counting uses: in memory on a request's path, written to the store once a minute and at the drain.
 //!
 //! A crash loses what was not written yet: a minute at most, unless the store is away for longer. That is said wherever
-//! counts are shown; limits do not rest on them.
+//! counts are shown. The limit of invocations does not rest on them; whether somebody still wants what is to be destroyed does,
+//! and asks the leased counter too (`service/last_use.rs`).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -258,17 +259,28 @@ impl Shared {
 
     /// Reads the row of a version's uses and verifies it; `None` when it was never used.
     pub(super) async fn read_uses(&self, id: Id) -> Result<Option<UsageRow>, KeyringError> {
-        let (uid, version) = id;
-        let Some(sealed) = self.damaged(self.store.usage(uid, version).await)? else {
-            return Ok(None);
-        };
-        if (sealed.row.key_uid, sealed.row.version) != id {
-            return Err(
-                self.integrity(format!("usage of key {uid} version {version} is another's"))
-            );
+        Ok(self.read_uses_of(&[id]).await?.pop().flatten())
+    }
+
+    /// The same of many, in their order, verified in one call.
+    pub(super) async fn read_uses_of(
+        &self,
+        ids: &[Id],
+    ) -> Result<Vec<Option<UsageRow>>, KeyringError> {
+        let (mut rows, mut checks) = (Vec::with_capacity(ids.len()), Vec::new());
+        for (uid, version) in ids {
+            let stored = self.damaged(self.store.usage(*uid, *version).await)?;
+            if let Some(sealed) = &stored {
+                if (sealed.row.key_uid, sealed.row.version) != (*uid, *version) {
+                    let detail = format!("usage of key {uid} version {version} is another's");
+                    return Err(self.integrity(detail));
+                }
+                checks.push(Check::usage(sealed));
+            }
+            rows.push(stored.map(|sealed| sealed.row));
         }
-        self.verify(vec![Check::usage(&sealed)]).await?;
-        Ok(Some(sealed.row))
+        self.verify(checks).await?;
+        Ok(rows)
     }
 }
 

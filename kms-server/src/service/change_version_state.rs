@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::clock::Timestamp;
-use kms_core::id::{KeyUid, KeyVersion, RequestId};
+use kms_core::id::RequestId;
 use kms_core::key::{Sealed, VersionRow};
 use kms_core::lifecycle::{Destruction, Transition};
 use kms_core::name::VersionName;
@@ -92,7 +92,7 @@ impl Kms {
     /// Gives a planned destruction up: the version returns to the state it came from.
     ///
     /// # Errors
-    /// As for [`Kms::suspend_key_version`].
+    /// As for [`Kms::suspend_key_version`], and `DESTRUCTION_BEGUN` once the key of an `HSM_RESIDENT` version may be gone.
     pub async fn cancel_key_version_destruction(
         &self,
         request: &RequestContext,
@@ -277,11 +277,14 @@ impl Mutation for Move {
         let Fresh { key, version } = &turn.fresh;
         trail.key_uid = Some(key.row.uid);
         self.step.leads(&version.row, version.row.state_at(inner.clock.now()))?;
+        if self.step == Step::CancelDestruction {
+            inner.check_is_there(&turn.fresh).await?;
+        }
         if self.step == Step::Deactivate && number == key.row.primary {
             return Err(ServiceError::PrimaryVersion);
         }
         if let Step::ScheduleDestruction { allow_recent_use: false, .. } = self.step {
-            inner.check_unused(key.row.uid, number).await?;
+            inner.check_unused(&version.row).await?;
         }
         if let Step::ScheduleDestruction { allow_consumers: false, .. } = self.step
             && key.row.consumers > 0
@@ -309,11 +312,7 @@ impl Mutation for Move {
                     // Who knew of none did not decide about those who come later.
                     despite_consumers: allow_consumers && turn.fresh.key.row.consumers > 0,
                     despite_recent_use: allow_recent_use
-                        && change
-                            .inner
-                            .wanted_of_late(old.row.key_uid, old.row.version)
-                            .await?
-                            .is_some(),
+                        && change.inner.wanted_of_late(&old.row).await?.is_some(),
                 })
             }
             Step::Suspend
@@ -388,8 +387,8 @@ impl Change<'_> {
 
 impl Inner {
     /// Refuses a version that was used within [`QUIET_PERIOD`]: those who used it would lose what it protects.
-    async fn check_unused(&self, uid: KeyUid, version: KeyVersion) -> Result<(), ServiceError> {
-        match self.wanted_of_late(uid, version).await? {
+    async fn check_unused(&self, version: &VersionRow) -> Result<(), ServiceError> {
+        match self.wanted_of_late(version).await? {
             Some(last) => Err(ServiceError::RecentlyUsed { last }),
             None => Ok(()),
         }
@@ -398,10 +397,9 @@ impl Inner {
     /// Returns when somebody used, or wanted, a version last, if that was within [`QUIET_PERIOD`].
     async fn wanted_of_late(
         &self,
-        uid: KeyUid,
-        version: KeyVersion,
+        version: &VersionRow,
     ) -> Result<Option<Timestamp>, ServiceError> {
-        let last = self.keyring.uses(uid, version).await?.last_wanted();
+        let last = self.last_wanted(version).await?;
         Ok(last.filter(|last| last.after(QUIET_PERIOD) > self.clock.now()))
     }
 

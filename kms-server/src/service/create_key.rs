@@ -225,11 +225,7 @@ impl Change<'_> {
         let counter = CounterRow {
             key_uid: intent.key_uid,
             version: intent.version,
-            // The check value of the server; that of an owner was another one.
-            leased: match origin {
-                Origin::Generated => 1,
-                Origin::Imported => 2,
-            },
+            leased: origin.check_invocations(),
             revision: Revision::FIRST,
         };
         Ok((version, counter))

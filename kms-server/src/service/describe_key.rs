@@ -129,7 +129,7 @@ impl Inner {
 
 impl Inner {
     /// Reads the counter of a version that is there. Not verified yet.
-    async fn stored_counter(
+    pub(super) async fn stored_counter(
         &self,
         key_uid: KeyUid,
         version: KeyVersion,

@@ -7,7 +7,8 @@
 //! say is asked first: a destruction that is held for a year makes no walk a minute.
 //!
 //! What is left is a tombstone: the row without material. For a token object: destroyed in the token first, then the row
-//! is written; a crash between the two leaves a row that is still due, and the next run finds nothing to destroy.
+//! is written; a crash between the two leaves a row that is still due, and the next run finds nothing to destroy. Until then it
+//! cannot be given back (`gone`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -118,8 +119,8 @@ impl Inner {
         if key.row.sensitivity != Sensitivity::High || despite {
             return Ok(());
         }
-        let uses = self.keyring.uses(key.row.uid, version.row.version).await?;
-        match uses.last_wanted().filter(|last| last.after(SCREAM_PERIOD) > self.clock.now()) {
+        let last = self.last_wanted(&version.row).await?;
+        match last.filter(|last| last.after(SCREAM_PERIOD) > self.clock.now()) {
             Some(last) => Err(ServiceError::RecentlyUsed { last }),
             None => Ok(()),
         }
@@ -343,10 +344,17 @@ impl Mutation for Destroy {
         change.journal(Event::VersionDestroyed(subject)).await?;
         if let Some(id) = resident {
             let destroyed = change.inner.hsm.destroy_resident(id, change.request.deadline).await;
-            destroyed.map_err(|error| change.inner.device(error))?;
+            if let Err(error) = destroyed {
+                let error = change.inner.device(error);
+                return Err(change.inner.not_destroyed(id, error).await);
+            }
         }
         let committed = change.inner.store.update_version(old.row.revision, row, closing).await;
-        change.settle(committed).await?;
+        let settled = change.settle(committed).await;
+        settled.map_err(|failure| match resident {
+            Some(_) => failure.after_destruction(),
+            None => failure,
+        })?;
         Ok(description)
     }
 }

@@ -14,7 +14,6 @@ use kms_core::key::{KeyRow, KeyState, Sensitivity};
 use kms_core::lifecycle::KeyDestruction;
 use kms_core::name::{KeyName, VersionName};
 use kms_core::state::VersionState;
-use kms_core::usage::Uses;
 
 use super::change::{Change, Failure};
 use super::destroy_due::{Destroy, SCREAM_PERIOD, Verified};
@@ -181,7 +180,7 @@ impl Inner {
         if row.sensitivity != Sensitivity::High || planned.despite_recent_use {
             return Ok(());
         }
-        let last = self.last_of_versions(row, Uses::last_wanted).await?;
+        let last = self.key_last_wanted(row).await?;
         match last.filter(|last| last.after(SCREAM_PERIOD) > self.clock.now()) {
             Some(last) => Err(ServiceError::RecentlyUsed { last }),
             None => Ok(()),

@@ -215,6 +215,18 @@ pub enum ServiceError {
     /// Whoever asked for a backup does not take it any more, or too slowly.
     #[error("the backup was not taken in time")]
     BackupCancelled,
+    /// The material of the version may be destroyed already.
+    #[error("the destruction of the key version has begun, and may have happened already")]
+    DestructionBegun,
+    /// The sensitivity of a HIGH key was to be lowered while a destruction waits for those who still want a version.
+    #[error(
+        "the destruction of version {version} is planned: lowering the sensitivity would end the wait for those who still \
+         want it; cancel it first"
+    )]
+    DestructionPlanned {
+        /// Which.
+        version: KeyVersion,
+    },
     /// A gap in the state journal was accepted, and the key was not rotated since: the version may be COMPROMISED, or used up.
     #[error(
         "protection is disabled until the key is rotated: a gap in the state journal was accepted"
@@ -363,6 +375,8 @@ impl ServiceError {
             Self::KeyNotScheduled => "KEY_NOT_SCHEDULED",
             Self::KeyDestroyScheduled => "KEY_DESTROY_SCHEDULED",
             Self::KeyDestroyed => "KEY_DESTROYED",
+            Self::DestructionBegun => "DESTRUCTION_BEGUN",
+            Self::DestructionPlanned { .. } => "DESTRUCTION_PLANNED",
             Self::VersionsExhausted => "VERSIONS_EXHAUSTED",
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::OperationInProgress => "OPERATION_IN_PROGRESS",
@@ -426,6 +440,8 @@ impl ServiceError {
             | Self::KeyNotScheduled
             | Self::KeyDestroyScheduled
             | Self::KeyDestroyed
+            | Self::DestructionBegun
+            | Self::DestructionPlanned { .. }
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::OperationInProgress
@@ -512,6 +528,8 @@ impl ServiceError {
             | Self::KeyNotScheduled
             | Self::KeyDestroyScheduled
             | Self::KeyDestroyed
+            | Self::DestructionBegun
+            | Self::DestructionPlanned { .. }
             | Self::VersionsExhausted
             | Self::RequestIdReused
             | Self::RevisionMismatch
@@ -521,72 +539,6 @@ impl ServiceError {
             | Self::MechanismUnsupported { .. }
             | Self::KeyIntegrity { .. }
             | Self::Bug { .. } => None,
-        }
-    }
-
-    /// Returns the text for the caller; where the fault is ours or a device's, it is opaque.
-    pub fn public_text(&self) -> String {
-        match self {
-            Self::HsmUnavailable { .. } | Self::HsmLatched { .. } | Self::HsmFull { .. } => {
-                "the hsm is unavailable".into()
-            }
-            Self::StoreUnavailable { .. } => "the store is unavailable".into(),
-            Self::AuditUnavailable { .. } => "the audit log is unavailable".into(),
-            Self::JournalUnavailable { .. } => "the state journal is unavailable".into(),
-            Self::OutcomeUnknown { .. } => {
-                "the change may have happened; repeat it with the same request_id".into()
-            }
-            Self::KeyIntegrity { .. } => "the key failed its integrity check".into(),
-            Self::Bug { .. } => "internal error".into(),
-            Self::FieldViolation { .. }
-            | Self::PageTokenExpired
-            | Self::CiphertextInvalid
-            | Self::EnvelopeUnsupported { .. }
-            | Self::AccessDenied
-            | Self::KeyNotFound { .. }
-            | Self::VersionNotFound { .. }
-            | Self::KeyNotActive { .. }
-            | Self::IllegalTransition { .. }
-            | Self::RecentlyUsed { .. }
-            | Self::PrimaryVersion
-            | Self::ConsumersRegistered { .. }
-            | Self::ConsumersFull
-            | Self::ConsumerExists { .. }
-            | Self::ConsumerNotFound { .. }
-            | Self::ImportJobNotFound { .. }
-            | Self::ImportJobExpired { .. }
-            | Self::ImportJobLost
-            | Self::ImportJobTarget
-            | Self::ImportJobsFull
-            | Self::ImportMethodRefused { .. }
-            | Self::ImportMaterialInvalid
-            | Self::ImportKeyLength
-            | Self::ImportCheckMismatch
-            | Self::ImportKeyWeak
-            | Self::NoBackupNotAcknowledged
-            | Self::RecipientRefused
-            | Self::BackupInProgress
-            | Self::BackupCancelled
-            | Self::VersionStaged { .. }
-            | Self::KeyExhausted
-            | Self::CryptoperiodExceeded
-            | Self::ProtectDisabled
-            | Self::KeyDisabled
-            | Self::KeyEnabled
-            | Self::KeyNotDisabled
-            | Self::KeyNotScheduled
-            | Self::KeyDestroyScheduled
-            | Self::KeyDestroyed
-            | Self::VersionsExhausted
-            | Self::RequestIdReused
-            | Self::OperationInProgress
-            | Self::RevisionMismatch
-            | Self::ResourceExists { .. }
-            | Self::HsmSaturated { .. }
-            | Self::RequestsFull
-            | Self::QueueDeadline
-            | Self::HsmDeadline
-            | Self::MechanismUnsupported { .. } => self.to_string(),
         }
     }
 

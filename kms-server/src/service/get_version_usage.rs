@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use kms_core::clock::Timestamp;
+use kms_core::key::VersionRow;
 use kms_core::name::VersionName;
 use kms_core::state::VersionState;
 use kms_core::usage::{Tally, Uses};
@@ -62,7 +63,7 @@ impl Inner {
             state: version.row.state_at(now),
             is_primary: key.row.primary == name.version(),
             uses,
-            recipient_end: version.row.in_use_since().after(key.row.recipient_usage_period),
+            recipient_end: recipient_end(&version.row, key.row.recipient_usage_period),
         };
         let (retirement, evidence) = judge(&subject, now);
         Ok(VersionUsage {
@@ -80,8 +81,14 @@ struct Subject {
     state: VersionState,
     is_primary: bool,
     uses: Uses,
-    /// The end of its recipient-usage period.
-    recipient_end: Timestamp,
+    /// The end of its recipient-usage period; of what never was in use there is none.
+    recipient_end: Option<Timestamp>,
+}
+
+fn recipient_end(row: &VersionRow, period: Duration) -> Option<Timestamp> {
+    // In PRE_ACTIVATION it is a plan.
+    let since = row.activate_time.filter(|_| row.state != VersionState::PreActivation);
+    since.map(|since| since.after(period))
 }
 
 /// Judges whether a version can be retired.
@@ -116,8 +123,10 @@ fn judge(subject: &Subject, now: Timestamp) -> (Retirement, Vec<String>) {
         }
         None => {}
     }
-    let ends = if *recipient_end <= now { "ended" } else { "ends" };
-    found(Retirement::Safe, format!("its recipient-usage period {ends} at {recipient_end}"));
+    if let Some(end) = recipient_end {
+        let ends = if *end <= now { "ended" } else { "ends" };
+        found(Retirement::Safe, format!("its recipient-usage period {ends} at {end}"));
+    }
     if uses.refused.count > 0 {
         let last = uses.refused.last().map(|last| format!(", last at {last}")).unwrap_or_default();
         let text = format!(
@@ -149,7 +158,7 @@ mod tests {
     }
 
     fn judged(state: VersionState, is_primary: bool, uses: Uses) -> Retirement {
-        judge(&Subject { state, is_primary, uses, recipient_end: NOW }, NOW).0
+        judge(&Subject { state, is_primary, uses, recipient_end: Some(NOW) }, NOW).0
     }
 
     #[test]
@@ -188,12 +197,28 @@ mod tests {
                 state: VersionState::Deactivated,
                 is_primary: false,
                 uses: uses(3, 2),
-                recipient_end: NOW,
+                recipient_end: Some(NOW),
             },
             NOW,
         );
         assert!(evidence.iter().any(|line| line.starts_with("1 ciphertexts")), "{evidence:?}");
         assert!(evidence.iter().any(|line| line.contains("period ended at")), "{evidence:?}");
+    }
+
+    #[test]
+    fn what_never_was_in_use_has_no_recipient_usage_period() {
+        let mut row = crate::store::suite::new_key(1).version.row;
+        let period = Duration::from_hours(1);
+        (row.state, row.activate_time) = (VersionState::PreActivation, Some(NOW));
+        assert_eq!(recipient_end(&row, period), None, "it is planned");
+        row.state = VersionState::Active;
+        assert_eq!(recipient_end(&row, period), Some(NOW.after(period)));
+        (row.state, row.activate_time) = (VersionState::Compromised, None);
+        assert_eq!(recipient_end(&row, period), None);
+        let (state, recipient_end) = (VersionState::PreActivation, None);
+        let subject = Subject { state, is_primary: false, uses: Uses::default(), recipient_end };
+        let (_, evidence) = judge(&subject, NOW);
+        assert!(!evidence.iter().any(|line| line.contains("period")), "{evidence:?}");
     }
 
     #[test]

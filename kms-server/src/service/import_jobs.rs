@@ -12,7 +12,7 @@ use kms_core::import_job::{
     ImportJobRow, MAX_IMPORT_JOB_LIFETIME, MAX_IMPORT_JOBS, MAX_PUBLIC_KEY_BYTES,
     MIN_IMPORT_JOB_LIFETIME,
 };
-use kms_core::key::{Protection, Sealed};
+use kms_core::key::{KeyState, Protection, Sealed};
 use kms_core::name::{ImportJobName, TenantName};
 use kms_hsm::ImportKeySpec;
 
@@ -29,6 +29,7 @@ impl Kms {
     ///
     /// # Errors
     /// `FIELD_VIOLATION`, `ACCESS_DENIED`, `IMPORT_METHOD_REFUSED`, `MECHANISM_UNSUPPORTED`, `IMPORT_JOBS_FULL`,
+    /// `KEY_DESTROY_SCHEDULED`, `KEY_DESTROYED`,
     /// `REQUEST_ID_REUSED`, `OPERATION_IN_PROGRESS`, and what the layers below cannot do.
     pub async fn create_import_job(
         &self,
@@ -200,7 +201,12 @@ impl Mutation for CreateImportJob {
         let key_uid = match inner.keyring.stored(known)? {
             Some(known) => {
                 inner.keyring.verify_rows(std::slice::from_ref(&known.key), &[], &[]).await?;
-                known.key.row.uid
+                // Nothing can be imported to what is on its way to its end.
+                match known.key.row.state {
+                    KeyState::Enabled | KeyState::Disabled => known.key.row.uid,
+                    KeyState::DestroyScheduled => return Err(ServiceError::KeyDestroyScheduled),
+                    KeyState::Destroyed => return Err(ServiceError::KeyDestroyed),
+                }
             }
             None => KeyUid::from_random(inner.draw()?),
         };

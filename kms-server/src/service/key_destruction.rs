@@ -11,7 +11,6 @@ use kms_core::id::RequestId;
 use kms_core::key::{KeyRow, KeyState};
 use kms_core::lifecycle::KeyDestruction;
 use kms_core::name::KeyName;
-use kms_core::usage::Uses;
 
 use super::change::{Change, Failure};
 use super::fields;
@@ -214,6 +213,18 @@ pub(super) fn told_change(old: &KeyRow, new: &KeyRow) -> String {
     if time(old) != time(new) {
         fields.insert("destroy_time".to_owned(), serde_json::json!([time(old), time(new)]));
     }
+    let despite = |row: &KeyRow| {
+        let planned = row.destruction?;
+        let overridden =
+            [(planned.despite_recent_use, "recent use"), (planned.despite_consumers, "consumers")];
+        let named = overridden.into_iter().filter(|(is_overridden, _)| *is_overridden);
+        let named: Vec<_> = named.map(|(_, what)| what).collect();
+        (!named.is_empty()).then_some(named)
+    };
+    if despite(old) != despite(new) {
+        let change = serde_json::json!([despite(old), despite(new)]);
+        fields.insert("destroy_despite".to_owned(), change);
+    }
     let begun = |row: &KeyRow| row.destruction.map(|planned| planned.begun);
     if let (Some(before), Some(after)) = (begun(old), begun(new))
         && before != after
@@ -260,7 +271,7 @@ impl Inner {
 
     /// Returns when somebody used, or wanted, any version of a key last, if that was within [`QUIET_PERIOD`].
     async fn wanted_key_of_late(&self, row: &KeyRow) -> Result<Option<Timestamp>, ServiceError> {
-        let last = self.last_of_versions(row, Uses::last_wanted).await?;
+        let last = self.key_last_wanted(row).await?;
         Ok(last.filter(|last| last.after(QUIET_PERIOD) > self.clock.now()))
     }
 }

@@ -73,7 +73,7 @@ impl Inner {
             let destroyed = self.destroy_object(intent, request.deadline).await;
             destroyed.map_err(|error| self.device(error))?;
         }
-        if intent.kind.is_journaled() {
+        if intent.kind.is_journaled() && !self.is_gone(intent).await? {
             self.abandon(intent).await?;
         }
         if awaited {

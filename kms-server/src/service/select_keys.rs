@@ -5,9 +5,7 @@
 
 use kms_core::clock::Timestamp;
 use kms_core::filter::{Filter, KeyFacts};
-use kms_core::id::KeyVersion;
 use kms_core::key::{KeyRow, Sealed, VersionRow};
-use kms_core::usage::Uses;
 
 use super::describe_key::describe_key;
 use super::kms::Inner;
@@ -15,12 +13,14 @@ use super::list_keys::{MAX_PAGE_BYTES, join, page_size, split};
 use super::trail::Trail;
 use super::{KeyDescription, ListKeys, MAX_PAGE_SIZE, Page, RequestContext, ServiceError};
 use crate::authz::{self, Target};
-use crate::store::{KeyRef, ListBy, ListOrder, ListPlace, ListPosition, VersionChoice};
+use crate::store::{KeyRef, ListBy, ListOrder, ListPlace, ListPosition, StoredKey, VersionChoice};
 
 /// The most keys that one page looks at.
 const MAX_LOOKED_AT: u32 = MAX_PAGE_SIZE;
 /// The same, when the filter asks when keys were used last: a read for each version.
 const MAX_LOOKED_AT_USE: u32 = 100;
+/// The most versions of which one page looks at the uses, unless one key has more.
+const MAX_VERSIONS_LOOKED_AT: u32 = 1000;
 /// Keys that are read at a time where not all will pass.
 const STEP: u32 = 100;
 /// The most that a key takes on the wire beside its texts and labels: names, numbers, times, tags and lengths.
@@ -90,8 +90,23 @@ struct Found {
     /// The last key that was looked at.
     last: Option<ListPlace>,
     looked_at: u32,
+    /// Versions of which the uses were looked at.
+    versions: u32,
     /// Whether the list has ended.
     ended: bool,
+}
+
+impl Found {
+    /// Returns whether the uses of all versions of a key may be looked at too. A page takes one key at least, or the list would
+    /// never get past it.
+    fn takes_versions(&mut self, key: &KeyRow) -> bool {
+        let all = self.versions.saturating_add(key.latest.get());
+        if all > MAX_VERSIONS_LOOKED_AT && self.looked_at > 0 {
+            return false;
+        }
+        self.versions = all;
+        true
+    }
 }
 
 impl Inner {
@@ -110,8 +125,12 @@ impl Inner {
             let position = ListPosition { create_time: Timestamp::from_unix_ms(time), uid };
             found.last = Some(self.place(position, selection.order).await?);
         }
+        if selection.asks_last_use() {
+            // Once: what is used while the page is made may be on the next.
+            self.keyring.write_uses().await?;
+        }
         while !found.ended && found.looked_at < selection.reach() {
-            if !self.look_further(list, &selection, &mut found).await? {
+            if !self.look_further(request, list, &selection, &mut found).await? {
                 break;
             }
         }
@@ -147,6 +166,7 @@ impl Inner {
     /// Looks at the next keys; returns whether the page has room for more.
     async fn look_further(
         &self,
+        request: &RequestContext,
         list: &ListKeys,
         selection: &Selection,
         found: &mut Found,
@@ -159,7 +179,7 @@ impl Inner {
         let mut keys = self.keyring.stored(keys)?;
         let goes_on = keys.len() > step as usize;
         keys.truncate(step as usize);
-        let primaries = self.primaries(&keys).await?;
+        let (keys, primaries) = self.with_primaries(keys).await?;
         self.keyring.verify_rows(&keys, &primaries, &[]).await?;
         if keys.iter().any(|key| key.row.name.tenant() != &list.tenant) {
             let detail = format!("the list of `{}` has another tenant's key", list.tenant);
@@ -167,7 +187,10 @@ impl Inner {
         }
         let now = self.clock.now();
         for (key, primary) in keys.iter().zip(&primaries) {
-            if self.passes(selection, &key.row, &primary.row).await? {
+            if selection.asks_last_use() && !found.takes_versions(&key.row) {
+                return Ok(false);
+            }
+            if self.passes(request, selection, &key.row, &primary.row).await? {
                 found.bytes += wire_bytes(&key.row);
                 let is_full = found.items.len() >= selection.size as usize
                     || (found.bytes > MAX_PAGE_BYTES && !found.items.is_empty());
@@ -185,34 +208,42 @@ impl Inner {
         Ok(true)
     }
 
-    async fn primaries(
+    /// Reads keys again, each with its primary in one answer: a key of one moment must not be shown with the primary of another.
+    async fn with_primaries(
         &self,
-        keys: &[Sealed<KeyRow>],
-    ) -> Result<Vec<Sealed<VersionRow>>, ServiceError> {
-        let mut primaries = Vec::with_capacity(keys.len());
-        for key in keys {
-            let stored = self.store.key(KeyRef::Uid(key.row.uid), VersionChoice::Primary).await;
-            let version = self.keyring.stored(stored)?.and_then(|stored| stored.version);
-            primaries.push(version.ok_or_else(|| {
-                let detail = format!("the primary of key {} has vanished", key.row.uid);
+        keys: Vec<Sealed<KeyRow>>,
+    ) -> Result<(Vec<Sealed<KeyRow>>, Vec<Sealed<VersionRow>>), ServiceError> {
+        let (mut rows, mut primaries) = (Vec::with_capacity(keys.len()), Vec::new());
+        for Sealed { row: KeyRow { uid, .. }, .. } in keys {
+            let stored = self.store.key(KeyRef::Uid(uid), VersionChoice::Primary).await;
+            let vanished = || {
+                let detail = format!("key {uid}, or its primary, has vanished");
                 ServiceError::from(self.keyring.integrity(detail))
-            })?);
+            };
+            let StoredKey { key, version } = self.keyring.stored(stored)?.ok_or_else(vanished)?;
+            let version = version.ok_or_else(vanished)?;
+            let fits = key.row.uid == uid
+                && (version.row.key_uid, version.row.version) == (uid, key.row.primary);
+            if !fits {
+                let detail = format!("key {uid}, or its primary, reads as another");
+                return Err(self.keyring.integrity(detail).into());
+            }
+            rows.push(key);
+            primaries.push(version);
         }
-        Ok(primaries)
+        Ok((rows, primaries))
     }
 
     async fn passes(
         &self,
+        request: &RequestContext,
         selection: &Selection,
         key: &KeyRow,
         primary: &VersionRow,
     ) -> Result<bool, ServiceError> {
         let Some(filter) = &selection.filter else { return Ok(true) };
-        let last_use_time = if selection.asks_last_use() {
-            self.last_of_versions(key, Uses::last).await?
-        } else {
-            None
-        };
+        let last_use_time =
+            if selection.asks_last_use() { self.last_use(request, key).await? } else { None };
         let name = key.name.to_string();
         Ok(filter.passes(&KeyFacts {
             name: &name,
@@ -230,21 +261,6 @@ impl Inner {
             version_count: key.latest.get(),
             consumer_count: key.consumers,
         }))
-    }
-
-    /// Returns the last of a time that each version of a key has.
-    pub(super) async fn last_of_versions(
-        &self,
-        key: &KeyRow,
-        time: fn(&Uses) -> Option<Timestamp>,
-    ) -> Result<Option<Timestamp>, ServiceError> {
-        let mut last = None;
-        let mut version = Some(KeyVersion::FIRST);
-        while let Some(number) = version.filter(|number| *number <= key.latest) {
-            last = last.max(time(&self.keyring.uses(key.uid, number).await?));
-            version = number.next();
-        }
-        Ok(last)
     }
 }
 
@@ -269,5 +285,20 @@ mod tests {
         for wrong in ["owner", "name up", "name desc desc", "name,create_time", "NAME"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn so_many_versions_are_looked_at_in_one_page_and_not_one_more() {
+        let key = |latest| {
+            let row = crate::store::suite::key_row(1);
+            KeyRow { latest: kms_core::id::KeyVersion::new(latest).unwrap(), ..row }
+        };
+        let mut found = Found::default();
+        assert!(found.takes_versions(&key(MAX_VERSIONS_LOOKED_AT + 1)), "one key in any case");
+        found = Found { looked_at: 1, ..Found::default() };
+        assert!(found.takes_versions(&key(1)));
+        assert!(!found.takes_versions(&key(MAX_VERSIONS_LOOKED_AT)));
+        assert!(found.takes_versions(&key(MAX_VERSIONS_LOOKED_AT - 1)));
+        assert!(!found.takes_versions(&key(1)));
     }
 }

@@ -211,6 +211,8 @@ pub struct UpdateKey {
     pub labels: Option<BTreeMap<String, String>>,
     /// New rotation period; `None` leaves it.
     pub rotation_period: Option<SetRotation>,
+    /// Whether the sensitivity may be lowered while the destruction of a version is planned; takes a permission of its own.
+    pub allow_recent_use: bool,
     /// Makes a repeat safe.
     pub request_id: RequestId,
 }

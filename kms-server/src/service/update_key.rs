@@ -2,7 +2,7 @@
 
 use kms_core::canonical::CanonicalWriter;
 use kms_core::id::RequestId;
-use kms_core::key::KeyRow;
+use kms_core::key::{KeyRow, Sensitivity};
 use kms_core::lifecycle::{MAX_HISTORY_DETAIL_BYTES, Rotation};
 
 use super::change::{Change, Failure, RowChanges};
@@ -11,7 +11,7 @@ use super::fields;
 use super::kms::{Inner, Kms};
 use super::mutation::{Mutation, Subject, Turn};
 use super::trail::Trail;
-use super::{KeyDescription, RequestContext, ServiceError, UpdateKey};
+use super::{KeyDescription, MAX_PAGE_SIZE, RequestContext, ServiceError, UpdateKey};
 use crate::authz::{self, Target};
 use crate::store::{IntentKind, VersionChoice};
 
@@ -19,7 +19,8 @@ impl Kms {
     /// Changes the metadata of a key that is at the revision the change is based on.
     ///
     /// # Errors
-    /// `FIELD_VIOLATION`, `ACCESS_DENIED`, `KEY_NOT_FOUND`, `REVISION_MISMATCH`, `REQUEST_ID_REUSED`,
+    /// `FIELD_VIOLATION`, `ACCESS_DENIED`, `KEY_NOT_FOUND`, `REVISION_MISMATCH`, `DESTRUCTION_PLANNED` where that would take
+    /// the scream test from a version, unless that is allowed by name; `REQUEST_ID_REUSED`,
     /// `OPERATION_IN_PROGRESS`, and what the layers below cannot do.
     pub async fn update_key(
         &self,
@@ -42,13 +43,22 @@ impl Mutation for UpdateKey {
         Some(self.request_id)
     }
 
+    fn reason(&self) -> Option<&str> {
+        self.allow_recent_use.then_some("[allows recent use]")
+    }
+
     fn permit(
         &self,
         inner: &Inner,
         request: &RequestContext,
         trail: &mut Trail,
     ) -> Result<(), ServiceError> {
-        inner.permit::<authz::UpdateKey>(request, Target::key(&self.name), trail).map(drop)
+        let target = Target::key(&self.name);
+        inner.permit::<authz::UpdateKey>(request, target, trail)?;
+        if self.allow_recent_use {
+            inner.permit::<authz::DestroyRecentlyUsed>(request, target, trail)?;
+        }
+        Ok(())
     }
 
     fn fields(&self) -> Result<CanonicalWriter, ServiceError> {
@@ -78,6 +88,10 @@ impl Mutation for UpdateKey {
         fields::check_rotation(period, cryptoperiod)?;
         let recipient = self.recipient_usage_period.unwrap_or(row.recipient_usage_period);
         fields::check_recipient_usage(recipient, cryptoperiod)?;
+        let lowers = self.sensitivity.is_some_and(|wanted| wanted != Sensitivity::High);
+        if lowers && row.sensitivity == Sensitivity::High && !self.allow_recent_use {
+            inner.check_none_waits(row).await?;
+        }
         let subject = Subject::of_key(IntentKind::UpdateKey, row);
         Ok((subject, turn))
     }
@@ -104,6 +118,24 @@ impl Mutation for UpdateKey {
         };
         let detail = differences(&old.row, &key)?;
         change.replace_key(&turn.fresh, key, detail, String::new()).await
+    }
+}
+
+impl Inner {
+    /// Refuses when the destruction of a version is planned: of a key of HIGH sensitivity it waits for those who still want it.
+    async fn check_none_waits(&self, row: &KeyRow) -> Result<(), ServiceError> {
+        let mut after = None;
+        loop {
+            let versions = self.store.list_versions(row.uid, after, MAX_PAGE_SIZE).await;
+            let versions = self.keyring.stored(versions)?;
+            let Some(last) = versions.last() else { return Ok(()) };
+            after = Some(last.row.version);
+            self.keyring.verify_rows(&[], &versions, &[]).await?;
+            let waits = versions.iter().find(|version| version.row.destruction.is_some());
+            if let Some(waits) = waits {
+                return Err(ServiceError::DestructionPlanned { version: waits.row.version });
+            }
+        }
     }
 }
 
@@ -167,6 +199,7 @@ fn canonical(update: &UpdateKey) -> CanonicalWriter {
         recipient_usage_period,
         labels,
         rotation_period,
+        allow_recent_use,
         request_id: _,
     } = update;
     // A count in front of each: absent differs from empty.
@@ -176,7 +209,7 @@ fn canonical(update: &UpdateKey) -> CanonicalWriter {
     };
     let out = CanonicalWriter::new(b"fields").text(&name.to_string()).number(revision.get());
     let out = optional(out, owner.as_deref());
-    let out = optional(out, sensitivity.map(kms_core::key::Sensitivity::as_str));
+    let out = optional(out, sensitivity.map(Sensitivity::as_str));
     let out = optional(out, usage.as_deref());
     let out = out.optional(cryptoperiod.map(|period| period.as_secs()));
     let out = out.optional(recipient_usage_period.map(|period| period.as_secs()));
@@ -184,8 +217,9 @@ fn canonical(update: &UpdateKey) -> CanonicalWriter {
         Some(wanted) => out.number(1).optional(wanted.period().map(|period| period.as_secs())),
         None => out.number(0),
     };
-    match labels {
+    let out = match labels {
         Some(labels) => fields::write_labels(out.number(1), labels),
         None => out.number(0),
-    }
+    };
+    out.number((*allow_recent_use).into())
 }

@@ -105,6 +105,8 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::KeyNotScheduled
         | ServiceError::KeyDestroyScheduled
         | ServiceError::KeyDestroyed
+        | ServiceError::DestructionBegun
+        | ServiceError::DestructionPlanned { .. }
         | ServiceError::VersionsExhausted => Code::FailedPrecondition,
         ServiceError::OperationInProgress
         | ServiceError::BackupInProgress

@@ -65,6 +65,9 @@ table! {
     KeyDestroyScheduled: E::KeyDestroyScheduled
         => ("KEY_DESTROY_SCHEDULED", Code::FailedPrecondition, Caller, None),
     KeyDestroyed: E::KeyDestroyed => ("KEY_DESTROYED", Code::FailedPrecondition, Caller, None),
+    DestructionBegun: E::DestructionBegun => ("DESTRUCTION_BEGUN", Code::FailedPrecondition, Caller, None),
+    DestructionPlanned: E::DestructionPlanned { version: KeyVersion::FIRST }
+        => ("DESTRUCTION_PLANNED", Code::FailedPrecondition, Caller, None),
     VersionsExhausted: E::VersionsExhausted => ("VERSIONS_EXHAUSTED", Code::FailedPrecondition, Caller, None),
     RequestIdReused: E::RequestIdReused => ("REQUEST_ID_REUSED", Code::InvalidArgument, Caller, None),
     OperationInProgress: E::OperationInProgress => ("OPERATION_IN_PROGRESS", Code::Aborted, Caller, Some(500)),

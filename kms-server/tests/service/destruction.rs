@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use kms_core::audit::Phase;
 use kms_core::clock::Clock as _;
+use kms_core::journal::Event;
 use kms_core::key::{Material, Protection, Sealed, VersionRow};
 use kms_core::lifecycle::{DEFAULT_DESTRUCTION_WINDOW, MIN_DESTRUCTION_WINDOW};
 use kms_core::state::VersionState;
 use kms_server::authz::ActionKind;
 use kms_server::service::{
-    ChangeVersionState, QUIET_PERIOD, Reconciled, RotateKey, ScheduleDestruction, ServiceError,
+    ChangeVersionState, INTENT_GRACE, QUIET_PERIOD, Reconciled, RotateKey, ScheduleDestruction,
+    ServiceError,
 };
 use kms_server::store::{KeyRef, VersionChoice};
 
+use crate::journal;
 use crate::mutations::{Case, KEY, Kind, check};
 use crate::support::*;
 
@@ -150,6 +153,72 @@ async fn a_destruction_survives_a_crash_at_every_step() {
             assert!(point > 10, "{point} steps");
         }
     }
+}
+
+/// The object goes before the row says so: in between nobody may hear that the version is back, nor the journal that it was
+/// never destroyed.
+#[tokio::test]
+async fn what_may_be_destroyed_already_is_not_given_back() {
+    let mut refused = 0;
+    for (is_restarted, reply_lost) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut point = 0;
+        loop {
+            let at = format!("step {point}, reply lost: {reply_lost}, restarted: {is_restarted}");
+            let world = scheduled(Protection::HsmResident).await;
+            let Material::Resident(id) = version(&world, 1).await.row.material else { panic!() };
+            world.clock.advance(DEFAULT_DESTRUCTION_WINDOW);
+            let before = world.faults.calls();
+            world.faults.arm(point, reply_lost);
+            let _ = world.kms.reconcile().await;
+            let is_finished = world.faults.calls() - before <= point;
+            world.faults.arm(i64::MAX, false);
+            let world = if is_restarted { world.restart() } else { world };
+            if is_restarted {
+                world.kms.recover().await.expect(&at);
+            }
+            let cancel = Case { kind: Kind::Cancel, protection: Protection::HsmResident };
+            let cancelled = cancel.run(&world, fresh_id()).await;
+            let is_there = async || {
+                let deadline = world.request("").deadline;
+                world.hsm.list_token_keys(deadline).await.unwrap().residents.contains(&id)
+            };
+            match &cancelled {
+                Ok(_) => assert!(is_there().await, "{at}: given back, and gone"),
+                Err(ServiceError::DestructionBegun) => refused += 1,
+                Err(ServiceError::IllegalTransition { .. }) => {}
+                Err(error) => panic!("{at}: {error}"),
+            }
+            world.clock.advance(INTENT_GRACE);
+            for _ in 0..2 {
+                world.kms.reconcile().await.expect(&at);
+            }
+            let state = version(&world, 1).await.row.state;
+            let expected =
+                if cancelled.is_ok() { VersionState::Deactivated } else { VersionState::Destroyed };
+            assert_eq!((state, is_there().await), (expected, cancelled.is_ok()), "{at}");
+            let entries = journal::entries(&world);
+            let last = entries.last().map(|entry| &entry.event);
+            let is_told = matches!(last, Some(Event::VersionDestroyed(_)));
+            assert_eq!(is_told, cancelled.is_err(), "{at}: {entries:?}");
+            check(&world, &at).await;
+            if is_finished {
+                break;
+            }
+            point += 1;
+        }
+    }
+    assert!(refused > 3, "{refused}");
+}
+
+/// An object that was lost otherwise is no key that can be given back.
+#[tokio::test]
+async fn a_version_whose_object_is_gone_is_not_given_back() {
+    let world = scheduled(Protection::HsmResident).await;
+    let Material::Resident(id) = version(&world, 1).await.row.material else { panic!() };
+    world.hsm.destroy_resident(id, world.request("").deadline).await.unwrap();
+    let cancel = Case { kind: Kind::Cancel, protection: Protection::HsmResident };
+    assert_eq!(cancel.run(&world, fresh_id()).await, Err(ServiceError::DestructionBegun));
+    assert_eq!(version(&world, 1).await.row.state, VersionState::DestroyScheduled);
 }
 
 /// The row of a planned destruction, with its good MAC, is put back after the destruction was cancelled.

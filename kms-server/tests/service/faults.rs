@@ -50,11 +50,13 @@ pub(crate) struct Faults {
     /// How many calls fail once it has begun.
     failing: AtomicI64,
     calls: AtomicI64,
-    walks: AtomicI64,
+    /// How often rows of a tenant were listed in the order of a walk.
+    pub(crate) walks: AtomicI64,
     stale: Mutex<Option<Vec<Sealed<Intent>>>>,
     slow: Mutex<Option<(Arc<ManualClock>, Duration)>>,
     gate: Mutex<Option<Arc<Gate>>>,
     version_gate: Mutex<Option<Arc<Gate>>>,
+    list_gate: Mutex<Option<Arc<Gate>>>,
     undying: Mutex<Option<CkaId>>,
 }
 
@@ -109,6 +111,13 @@ impl Faults {
         gate
     }
 
+    /// Stops the next list of keys in an order after it was read.
+    pub(crate) fn stop_next_list(&self) -> Arc<Gate> {
+        let gate = Gate::closed();
+        *self.list_gate.lock().unwrap() = Some(Arc::clone(&gate));
+        gate
+    }
+
     /// Refuses to destroy a token object.
     pub(crate) fn keep(&self, id: Option<CkaId>) {
         *self.undying.lock().unwrap() = id;
@@ -145,11 +154,6 @@ impl Faults {
 
     pub(crate) fn calls(&self) -> i64 {
         self.calls.load(Ordering::SeqCst)
-    }
-
-    /// How often rows of a tenant were listed in the order of a walk.
-    pub(crate) fn walks(&self) -> i64 {
-        self.walks.load(Ordering::SeqCst)
     }
 
     fn next(&self) -> Fate {
@@ -348,7 +352,12 @@ impl Store for FaultyStore {
         after: Option<ListPlace>,
         limit: u32,
     ) -> Result<Vec<Sealed<KeyRow>>, StoreError> {
-        through!(self.list_keys_ordered(tenant, order, after, limit))
+        let gate = self.1.list_gate.lock().unwrap().take();
+        let read = through!(self.list_keys_ordered(tenant, order, after, limit));
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        read
     }
     async fn list_versions(
         &self,
@@ -365,14 +374,12 @@ impl Store for FaultyStore {
     ) -> Result<Option<Revision>, StoreError> {
         through!(self.last_revision(key_uid, version))
     }
-
     async fn list_consumers(
         &self,
         key_uid: KeyUid,
     ) -> Result<Vec<Sealed<ConsumerRow>>, StoreError> {
         through!(self.list_consumers(key_uid))
     }
-
     async fn list_import_jobs(
         &self,
         tenant: TenantName,
@@ -481,7 +488,6 @@ impl Store for FaultyStore {
     async fn stage(&self, staging: Staging, closing: Closing) -> Result<(), StoreError> {
         through!(self.stage(staging, closing))
     }
-
     async fn change_consumers(
         &self,
         change: ConsumerChange,
@@ -489,7 +495,6 @@ impl Store for FaultyStore {
     ) -> Result<(), StoreError> {
         through!(self.change_consumers(change, closing))
     }
-
     async fn roll_over(&self, rollover: Rollover, closing: Closing) -> Result<(), StoreError> {
         through!(self.roll_over(rollover, closing))
     }
@@ -544,7 +549,6 @@ impl Store for FaultyStore {
     ) -> Result<Listed<Sealed<VersionRow>>, StoreError> {
         through!(self.due_activations(now, after, limit))
     }
-
     async fn due_rotations(
         &self,
         now: Timestamp,

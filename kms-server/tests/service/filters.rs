@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kms_core::key::Sensitivity;
 use kms_server::authz::ActionKind;
-use kms_server::service::{CreateKey, ListKeys, ServiceError};
+use kms_server::service::{ChangeVersionState, CreateKey, ListKeys, RotateKey, ServiceError};
 
 use crate::support::*;
 
@@ -82,6 +82,53 @@ async fn uses_that_nobody_has_written_down_yet_count() {
     assert_eq!(filtered(&world, "last_use_time:*").await, ["a-logs"]);
     let unused = "NOT last_use_time:* OR last_use_time < \"2023-11-14T22:13:20Z\"";
     assert_eq!(filtered(&world, unused).await, ["b-orders", "c-mail"]);
+}
+
+/// Uses are flushed once a call, and the rows of all versions of a key are verified in one call of the HSM.
+#[tokio::test]
+async fn a_version_more_is_one_read_more() {
+    const KEY: &str = "tenants/t/keys/k";
+    let world = World::new().await;
+    world.create(KEY).await;
+    let list = || ListKeys { filter: "last_use_time:*".into(), ..all() };
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        world.wrap(KEY).await;
+        world.kms.reconcile().await.unwrap();
+        let before = world.faults.calls();
+        assert_eq!(listed(&world, list()).await.0, ["k"]);
+        calls.push(world.faults.calls() - before);
+        let rotate = RotateKey { name: name(KEY), reason: String::new(), request_id: fresh_id() };
+        world.kms.rotate_key(&world.request("kms.v1.KeyService/RotateKey"), rotate).await.unwrap();
+    }
+    assert_eq!((calls[1] - calls[0], calls[2] - calls[1]), (1, 1), "{calls:?}");
+    // The time of the call bounds it.
+    let mut late = world.request(LIST);
+    late.deadline = late.received;
+    assert_eq!(world.kms.list_keys(&late, list()).await, Err(ServiceError::QueueDeadline));
+}
+
+/// What is listed of a key is of one moment, whatever happens while the page is made.
+#[tokio::test]
+async fn a_key_is_not_listed_with_the_primary_of_another_moment() {
+    const KEY: &str = "tenants/t/keys/k";
+    let world = World::new().await;
+    world.create(KEY).await;
+    let gate = world.faults.stop_next_list();
+    let (kms, request) = (world.kms.clone(), world.request(LIST));
+    let listing = tokio::spawn(async move { kms.list_keys(&request, all()).await });
+    gate.arrivals(1).await;
+    let compromise = ChangeVersionState {
+        name: format!("{KEY}/versions/1").parse().unwrap(),
+        reason: "test".into(),
+        request_id: fresh_id(),
+    };
+    let request = world.request("kms.v1.KeyService/CompromiseKeyVersion");
+    world.kms.compromise_key_version(&request, compromise).await.unwrap();
+    gate.open();
+    let items = listing.await.unwrap().unwrap().items;
+    let request = world.request("kms.v1.KeyService/DescribeKey");
+    assert_eq!(items, [world.kms.describe_key(&request, &name(KEY)).await.unwrap()]);
 }
 
 #[tokio::test]

@@ -88,6 +88,13 @@ async fn want(world: &World, ciphertext: &[u8]) -> ServiceError {
     world.kms.unwrap(&request, unwrap(KEY, ciphertext)).await.unwrap_err()
 }
 
+async fn details(world: &World) -> Vec<String> {
+    let list = ListKeyHistory { key: name(KEY), page_size: 0, page_token: String::new() };
+    let request = world.request("kms.v1.KeyService/ListKeyHistory");
+    let entries = world.kms.list_key_history(&request, list).await.unwrap().items;
+    entries.into_iter().map(|entry| entry.detail).filter(|detail| !detail.is_empty()).collect()
+}
+
 async fn states(world: &World) -> Vec<VersionState> {
     let uid = describe(world).await.uid;
     let versions = world.store.list_versions(uid, None, 1000).await.unwrap();
@@ -127,7 +134,14 @@ async fn a_key_is_destroyed_with_all_its_versions_when_its_window_is_over() {
         assert_eq!(rotate(&world).await, Err(ServiceError::KeyDestroyed));
         assert_eq!(cancel(&world).await, Err(ServiceError::KeyDestroyed));
         assert_eq!(schedule(&world, plan()).await, Err(ServiceError::KeyDestroyed));
-        for kind in [Kind::Enable, Kind::Disable, Kind::Update, Kind::Stage, Kind::Register] {
+        for kind in [
+            Kind::Enable,
+            Kind::Disable,
+            Kind::Update,
+            Kind::Stage,
+            Kind::Register,
+            Kind::CreateJob,
+        ] {
             let refused = Case { kind, protection }.run(&world, fresh_id()).await;
             assert_eq!(refused, Err(ServiceError::KeyDestroyed), "{kind:?}");
         }
@@ -226,9 +240,15 @@ async fn while_it_is_planned_the_key_is_neither_used_nor_changed_and_who_wants_i
     }
     assert_eq!(rotate(&world).await, Err(ServiceError::KeyDestroyScheduled));
     let protection = Protection::HsmWrapped;
-    for kind in
-        [Kind::Enable, Kind::Disable, Kind::Update, Kind::Stage, Kind::Suspend, Kind::Compromise]
-    {
+    for kind in [
+        Kind::Enable,
+        Kind::Disable,
+        Kind::Update,
+        Kind::Stage,
+        Kind::Suspend,
+        Kind::Compromise,
+        Kind::CreateJob,
+    ] {
         let refused = Case { kind, protection }.run(&world, fresh_id()).await;
         assert_eq!(refused, Err(ServiceError::KeyDestroyScheduled), "{kind:?}");
     }
@@ -263,11 +283,17 @@ async fn what_was_wanted_within_30_days_is_destroyed_only_by_those_who_may_say_s
     assert_eq!(denied, Err(ServiceError::AccessDenied));
     let planned = schedule(&world, named()).await.unwrap();
     assert!(planned.destruction.unwrap().despite_recent_use);
+    let told = details(&world).await;
+    assert!(
+        told.last().unwrap().contains(r#""destroy_despite":[null,["recent use"]]"#),
+        "{told:?}"
+    );
     let reasons: Vec<_> = world.records().into_iter().filter_map(|record| record.reason).collect();
     assert!(reasons.iter().any(|reason| reason.contains("[allows recent use]")), "{reasons:?}");
     cancel(&world).await.unwrap();
     world.clock.advance(MOMENT);
     let planned = world.kms.schedule_key_destruction(&officer, plan()).await.unwrap();
+    assert!(!details(&world).await.last().unwrap().contains("despite"), "nothing was");
     assert!(!planned.destruction.unwrap().despite_recent_use, "30 days have passed");
 }
 
@@ -313,10 +339,10 @@ async fn whoever_wants_a_high_key_holds_its_destruction_for_seven_days() {
     world.clock.advance(MIN_DESTRUCTION_WINDOW.saturating_sub(MOMENT));
     assert_eq!(want(&world, &ciphertext).await, ServiceError::KeyDestroyScheduled);
     world.clock.advance(MOMENT);
-    let walks = world.faults.walks();
+    let walks = world.walks();
     let done = world.kms.reconcile().await.unwrap();
     assert_eq!((done.destroyed, done.failed), (0, 0), "held, and nothing has failed");
-    assert_eq!(world.faults.walks(), walks, "nor were all rows of the tenant looked at");
+    assert_eq!(world.walks(), walks, "nor were all rows of the tenant looked at");
     // Another process, that has not heard the scream.
     let world = world.restart();
     world.clock.advance(SCREAM_PERIOD.saturating_sub(MOMENT * 2));
@@ -369,10 +395,10 @@ async fn a_version_waits_for_the_end_of_its_key_or_for_its_being_given_up() {
             .await
             .unwrap();
         world.clock.advance(DEFAULT_DESTRUCTION_WINDOW + moment);
-        let walks = world.faults.walks();
+        let walks = world.walks();
         let done = world.kms.reconcile().await.unwrap();
         assert_eq!((done.destroyed, done.failed), (0, 0), "it is due, and waits");
-        assert_eq!(world.faults.walks(), walks);
+        assert_eq!(world.walks(), walks);
         if is_given_up {
             cancel(&world).await.unwrap();
             let cancelled = Case { kind: Kind::Cancel, protection }.run(&world, fresh_id()).await;

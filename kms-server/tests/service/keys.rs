@@ -29,6 +29,7 @@ fn update(revision: Revision, owner: &str) -> UpdateKey {
         recipient_usage_period: None,
         labels: None,
         rotation_period: None,
+        allow_recent_use: false,
         request_id: fresh_id(),
     }
 }

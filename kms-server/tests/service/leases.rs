@@ -85,6 +85,7 @@ async fn a_version_that_was_out_of_date_before_it_was_cached_leaves_no_lease_beh
             recipient_usage_period: None,
             labels: None,
             rotation_period: None,
+            allow_recent_use: false,
             request_id: fresh_id(),
         };
         world.kms.update_key(&world.request(WRAP), update).await.unwrap();

@@ -173,6 +173,7 @@ impl Case {
                     recipient_usage_period: None,
                     labels: None,
                     rotation_period: None,
+                    allow_recent_use: false,
                     request_id,
                 };
                 let request = world.request("kms.v1.KeyService/UpdateKey");

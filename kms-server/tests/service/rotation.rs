@@ -114,6 +114,7 @@ fn update(revision: kms_core::id::Revision, rotation: SetRotation) -> UpdateKey 
         recipient_usage_period: None,
         labels: None,
         rotation_period: Some(rotation),
+        allow_recent_use: false,
         request_id: fresh_id(),
     }
 }

@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kms_core::clock::Clock as _;
+use kms_core::id::{KeyVersion, Revision};
 use kms_core::key::Sensitivity;
 use kms_core::lifecycle::MIN_DESTRUCTION_WINDOW;
 use kms_core::state::VersionState;
+use kms_server::authz::ActionKind;
 use kms_server::service::{
-    ChangeVersionState, CreateKey, QUIET_PERIOD, Retirement, Rewrap, RotateKey, SCREAM_PERIOD,
-    ScheduleDestruction, ServiceError, VersionDescription, VersionUsage,
+    ChangeKeyState, ChangeVersionState, CreateKey, QUIET_PERIOD, Retirement, Rewrap, RotateKey,
+    SCREAM_PERIOD, ScheduleDestruction, ScheduleKeyDestruction, ServiceError, UpdateKey,
+    VersionDescription, VersionUsage,
 };
 
 use crate::mutations::KEY;
@@ -94,15 +97,15 @@ async fn a_destruction_that_is_held_makes_no_walk() {
     schedule(&world, false).await.unwrap();
     world.clock.advance(MIN_DESTRUCTION_WINDOW);
     want(&world, &ciphertext).await;
-    let before = world.faults.walks();
+    let before = world.walks();
     for _ in 0..3 {
         let done = world.kms.reconcile().await.unwrap();
         assert_eq!((done.destroyed, done.failed), (0, 0));
     }
-    assert_eq!(world.faults.walks(), before);
+    assert_eq!(world.walks(), before);
     world.clock.advance(SCREAM_PERIOD);
     assert_eq!(world.kms.reconcile().await.unwrap().destroyed, 1);
-    assert!(world.faults.walks() > before, "what goes is looked at");
+    assert!(world.walks() > before, "what goes is looked at");
 }
 
 #[tokio::test]
@@ -174,6 +177,115 @@ async fn attempts_are_counted_by_whatever_they_want_and_are_evidence() {
     assert_eq!(usage.uses.process.count, 0, "what is refused is no use");
     assert_eq!(usage.retirement, Retirement::InUse);
     assert!(usage.evidence.iter().any(|line| line.contains("wanted 3 times")), "{usage:?}");
+}
+
+/// What a crash lost is not known, and what is not known is no silence.
+#[tokio::test]
+async fn a_version_whose_uses_were_lost_by_a_crash_counts_as_wanted() {
+    let world = World::new().await;
+    world.create(KEY).await;
+    world.wrap(KEY).await;
+    // The counter was leased from; the use was not written down.
+    let world = world.restart();
+    let rotate = RotateKey { name: name(KEY), reason: String::new(), request_id: fresh_id() };
+    world.kms.rotate_key(&world.request("kms.v1.KeyService/RotateKey"), rotate).await.unwrap();
+    world.clock.advance(QUIET_PERIOD * 2);
+    world.kms.reconcile().await.unwrap();
+    let last = world.clock.now();
+    assert_eq!(schedule(&world, false).await, Err(ServiceError::RecentlyUsed { last }));
+    // Of the whole key too, though its primary was never used.
+    let request = world.request("kms.v1.KeyService/DisableKey");
+    let change = ChangeKeyState { name: name(KEY), reason: "x".into(), request_id: fresh_id() };
+    world.kms.disable_key(&request, change).await.unwrap();
+    let plan = ScheduleKeyDestruction {
+        name: name(KEY),
+        window: MIN_DESTRUCTION_WINDOW,
+        allow_recent_use: false,
+        allow_consumers: false,
+        reason: "x".into(),
+        request_id: fresh_id(),
+    };
+    let request = world.request("kms.v1.KeyService/ScheduleKeyDestruction");
+    let refused = world.kms.schedule_key_destruction(&request, plan).await;
+    assert_eq!(refused, Err(ServiceError::RecentlyUsed { last }));
+    let planned = schedule(&world, true).await.unwrap();
+    assert!(planned.destroy_despite_recent_use, "by name");
+}
+
+/// A row of uses that goes while the destruction is planned holds it too.
+#[tokio::test]
+async fn uses_that_were_taken_away_hold_a_destruction() {
+    let (world, _) = quiet(Sensitivity::High).await;
+    schedule(&world, false).await.unwrap();
+    let database = rusqlite::Connection::open(world.database()).unwrap();
+    assert_eq!(database.execute("DELETE FROM usage WHERE version = 1", []).unwrap(), 1);
+    world.clock.advance(MIN_DESTRUCTION_WINDOW);
+    let done = world.kms.reconcile().await.unwrap();
+    assert_eq!((done.destroyed, done.failed), (0, 0));
+}
+
+fn lower(revision: Revision, allow_recent_use: bool) -> UpdateKey {
+    UpdateKey {
+        name: name(KEY),
+        revision,
+        owner: None,
+        sensitivity: Some(Sensitivity::Low),
+        usage: None,
+        cryptoperiod: None,
+        recipient_usage_period: None,
+        labels: None,
+        rotation_period: None,
+        allow_recent_use,
+        request_id: fresh_id(),
+    }
+}
+
+/// Another sensitivity would end the wait for those who still want it, without the permission that this takes.
+#[tokio::test]
+async fn the_sensitivity_is_lowered_while_a_version_waits_only_by_those_who_may_say_so() {
+    const OFFICER: &str = "spiffe://td/officer";
+    let actions: Vec<_> = ActionKind::ALL
+        .iter()
+        .copied()
+        .filter(|action| *action != ActionKind::DestroyRecentlyUsed)
+        .collect();
+    let (world, _) = quiet(Sensitivity::High).await;
+    schedule(&world, false).await.unwrap();
+    let world = world.restart_granting(&[grant(OFFICER, "t", &actions)]);
+    let describe = world.request("kms.v1.KeyService/DescribeKey");
+    let revision = world.kms.describe_key(&describe, &name(KEY)).await.unwrap().revision;
+    let update = |principal, allow| {
+        let request = world.request_of(principal, "kms.v1.KeyService/UpdateKey");
+        let kms = world.kms.clone();
+        async move { kms.update_key(&request, lower(revision, allow)).await }
+    };
+    let planned = Err(ServiceError::DestructionPlanned { version: KeyVersion::FIRST });
+    assert_eq!(update(OFFICER, false).await, planned);
+    assert_eq!(update(ADMIN, false).await, planned, "not unasked either");
+    assert_eq!(update(OFFICER, true).await, Err(ServiceError::AccessDenied));
+    // What lowers nothing is not asked about.
+    let owner = UpdateKey { sensitivity: None, owner: Some("x".into()), ..lower(revision, false) };
+    let request = world.request_of(OFFICER, "kms.v1.KeyService/UpdateKey");
+    let revision = world.kms.update_key(&request, owner).await.unwrap().revision;
+    let high = UpdateKey { sensitivity: Some(Sensitivity::High), ..lower(revision, false) };
+    let revision = world.kms.update_key(&request, high).await.unwrap().revision;
+    let request = world.request("kms.v1.KeyService/UpdateKey");
+    let made = world.kms.update_key(&request, lower(revision, true)).await.unwrap();
+    assert_eq!(made.sensitivity, Sensitivity::Low);
+    assert_eq!(world.last().reason.as_deref(), Some("[allows recent use]"));
+    // Of what is not HIGH nothing is taken.
+    let medium =
+        UpdateKey { sensitivity: Some(Sensitivity::Medium), ..lower(made.revision, false) };
+    assert!(world.kms.update_key(&request, medium).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_sensitivity_of_a_key_without_a_planned_destruction_is_lowered_freely() {
+    let (world, _) = quiet(Sensitivity::High).await;
+    let describe = world.request("kms.v1.KeyService/DescribeKey");
+    let revision = world.kms.describe_key(&describe, &name(KEY)).await.unwrap().revision;
+    let request = world.request("kms.v1.KeyService/UpdateKey");
+    assert!(world.kms.update_key(&request, lower(revision, false)).await.is_ok());
 }
 
 #[derive(Clone, Default)]

@@ -412,6 +412,7 @@ async fn a_rotation_period_counts_from_the_activation_of_a_staged_version() {
         recipient_usage_period: None,
         labels: None,
         rotation_period: Some(SetRotation::Every(period)),
+        allow_recent_use: false,
         request_id: fresh_id(),
     };
     let request = world.request("kms.v1.KeyService/UpdateKey");

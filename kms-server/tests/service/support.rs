@@ -186,6 +186,11 @@ impl World {
         self.kms.wrap(&request, wrap(key, b"secret")).await.unwrap()
     }
 
+    /// Returns how often the rows of a tenant were walked.
+    pub(crate) fn walks(&self) -> i64 {
+        self.faults.walks.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
     pub(crate) fn records(&self) -> Vec<AuditRecord> {
         self.sink.records()
     }

@@ -131,6 +131,7 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
         request_id,
         rotation_period,
         recipient_usage_period,
+        allow_recent_use,
     } = message;
     let mut update = UpdateKey {
         name: parse("name", &name)?,
@@ -142,6 +143,7 @@ pub(super) fn update_key(message: proto::UpdateKeyRequest) -> Decoded<UpdateKey>
         recipient_usage_period: None,
         labels: None,
         rotation_period: None,
+        allow_recent_use,
         request_id: self::request_id(&request_id)?,
     };
     let paths = update_mask.unwrap_or_default().paths;

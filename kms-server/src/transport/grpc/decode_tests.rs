@@ -44,6 +44,7 @@ fn update(paths: &[&str]) -> proto::UpdateKeyRequest {
         recipient_usage_period: None,
         request_id: REQUEST_ID.into(),
         rotation_period: None,
+        allow_recent_use: false,
     }
 }
 
