@@ -293,11 +293,11 @@ async fn a_client_that_is_revoked_has_no_further_item_done() {
     server.stop().await;
 }
 
-/// Streams that have had an item: as many as have room in the memory for requests.
+/// Streams at work: as many as have room in the memory for requests.
 const STREAMS_AT_WORK: usize = 42;
 
 #[tokio::test]
-async fn only_streams_that_have_had_an_item_take_the_memory_for_requests() {
+async fn only_streams_at_work_take_the_memory_for_requests() {
     let server = Server::fresh();
     let client = server.operator().await;
     let (key, old) = rolled_over(&client).await;
@@ -309,27 +309,15 @@ async fn only_streams_that_have_had_an_item_take_the_memory_for_requests() {
     }
     // More than what is free for every request.
     client.wrap(&key, &vec![7; 64 << 10], &[]).await.unwrap();
-    let (mut at_work, mut refused) = (Vec::new(), 0);
-    for (sender, mut answers) in idle {
-        sender.send(item("a", &key, &old)).await.unwrap();
-        match within(LIMIT, "the answer", answers.next()).await.unwrap() {
-            Ok(answer) => {
-                assert_eq!(told(&answer), ("a", 0, ""));
-                at_work.push((sender, answers));
-            }
-            Err(status) => {
-                Refusal::of(&status).is(Code::ResourceExhausted, "SERVER_SATURATED");
-                refused += 1;
-            }
+    // Each has an item now and then, and gives back what that took: twice as many as may work at a time are served.
+    for reference in ["a", "b"] {
+        for (sender, answers) in &mut idle {
+            sender.send(item(reference, &key, &old)).await.unwrap();
+            let answer = within(LIMIT, "the answer", answers.next()).await.unwrap().unwrap();
+            assert_eq!(told(&answer), (reference, 0, ""));
         }
     }
-    assert!(refused > 0 && at_work.len() <= STREAMS_AT_WORK, "{} at work", at_work.len());
-    // What one had is there for others when it has ended.
-    let (sender, answers) = at_work.pop().unwrap();
-    drop(sender);
-    assert!(to_the_end(answers).await.1.is_none());
-    let (answers, end) = all(&client, vec![item("b", &key, &old)]).await;
-    assert!(answers.len() == 1 && end.is_none(), "{end:?}");
+    client.wrap(&key, &vec![7; 64 << 10], &[]).await.unwrap();
     server.stop().await;
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// The largest message of a stream of items: the longest envelope and context, names, and room to spare.
 pub const MAX_STREAM_ITEM_BYTES: usize = 128 * 1024;
-/// What a stream of items takes of [`BODY_BUDGET_BYTES`] until its first item is there: that item, of which all is read as
+/// What a stream of items takes of [`BODY_BUDGET_BYTES`] while it waits for an item: that item, of which all is read as
 /// it comes. Eight connections full of such streams.
 pub const IDLE_STREAM_BYTES: usize = MAX_STREAM_ITEM_BYTES;
-/// What it takes from its first item on: what its client may send ahead, a message that
+/// What it takes while it has items: what its client may send ahead, a message that
 /// is not whole yet, and two windows of answers. Some forty streams at a time.
 pub const STREAM_BYTES: usize = WINDOW_BYTES as usize + 2 * 1024 * 1024;
 /// The longest reference of an item of a stream: the name of a row, not the row.

@@ -62,6 +62,13 @@ impl<'b> Charge<'b> {
         self.bytes += more;
         Ok(())
     }
+
+    /// Gives back what is more than so many bytes.
+    pub(super) fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.budget.0.fetch_add(less, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Charge<'_> {

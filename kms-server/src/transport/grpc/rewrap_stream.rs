@@ -2,9 +2,10 @@
 //!
 //! What has come is done together, as a batch: one HSM worker, one append to the audit log, a record an item. Then the
 //! answers must be on their way before more is read, so a client that takes none stops itself by the windows of HTTP/2.
-//! Each batch has the deadline of a call: its items must come, be done, and their answers be taken by then. So a stream
-//! lasts as long as it goes on, and no longer than its connection, or than its client wants. Who calls is asked again for
-//! each batch, as it would be for each call.
+//! The first item of a batch must come within the time of a call; from then on the batch has the time of a call to be done, and
+//! its answers to be taken. So a stream lasts as long as it goes on, and no longer than its connection, or than its client wants.
+//! Who calls is asked again for each batch, as it would be for each call. While nothing comes, a stream takes of the memory for
+//! requests what an idle one does.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tokio::time::timeout;
 use tonic::body::Body;
 use tracing::Instrument as _;
 
+use super::arrive::Charge;
 use super::bounds::{CONTEXT, NotDecoded, one, stream_item};
 use super::gateway::{Call, EVENT_ID_KEY, Ended};
 use super::messages::{Messages, Next};
@@ -96,9 +98,11 @@ async fn work(
         if call.left(context.deadline).is_zero() {
             return Err(Ended::Refused(Refused::TooLate));
         }
-        let Window { references, items, end, .. } = from.window(call, &context).await;
+        let wait = Wait { call, deadline: context.deadline };
+        let Window { references, items, end, .. } = from.window(wait, &mut charge).await;
         if !items.is_empty() {
-            // They may have been long in coming.
+            // They may have been long in coming: that is not taken from the time to do them.
+            context.deadline = call.step(from.whole);
             call.still(from.trust.as_ref())?;
             // Only now: streams that nothing comes on must not take the memory of those who work.
             charge.grow_to(STREAM_BYTES).map_err(Ended::Refused)?;
@@ -119,6 +123,13 @@ async fn work(
     }
 }
 
+/// How long the first item may take to come.
+#[derive(Clone, Copy)]
+struct Wait<'c> {
+    call: &'c Call,
+    deadline: Instant,
+}
+
 /// Where the items come from.
 struct Items {
     messages: Messages<Incoming>,
@@ -131,12 +142,19 @@ struct Items {
 }
 
 impl Items {
-    /// Waits for an item, and takes those that are there already with it. What ends the stream does so after these.
-    async fn window(&mut self, call: &Call, context: &RequestContext) -> Window {
+    /// Waits for an item, and takes those that are there already with it. What ends the stream does so after these. Who has to
+    /// wait gives back what a stream at work takes.
+    async fn window(&mut self, wait: Wait<'_>, charge: &mut Charge<'_>) -> Window {
         let mut window = Window::default();
         while window.items.len() < WINDOW_ITEMS && window.bytes < WINDOW_BYTES {
-            let wait = window.items.is_empty().then(|| call.left(context.deadline));
-            let came = self.next(wait).await.and_then(|next| match next {
+            let next = match self.next(None).await {
+                Ok(Next::NotYet) if window.items.is_empty() => {
+                    charge.shrink_to(IDLE_STREAM_BYTES);
+                    self.next(Some(wait.call.left(wait.deadline))).await
+                }
+                next => next,
+            };
+            let came = next.and_then(|next| match next {
                 Next::Message(message) => Ok(Some((message.len(), item(&message)?))),
                 Next::NotYet => Ok(None),
                 Next::End => {
