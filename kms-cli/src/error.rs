@@ -329,6 +329,9 @@ fn refusal_advice(refusal: &Refusal) -> Option<&'static str> {
             "the server's HSM is latched: its operators must act; retrying does not help"
         }
         "HSM_FULL" => "the server's HSM is full: its operators must act; retrying does not help",
+        "HSM_REFUSED" => {
+            "tell the operators of the server: their HSM refuses it by a policy of its own"
+        }
         _ => match Exit::of_refusal(&refusal.reason, refusal.code) {
             Exit::Denied => "ask who administers the tenant for this permission",
             Exit::NotFound => "see `kms key list` and `kms key versions KEY`",

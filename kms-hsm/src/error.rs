@@ -70,6 +70,12 @@ pub enum HsmError {
         /// For the operator.
         detail: String,
     },
+    /// The token refuses one job, and goes on with all others: what it would do is against its policy, or the object's.
+    #[error("the token refuses it: {detail}")]
+    Refused {
+        /// For the operator.
+        detail: String,
+    },
     /// The module did what the standard forbids, or we called it wrongly.
     #[error("bug: {reason}")]
     Bug {
@@ -151,7 +157,8 @@ impl HsmError {
             | Self::KeyIntegrity { .. }
             | Self::ResidentMissing
             | Self::MechanismMissing { .. }
-            | Self::TokenFull { .. } => Fault::Device,
+            | Self::TokenFull { .. }
+            | Self::Refused { .. } => Fault::Device,
             Self::Bug { .. } => Fault::Bug,
         }
     }
@@ -173,6 +180,7 @@ impl HsmError {
             | Self::ResidentMissing
             | Self::MechanismMissing { .. }
             | Self::TokenFull { .. }
+            | Self::Refused { .. }
             | Self::Bug { .. } => Retry::Never,
         }
     }
@@ -204,6 +212,7 @@ mod tests {
             (HsmError::ResidentMissing, Fault::Device, Retry::Never),
             (HsmError::MechanismMissing { mechanism: "CKM_X" }, Fault::Device, Retry::Never),
             (HsmError::TokenFull { detail: text() }, Fault::Device, Retry::Never),
+            (HsmError::Refused { detail: text() }, Fault::Device, Retry::Never),
             (HsmError::Bug { reason: "x" }, Fault::Bug, Retry::Never),
         ];
         for (error, fault, retry) in table {

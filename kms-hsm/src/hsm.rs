@@ -91,7 +91,8 @@ pub trait Hsm: Send + Sync + fmt::Debug + 'static {
     /// it is an extractable object that exists only inside this job. The check value stays as it is.
     ///
     /// # Errors
-    /// Of a key: [`HsmError::KeyIntegrity`] when blob or check value do not fit. Of all: [`HsmError::Bug`] when one is no blob.
+    /// Of a key: [`HsmError::KeyIntegrity`] when blob or check value do not fit. Of all: [`HsmError::Bug`] when one is no blob,
+    /// [`HsmError::Refused`] when the token does not do it, whose keys go on working.
     fn rewrap_keys(
         &self,
         sources: Vec<KeySource>,

@@ -28,6 +28,7 @@ fn a_latched_hsm_is_no_reason_to_try_again_and_a_reused_id_has_its_advice() {
     for (code, reason, advice) in [
         (Code::Unavailable, "HSM_LATCHED", "its operators must act; retrying does not help"),
         (Code::ResourceExhausted, "HSM_FULL", "its operators must act; retrying does not help"),
+        (Code::FailedPrecondition, "HSM_REFUSED", "their HSM refuses it by a policy of its own"),
         (Code::InvalidArgument, "REQUEST_ID_REUSED", "or leave --request-id out"),
         (Code::Unavailable, "HSM_UNAVAILABLE", "try again later"),
     ] {

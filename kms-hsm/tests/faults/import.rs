@@ -9,7 +9,7 @@ use kms_core::key::{CkaId, Protection};
 use kms_hsm::pkcs11::FatalReason;
 use kms_hsm::{GeneratedKey, Hsm as _, HsmError, HsmHealth, ImportKeySpec, KeyImport, KeySpec};
 
-use kms_testkit::isolated_faulty;
+use kms_testkit::{Faulty, isolated_faulty};
 
 use crate::rig::{LIMIT, Rig, soon, with_rig};
 
@@ -143,6 +143,83 @@ fn a_sick_device_is_not_the_callers_fault() {
         assert!(matches!(answer, Err(HsmError::Unavailable { .. })), "{answer:?}");
         faulty.heal();
         rig.await_recovery(&kept);
+        assert!(run(rig, &import).is_ok(), "and the job is as it was");
+    });
+}
+
+/// What tokens may say of a wrapped key, a length or a template that they do not like.
+const OF_INPUT: [&str; 9] = [
+    "CKR_KEY_SIZE_RANGE",
+    "0xf1", // CKR_UNWRAPPING_KEY_SIZE_RANGE
+    "CKR_ATTRIBUTE_VALUE_INVALID",
+    "CKR_TEMPLATE_INCONSISTENT",
+    "CKR_WRAPPED_KEY_LEN_RANGE",
+    "CKR_WRAPPED_KEY_INVALID",
+    "CKR_DATA_LEN_RANGE",
+    "CKR_KEY_FUNCTION_NOT_PERMITTED",
+    "CKR_GENERAL_ERROR",
+];
+
+/// Imports under a script, and asserts that nobody else heard of it and that the job is used up.
+fn used_up(rig: &Rig, faulty: &Faulty, rule: &str) -> HsmError {
+    let import = sealed(&create(rig).unwrap(), Protection::HsmWrapped);
+    let (mark, reconnects) = (faulty.mark(), rig.hsm.status().reconnects);
+    faulty.script(&[rule]);
+    let answer = run(rig, &import).map(drop);
+    assert_eq!(rig.health(), HsmHealth::Ready, "{rule}");
+    faulty.heal();
+    assert_eq!(rig.hsm.status().reconnects, reconnects, "{rule}");
+    for function in ["C_Finalize", "C_Login"] {
+        assert_eq!(faulty.count_since(mark, function), 0, "{rule}: {function}");
+    }
+    assert_eq!(run(rig, &import).map(drop), Err(HsmError::ImportKeyMissing), "{rule}");
+    let Err(error) = answer else { panic!("{rule}: the import was done") };
+    error
+}
+
+#[test]
+fn no_code_of_a_token_that_saw_the_input_is_anyone_elses_or_leaves_the_job() {
+    let test = "import::no_code_of_a_token_that_saw_the_input_is_anyone_elses_or_leaves_the_job";
+    with_rig(test, |rig, faulty| {
+        let kept = rig.key(1).key;
+        for code in OF_INPUT {
+            // The key between the steps, then the key itself.
+            let first = used_up(rig, faulty, &format!("C_UnwrapKey 1 return {code}"));
+            assert_eq!(first, HsmError::ImportMaterialInvalid, "{code}");
+            let second = used_up(rig, faulty, &format!("C_UnwrapKey 2 return {code}"));
+            let expected = match code {
+                "CKR_KEY_SIZE_RANGE" => HsmError::ImportKeyLength,
+                _ => HsmError::ImportMaterialInvalid,
+            };
+            assert_eq!(second, expected, "{code}");
+        }
+        for code in ["CKR_KEY_SIZE_RANGE", "CKR_KEY_NOT_WRAPPABLE", "CKR_GENERAL_ERROR"] {
+            let wrapped = used_up(rig, faulty, &format!("C_WrapKey 1 return {code}"));
+            assert_eq!(wrapped, HsmError::ImportKeyLength, "{code}");
+        }
+        for code in ["CKR_KEY_SIZE_RANGE", "CKR_ARGUMENTS_BAD", "CKR_MECHANISM_INVALID"] {
+            let tried = used_up(rig, faulty, &format!("C_DecryptInit 1 return {code}"));
+            assert_eq!(tried, HsmError::ImportKeyLength, "{code}");
+        }
+        let checked = used_up(rig, faulty, "C_Decrypt 1 lose CKR_GENERAL_ERROR");
+        assert_eq!(checked, HsmError::ImportCheckMismatch);
+        assert_eq!(rig.round_trip(&kept), Ok(()));
+        rig.assert_not_fatal();
+    });
+}
+
+#[test]
+fn a_token_that_has_no_room_says_nothing_of_the_input() {
+    let test = "import::a_token_that_has_no_room_says_nothing_of_the_input";
+    with_rig(test, |rig, faulty| {
+        let import = sealed(&create(rig).unwrap(), Protection::HsmWrapped);
+        for nth in [1, 2] {
+            faulty.script(&[&format!("C_UnwrapKey {nth} return CKR_DEVICE_MEMORY")]);
+            let answer = run(rig, &import);
+            assert!(matches!(answer, Err(HsmError::TokenFull { .. })), "{answer:?}");
+            assert_eq!(rig.health(), HsmHealth::Ready);
+        }
+        faulty.heal();
         assert!(run(rig, &import).is_ok(), "and the job is as it was");
     });
 }

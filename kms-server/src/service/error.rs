@@ -281,6 +281,9 @@ pub enum ServiceError {
         /// For the operator.
         detail: String,
     },
+    /// The token refuses this job alone; the detail is for the operator.
+    #[error("the token refuses it: {0}")]
+    HsmRefused(String),
     /// The deadline passed before the HSM took the job: nothing was done.
     #[error("the deadline passed before the hsm took the job")]
     QueueDeadline,
@@ -387,6 +390,7 @@ impl ServiceError {
             Self::HsmUnavailable { .. } => "HSM_UNAVAILABLE",
             Self::HsmLatched { .. } => "HSM_LATCHED",
             Self::HsmFull { .. } => "HSM_FULL",
+            Self::HsmRefused { .. } => "HSM_REFUSED",
             Self::QueueDeadline => "QUEUE_DEADLINE",
             Self::HsmDeadline => "HSM_DEADLINE",
             Self::MechanismUnsupported { .. } => "MECHANISM_UNSUPPORTED",
@@ -453,6 +457,7 @@ impl ServiceError {
             | Self::HsmUnavailable { .. }
             | Self::HsmLatched { .. }
             | Self::HsmFull { .. }
+            | Self::HsmRefused { .. }
             | Self::QueueDeadline
             | Self::HsmDeadline
             | Self::MechanismUnsupported { .. } => Fault::Device,
@@ -536,6 +541,7 @@ impl ServiceError {
             | Self::ResourceExists { .. }
             | Self::HsmLatched { .. }
             | Self::HsmFull { .. }
+            | Self::HsmRefused { .. }
             | Self::MechanismUnsupported { .. }
             | Self::KeyIntegrity { .. }
             | Self::Bug { .. } => None,

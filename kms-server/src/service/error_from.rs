@@ -31,6 +31,7 @@ impl From<HsmError> for ServiceError {
             HsmError::ImportCheckMismatch => Self::ImportCheckMismatch,
             HsmError::MechanismMissing { mechanism } => Self::MechanismUnsupported { mechanism },
             HsmError::TokenFull { detail } => Self::HsmFull { detail },
+            HsmError::Refused { detail } => Self::HsmRefused(detail),
             HsmError::Bug { reason } => Self::Bug { reason },
             // `HsmError` is non-exhaustive: what we do not know is fatal and opaque.
             _ => Self::Bug { reason: "an hsm error that the service does not know" },

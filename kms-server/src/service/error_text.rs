@@ -9,6 +9,7 @@ impl ServiceError {
             Self::HsmUnavailable { .. } | Self::HsmLatched { .. } | Self::HsmFull { .. } => {
                 "the hsm is unavailable".into()
             }
+            Self::HsmRefused { .. } => "the hsm refuses this operation".into(),
             Self::StoreUnavailable { .. } => "the store is unavailable".into(),
             Self::AuditUnavailable { .. } => "the audit log is unavailable".into(),
             Self::JournalUnavailable { .. } => "the state journal is unavailable".into(),

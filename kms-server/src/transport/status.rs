@@ -107,7 +107,8 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::KeyDestroyed
         | ServiceError::DestructionBegun
         | ServiceError::DestructionPlanned { .. }
-        | ServiceError::VersionsExhausted => Code::FailedPrecondition,
+        | ServiceError::VersionsExhausted
+        | ServiceError::HsmRefused { .. } => Code::FailedPrecondition,
         ServiceError::OperationInProgress
         | ServiceError::BackupInProgress
         | ServiceError::BackupCancelled

@@ -108,6 +108,7 @@ table! {
         => ("HSM_UNAVAILABLE", Code::Unavailable, Device, Some(250)),
     HsmLatched: E::HsmLatched { detail: NO_DETAIL } => ("HSM_LATCHED", Code::Unavailable, Device, None),
     HsmFull: E::HsmFull { detail: NO_DETAIL } => ("HSM_FULL", Code::ResourceExhausted, Device, None),
+    HsmRefused: E::HsmRefused(NO_DETAIL) => ("HSM_REFUSED", Code::FailedPrecondition, Device, None),
     QueueDeadline: E::QueueDeadline => ("QUEUE_DEADLINE", Code::DeadlineExceeded, Device, Some(500)),
     HsmDeadline: E::HsmDeadline => ("HSM_DEADLINE", Code::DeadlineExceeded, Device, Some(500)),
     MechanismUnsupported: E::MechanismUnsupported { mechanism: "CKM_X" }
@@ -206,6 +207,7 @@ fn what_is_for_the_operator_does_not_reach_the_caller() {
         ServiceError::HsmUnavailable { detail: canary.into(), retry_after: Duration::ZERO },
         ServiceError::HsmLatched { detail: canary.into() },
         ServiceError::HsmFull { detail: canary.into() },
+        ServiceError::HsmRefused(canary.into()),
         ServiceError::StoreUnavailable { detail: canary.into() },
         ServiceError::AuditUnavailable { detail: canary.into() },
         ServiceError::JournalUnavailable { detail: canary.into() },

@@ -4,7 +4,7 @@
 //! SoftHSM 2.6.1 pads wrong lengths and accepts them in silence: the KWP of a 32-byte key is 40 bytes, and of the lengths
 //! that are padded to that, none can compute a check value.
 
-use cryptoki::error::Error;
+use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, ObjectHandle};
 use kms_core::key::{CkaId, Material, Protection, WrappedKey};
@@ -12,7 +12,7 @@ use kms_core::key::{CkaId, Material, Protection, WrappedKey};
 use super::Keeper;
 use crate::error::HsmError;
 use crate::hsm::{GeneratedKey, KeyImport, KeySource, KeySpec};
-use crate::pkcs11::ckr::{Class, Failure, classify, describe, refuses};
+use crate::pkcs11::ckr::{Class, Failure, classify, describe};
 use crate::pkcs11::durable::sync_tree;
 use crate::pkcs11::gate::Root;
 use crate::pkcs11::key::Handle;
@@ -22,7 +22,6 @@ use crate::pkcs11::token;
 
 /// No key of this many bytes, or none that works.
 const LENGTH: Failure = Failure::Answer(HsmError::ImportKeyLength);
-const MISMATCH: Failure = Failure::Answer(HsmError::ImportCheckMismatch);
 
 impl Keeper {
     /// Imports a key, and uses the key of its job up.
@@ -62,7 +61,7 @@ impl Keeper {
         root: Root,
         private: ObjectHandle,
     ) -> Result<GeneratedKey, Failure> {
-        let opened = self.open_sealed(import, private)?;
+        let opened = self.open_sealed(import, root, private)?;
         let blob = self.rewrap_opened(import, root, opened);
         // Invariant: as of a key that is generated, the extractable object does not outlive this job.
         if let Err(error) = self.session()?.destroy_object(opened) {
@@ -97,6 +96,7 @@ impl Keeper {
     fn open_sealed(
         &self,
         import: &KeyImport,
+        root: Root,
         private: ObjectHandle,
     ) -> Result<ObjectHandle, Failure> {
         let mechanism = oaep(import.job.hash);
@@ -104,12 +104,16 @@ impl Keeper {
         if import.method.hash() != import.job.hash || import.wrapped.len() != length {
             return Err(Failure::Answer(HsmError::ImportMaterialInvalid));
         }
+        let whole = &template::opened();
+        let last = (whole.as_slice(), HsmError::ImportKeyLength);
         if !import.method.is_two_steps() {
-            return self.open_by(private, &mechanism, &import.wrapped, &template::opened());
+            return self.open_by(root, (private, &mechanism), &import.wrapped, last);
         }
         let (head, tail) = import.wrapped.split_at(import.job.size.bytes());
-        let kek = self.open_by(private, &mechanism, head, &template::import_kek())?;
-        let opened = self.open_by(kek, &KWP, tail, &template::opened());
+        let kek = &template::import_kek();
+        let step = (kek.as_slice(), HsmError::ImportMaterialInvalid);
+        let kek = self.open_by(root, (private, &mechanism), head, step)?;
+        let opened = self.open_by(root, (kek, &KWP), tail, last);
         match (opened, self.session()?.destroy_object(kek)) {
             (opened, Ok(())) => opened,
             // Both die with the session.
@@ -117,34 +121,19 @@ impl Keeper {
         }
     }
 
+    /// Opens what the caller sealed; `of` is what is wrong with it when the token says that the length is.
     fn open_by(
         &self,
-        key: ObjectHandle,
-        mechanism: &Mechanism<'_>,
+        root: Root,
+        (key, mechanism): (ObjectHandle, &Mechanism<'_>),
         sealed: &[u8],
-        template: &[Attribute],
+        (template, of): (&[Attribute], HsmError),
     ) -> Result<ObjectHandle, Failure> {
-        let error = match self.session()?.unwrap_key(mechanism, key, sealed, template) {
-            Ok(object) => return Ok(object),
-            Err(error) => error,
-        };
-        let invalid = Failure::Answer(HsmError::ImportMaterialInvalid);
-        match classify(&error) {
-            Class::Ciphertext | Class::WrappedKey => Err(invalid),
-            // An AES key between the steps that is none: SoftHSM finds that out when it is used.
-            Class::Refused | Class::ObjectGone
-                if *mechanism.mechanism_type() == *KWP.mechanism_type() =>
-            {
-                self.token_is_there()?;
-                Err(invalid)
-            }
-            // SoftHSM says CKR_GENERAL_ERROR for what does not open: the roots decide.
-            Class::Ambiguous => {
-                self.any_root_sings(describe(&error))?;
-                Err(invalid)
-            }
-            _ => Err(error.into()),
-        }
+        let opened = self.session()?.unwrap_key(mechanism, key, sealed, template);
+        opened.map_err(|error| match error {
+            Error::Pkcs11(RvError::KeySizeRange, _) => self.of_input(error, root, of),
+            _ => self.of_input(error, root, HsmError::ImportMaterialInvalid),
+        })
     }
 
     /// Verifies an opened key and wraps it under the root.
@@ -158,8 +147,7 @@ impl Keeper {
             Ok(blob) if blob.len() == WRAPPED_KEY_BYTES => blob,
             Ok(_) => return Err(LENGTH),
             // SoftHSM, of a key of no bytes at all.
-            Err(error) if refuses(&error) => return Err(LENGTH),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.of_input(error, root, HsmError::ImportKeyLength)),
         };
         self.check_fits_import(import, opened, root)?;
         Ok(blob)
@@ -171,22 +159,49 @@ impl Keeper {
         key: ObjectHandle,
         root: Root,
     ) -> Result<(), Failure> {
-        match token::verify_import_check(self.session()?, key, &import.check, &import.check_aad) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => match classify(&error) {
-                Class::Ciphertext => Err(MISMATCH),
-                Class::Ambiguous => {
-                    self.root_sings(root, describe(&error))?;
-                    Err(MISMATCH)
+        let checked =
+            token::verify_import_check(self.session()?, key, &import.check, &import.check_aad)?;
+        checked.map_err(|error| match classify(&error) {
+            Class::Ciphertext | Class::Ambiguous => {
+                self.of_input(error, root, HsmError::ImportCheckMismatch)
+            }
+            // Of a length that is no AES key's: softhsm.md, and KEY_SIZE_RANGE elsewhere.
+            _ => self.of_input(error, root, HsmError::ImportKeyLength),
+        })
+    }
+
+    /// Settles what the token says once it has looked at the caller's bytes: its own trouble, or theirs.
+    ///
+    /// Invariant: no code that a caller's bytes can bring about opens the breaker, or leaves the job to be tried again
+    /// (`no_code_of_a_token_that_saw_the_input_is_anyone_elses_or_leaves_the_job`). Tokens differ in what they say of a
+    /// length or a template; as long as token and root answer, it is of the input.
+    fn of_input(&self, error: Error, root: Root, of: HsmError) -> Failure {
+        match classify(&error) {
+            Class::SessionLost
+            | Class::LoginLost
+            | Class::PinRefused
+            | Class::PinLocked
+            | Class::ModuleLost
+            | Class::Device
+            | Class::Full => error.into(),
+            Class::Ciphertext | Class::WrappedKey => Failure::Answer(of),
+            // SoftHSM says CKR_GENERAL_ERROR for what does not open, and finds out that an AES key between the steps is none
+            // when it is used.
+            Class::Ambiguous
+            | Class::ObjectGone
+            | Class::Refused
+            | Class::Bug
+            | Class::LoggedIn => {
+                let detail = describe(&error);
+                let answers = self.token_is_there();
+                match answers.and_then(|()| self.root_sings(root, detail.clone())) {
+                    Ok(()) => {
+                        tracing::warn!(detail, "the token refused what an import brought");
+                        Failure::Answer(of)
+                    }
+                    Err(failure) => failure,
                 }
-                // Of a length that is no AES key's: softhsm.md, and KEY_SIZE_RANGE elsewhere.
-                Class::Refused | Class::ObjectGone => {
-                    self.token_is_there()?;
-                    Err(LENGTH)
-                }
-                _ => Err(error.into()),
-            },
-            Err(failure) => Err(failure),
+            }
         }
     }
 
@@ -261,15 +276,6 @@ impl Keeper {
         match &self.shared.config.token_dir {
             Some(directory) => sync_tree(directory).map_err(Failure::Answer),
             None => Ok(()),
-        }
-    }
-
-    /// The canary where no root is part of the job.
-    fn any_root_sings(&self, detail: String) -> Result<(), Failure> {
-        let root = self.live()?.roots.values().next().copied();
-        match root {
-            Some(root) => self.root_sings(root, detail),
-            None => Err(Failure::Device(detail)),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Re-wrapping: a key leaves the blob of one root and enters that of another, inside the token.
 //!
-//! A root of the profile `locked` gives no extractable object: its C_UnwrapKey refuses the template, and the job fails.
+//! A root of the profile `locked` gives no extractable object: its C_UnwrapKey refuses the template, or C_WrapKey the object.
+//! That is the answer of this job alone (`settle.rs`): the roots, and all that is loaded, work as before.
 
 use cryptoki::object::ObjectHandle;
 use kms_core::id::RootGeneration;
@@ -38,7 +39,7 @@ impl Keeper {
         let Material::Wrapped(old) = &source.material else {
             return Err(Failure::Answer(HsmError::Bug { reason: "a resident key has no blob" }));
         };
-        let opened = self.unwrap_as(from, old, &template::opened())?;
+        let opened = self.unwrap_as(from, old, &template::opened()).map_err(not_as_extractable)?;
         let blob = self
             .check_value_fits(from, opened, source)
             .and_then(|()| Ok(self.session()?.wrap_key(&KWP, to.wrap, opened)?));
@@ -78,5 +79,15 @@ impl Keeper {
     fn destroy_or_end(&self, object: ObjectHandle) -> Result<(), Failure> {
         let destroyed = self.session()?.destroy_object(object);
         destroyed.map_err(|error| Failure::Module(describe(&error)))
+    }
+}
+
+/// A template that the token does not take of this root; which code it said is in the log.
+fn not_as_extractable(failure: Failure) -> Failure {
+    match failure {
+        Failure::Answer(HsmError::Bug { .. }) => Failure::Answer(HsmError::Refused {
+            detail: "C_UnwrapKey does not open the key as one that can be wrapped again".into(),
+        }),
+        other => other,
     }
 }
