@@ -16,6 +16,9 @@ pub const MAX_IMPORT_JOB_LIFETIME: Duration = Duration::from_hours(72);
 pub const MIN_IMPORT_JOB_LIFETIME: Duration = Duration::from_mins(5);
 /// The most open jobs of a tenant: each is an object on the token, which looks at all of its objects.
 pub const MAX_IMPORT_JOBS: usize = 20;
+/// The most open jobs of all tenants together: half of the private keys that a listing of the token has room for
+/// (`kms_hsm::hsm::MAX_IMPORT_KEYS`), so that one which no job names is seen beside them.
+pub const MAX_OPEN_IMPORT_JOBS: u32 = 500;
 /// The longest public key that is stored: one of 4096 bits has 550 bytes.
 pub const MAX_PUBLIC_KEY_BYTES: usize = 1024;
 

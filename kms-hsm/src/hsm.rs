@@ -23,7 +23,8 @@ pub use crate::pending::Pending;
 pub const MAX_RANDOM_BYTES: usize = 1024;
 /// The most strays that are listed: more than a person would look at one by one.
 pub const MAX_STRAYS: usize = 1000;
-/// The most private keys that are listed: more than there may be import jobs of fifty tenants.
+/// The most private keys that are listed: twice as many as there may be import jobs of all tenants together
+/// ([`kms_core::import_job::MAX_OPEN_IMPORT_JOBS`]); the rest is for those that nobody knows.
 pub const MAX_IMPORT_KEYS: usize = 1000;
 /// The most operations of one batch.
 pub const MAX_BATCH: usize = 1000;

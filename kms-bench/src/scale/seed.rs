@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use kms_core::clock::{Clock, SystemClock, Timestamp};
 use kms_core::id::{EventId, Randomness as _, RequestId, RootGeneration};
+use kms_core::import_job::MAX_OPEN_IMPORT_JOBS;
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::secret::Pin;
@@ -243,5 +244,6 @@ async fn open(directory: &Path, clock: Arc<PastClock>) -> Result<Parts, Error> {
         randomness: Arc::new(SystemRandomness),
         keyring: KeyringConfig { generation, oldest: generation, ..KeyringConfig::default() },
         allow_rsa_oaep_sha1: false,
+        max_open_import_jobs: MAX_OPEN_IMPORT_JOBS,
     })
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use kms_core::clock::{Clock, SystemClock};
 use kms_core::id::RootGeneration;
+use kms_core::import_job::MAX_OPEN_IMPORT_JOBS;
 use kms_core::key::{RowMac, Sealed};
 use kms_core::root::RetiredRoot;
 use kms_core::secret::equal_in_constant_time;
@@ -434,6 +435,7 @@ impl Restoring<'_> {
                 roots::newest(&self.pins),
             ),
             allow_rsa_oaep_sha1: false,
+            max_open_import_jobs: MAX_OPEN_IMPORT_JOBS,
         });
         let restored = self.replay_with(&kms, manifest, tale, fence.is_some(), last).await;
         let drained = kms.drain().await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kms_core::id::RootGeneration;
+use kms_core::import_job::MAX_OPEN_IMPORT_JOBS;
 use kms_hsm::Hsm;
 
 use super::error::StartError;
@@ -77,6 +78,7 @@ impl Core {
             randomness: Arc::new(SystemRandomness),
             keyring: parts::keyring(config, roots::oldest(&pins), roots::newest(&pins)),
             allow_rsa_oaep_sha1: false,
+            max_open_import_jobs: MAX_OPEN_IMPORT_JOBS,
         });
         // Of a database that is not the one the log has last seen nothing is changed.
         super::compare::compare(&kms, None, &mut shutdown).await?;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use kms_core::import_job::MAX_OPEN_IMPORT_JOBS;
 use kms_hsm::{Hsm, HsmHealth};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
@@ -215,6 +216,7 @@ impl Core {
             randomness: Arc::new(SystemRandomness),
             keyring: parts::keyring(config, roots::oldest(&pins), roots::newest(&pins)),
             allow_rsa_oaep_sha1: config.import.allow_rsa_oaep_sha1,
+            max_open_import_jobs: MAX_OPEN_IMPORT_JOBS,
         });
         // The only place that sets it, so it cannot be taken.
         let _ = told.kms.set(kms.clone());

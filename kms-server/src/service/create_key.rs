@@ -143,6 +143,11 @@ impl Change<'_> {
         // Only now: keys of one tenant may be generated side by side.
         let _lock = change.inner.lock_tenant(tenant).await?;
         let history = vec![moved(None, &version.row)];
+        let import_job = match import_job {
+            // It may have another MAC by now, or be gone: keys are imported side by side.
+            Some(job) => Some(change.inner.import_job_still(&job.row).await?),
+            None => None,
+        };
         let removed: Vec<_> = import_job.iter().map(|job| job.mac).collect();
         let uses_job = import_job.is_some();
         let rows = RowChanges { added: &[key.mac, version.mac], removed: &removed, history };

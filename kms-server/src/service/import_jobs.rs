@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use kms_core::canonical::CanonicalWriter;
+use kms_core::clock::Timestamp;
 use kms_core::id::{KeyUid, KeyVersion, RequestId};
 use kms_core::import::{ImportMethod, OaepHash};
 use kms_core::import_job::{
@@ -29,8 +30,8 @@ impl Kms {
     ///
     /// # Errors
     /// `FIELD_VIOLATION`, `ACCESS_DENIED`, `IMPORT_METHOD_REFUSED`, `MECHANISM_UNSUPPORTED`, `IMPORT_JOBS_FULL`,
-    /// `KEY_DESTROY_SCHEDULED`, `KEY_DESTROYED`,
-    /// `REQUEST_ID_REUSED`, `OPERATION_IN_PROGRESS`, and what the layers below cannot do.
+    /// `HSM_FULL` when those of all tenants are too many, `KEY_DESTROY_SCHEDULED`, `KEY_DESTROYED`, `REQUEST_ID_REUSED`,
+    /// `OPERATION_IN_PROGRESS`, and what the layers below cannot do.
     pub async fn create_import_job(
         &self,
         request: &RequestContext,
@@ -115,6 +116,16 @@ impl Inner {
             |job: &Sealed<ImportJobRow>| named(&job.row).is_ok_and(|found| found == *name);
         let missing = || ServiceError::ImportJobNotFound { name: name.clone() };
         jobs.into_iter().find(is_meant).ok_or_else(missing)
+    }
+
+    /// Reads a job again as it stands. The caller has the tenant's turn: while the HSM opened what was sealed to it, a root
+    /// rollover may have given its row another MAC (`an_import_that_meets_a_root_rollover_makes_its_key`).
+    pub(super) async fn import_job_still(
+        &self,
+        job: &ImportJobRow,
+    ) -> Result<Sealed<ImportJobRow>, ServiceError> {
+        let jobs = self.import_jobs(job.key.tenant()).await?;
+        jobs.into_iter().find(|found| found.row == *job).ok_or(ServiceError::ImportJobLost)
     }
 
     /// Refuses SHA-1 unless the operator allows it by name.
@@ -250,6 +261,8 @@ impl Mutation for CreateImportJob {
         let tenant = self.key.tenant();
         // Only now: key pairs take seconds.
         let _turn: TenantLock = inner.lock_tenant(tenant).await?;
+        // Jobs of all tenants are counted together: no other comes between the last look and the row.
+        let _room = inner.import_job_room.lock().await;
         inner.check_room_for_import_job(tenant).await?;
         let rows = RowChanges { added: &[job.mac], removed: &[], history: Vec::new() };
         let closing = change.closing(tenant, rows, &description).await?;
@@ -262,7 +275,24 @@ impl Mutation for CreateImportJob {
 impl Inner {
     async fn check_room_for_import_job(&self, tenant: &TenantName) -> Result<(), ServiceError> {
         let jobs = self.import_jobs(tenant).await?;
-        if jobs.len() < MAX_IMPORT_JOBS { Ok(()) } else { Err(ServiceError::ImportJobsFull) }
+        if jobs.len() >= MAX_IMPORT_JOBS {
+            return Err(ServiceError::ImportJobsFull);
+        }
+        self.check_room_on_token().await
+    }
+
+    /// Each open job is an object on the token, whoever's it is. It says nothing of other tenants to the caller.
+    async fn check_room_on_token(&self) -> Result<(), ServiceError> {
+        let most = self.max_open_import_jobs;
+        // All of them expire some day.
+        let open = self.store.due_import_jobs(Timestamp::from_unix_ms(i64::MAX), None, most).await;
+        let open = self.keyring.stored(open)?;
+        if open.rows.len() + open.damaged < most as usize {
+            return Ok(());
+        }
+        let detail = format!("{most} import jobs of all tenants are open, which is the most");
+        tracing::warn!(detail, "an import job was refused");
+        Err(ServiceError::HsmFull { detail })
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Parts {
     pub keyring: KeyringConfig,
     /// Whether keys may be imported under RSA-OAEP with SHA-1.
     pub allow_rsa_oaep_sha1: bool,
+    /// The most open import jobs of all tenants together; see [`kms_core::import_job::MAX_OPEN_IMPORT_JOBS`].
+    pub max_open_import_jobs: u32,
 }
 
 /// The service; clones share it.
@@ -87,6 +89,9 @@ pub(super) struct Inner {
     pub(super) randomness: Arc<dyn Randomness>,
     pub(super) keyring: Keyring,
     pub(super) allow_rsa_oaep_sha1: bool,
+    pub(super) max_open_import_jobs: u32,
+    /// Held from the count of all import jobs to the row of one more.
+    pub(super) import_job_room: tokio::sync::Mutex<()>,
     /// Requests that change something and are being worked on.
     pub(super) requests: Mutex<HashSet<(Arc<str>, RequestId)>>,
     /// Intents of this process, which the reconciler leaves alone.
@@ -131,6 +136,7 @@ impl Kms {
             randomness,
             keyring,
             allow_rsa_oaep_sha1,
+            max_open_import_jobs,
         } = parts;
         let keyring = Keyring::new(
             Arc::clone(&hsm),
@@ -153,6 +159,8 @@ impl Kms {
             randomness,
             keyring,
             allow_rsa_oaep_sha1,
+            max_open_import_jobs,
+            import_job_room: tokio::sync::Mutex::default(),
             requests: Mutex::default(),
             intents: Mutex::default(),
             orphans: Mutex::default(),

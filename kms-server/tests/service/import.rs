@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use kms_core::id::RequestId;
+use kms_core::id::{RequestId, RootGeneration};
 use kms_core::import::{self, ImportMethod, RsaSize};
 use kms_core::import_job::{DEFAULT_IMPORT_JOB_LIFETIME, MAX_IMPORT_JOBS};
 use kms_core::key::{CkaId, Origin, Protection};
 use kms_core::name::{KeyName, TenantName};
 use kms_core::state::VersionState;
 use kms_hsm::ImportKeySpec;
+use kms_server::keyring::KeyringConfig;
 use kms_server::service::{
     CancelImportJob, ChangeVersionState, CreateImportJob, CreateKey, ImportJobDescription,
     ImportKey, ImportKeyVersion, KeyDescription, MAX_DUE, SealedKey, ServiceError, StageKeyVersion,
@@ -250,6 +251,57 @@ async fn a_tenant_has_so_many_jobs_and_no_more() {
     cancel(&world, &last).await.unwrap();
     more().await.unwrap();
     check(&world, "full").await;
+}
+
+#[tokio::test]
+async fn all_tenants_together_have_so_many_jobs_and_no_more() {
+    let world = World::new().await.restart_with_import_jobs(2);
+    let others = || job(name("tenants/u/keys/k"), fresh_id());
+    new_job(&world).await;
+    let last = create_job(&world, others()).await.unwrap();
+    for refused in [job(name(KEY), fresh_id()), others()] {
+        let refused = create_job(&world, refused).await.unwrap_err();
+        assert!(matches!(refused, ServiceError::HsmFull { .. }), "{refused:?}");
+        assert!(!refused.public_text().contains("tenants"), "{}", refused.public_text());
+    }
+    assert_eq!(private_keys(&world).await.len(), 2, "none was made in vain");
+    cancel(&world, &last).await.unwrap();
+    // Two at a time for the one place that is left.
+    let (one, other) =
+        tokio::join!(create_job(&world, job(name(KEY), fresh_id())), create_job(&world, others()));
+    assert_eq!([&one, &other].iter().filter(|made| made.is_ok()).count(), 1, "{one:?} {other:?}");
+    assert_eq!(private_keys(&world).await.len(), 2, "and the other's key pair is gone");
+}
+
+/// The key is opened before the turn is taken, and the row of the job gets another MAC meanwhile: it is the same job.
+#[tokio::test]
+async fn an_import_that_meets_a_root_rollover_makes_its_key() {
+    for protection in PROTECTIONS {
+        let world = World::new().await;
+        let job = new_job(&world).await;
+        let second = RootGeneration::new(2).unwrap();
+        world.open_root(second).await;
+        let config = KeyringConfig { generation: second, ..KeyringConfig::default() };
+        let world = world.restart_with(config);
+        let gate = world.faults.stop_intents();
+        let import = import_as(&world, protection, seal(&job, &OWNERS_KEY));
+        let watch = async {
+            gate.arrivals(1).await;
+            let rolling = world.kms.root_pass();
+            let opening = async {
+                gate.arrivals(1).await;
+                gate.open();
+            };
+            tokio::join!(rolling, opening).0
+        };
+        let (imported, rolled) = tokio::join!(import, watch);
+        assert!(rolled.is_ok(), "{rolled:?}");
+        assert_eq!(imported.unwrap().primary_version.unwrap().get(), 1);
+        assert_eq!(private_keys(&world).await, []);
+        assert_eq!(list(&world, "t").await, Ok(vec![]), "used once");
+        assert_eq!(origin(&world, 1).await, Origin::Imported);
+        check(&world, "rolled over meanwhile").await;
+    }
 }
 
 /// The key is opened before the turn is taken: who gives the job up meanwhile wins, and nobody is told of tampering.

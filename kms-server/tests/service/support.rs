@@ -10,6 +10,7 @@ use kms_core::audit::AuditRecord;
 use kms_core::clock::{Clock, ManualClock, Timestamp};
 use kms_core::context::EncryptionContext;
 use kms_core::id::{EventId, Randomness as _, RequestId, RootGeneration};
+use kms_core::import_job::MAX_OPEN_IMPORT_JOBS;
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::name::KeyName;
 use kms_core::secret::Plaintext;
@@ -67,8 +68,8 @@ impl World {
         let macs = hsm.mac(RootGeneration::FIRST, vec![pin.mac_input()], deadline).await.unwrap();
         store.add_root_pin(pin, macs[0]).await.unwrap();
         let sink = Arc::new(MemorySink::new(100_000));
-        let keyring = KeyringConfig::default();
-        Self::assemble(directory, device, hsm, store, sink, clock, keyring, grants, false)
+        let bounds = (KeyringConfig::default(), MAX_OPEN_IMPORT_JOBS);
+        Self::assemble(directory, device, hsm, store, sink, clock, bounds, grants, false)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of a world")]
@@ -79,7 +80,7 @@ impl World {
         store: Arc<dyn Store>,
         sink: Arc<MemorySink>,
         clock: Arc<ManualClock>,
-        keyring: KeyringConfig,
+        (keyring, max_open_import_jobs): (KeyringConfig, u32),
         grants: &[GrantConfig],
         allow_rsa_oaep_sha1: bool,
     ) -> Self {
@@ -113,6 +114,7 @@ impl World {
             randomness: Arc::new(SystemRandomness),
             keyring,
             allow_rsa_oaep_sha1,
+            max_open_import_jobs,
         });
         let sealed = Arc::default();
         Self { directory, device, hsm, store, sink, clock, faults, kms, sealed }
@@ -124,23 +126,28 @@ impl World {
     }
 
     pub(crate) fn restart_granting(&self, grants: &[GrantConfig]) -> Self {
-        self.again(KeyringConfig::default(), grants, false)
+        self.again((KeyringConfig::default(), MAX_OPEN_IMPORT_JOBS), grants, false)
     }
 
     pub(crate) fn restart_allowing_sha1(&self) -> Self {
-        self.again(KeyringConfig::default(), &[], true)
+        self.again((KeyringConfig::default(), MAX_OPEN_IMPORT_JOBS), &[], true)
+    }
+
+    /// With another bound of the import jobs of all tenants together.
+    pub(crate) fn restart_with_import_jobs(&self, most: u32) -> Self {
+        self.again((KeyringConfig::default(), most), &[], false)
     }
 
     pub(crate) fn restart_with(&self, keyring: KeyringConfig) -> Self {
-        self.again(keyring, &[], false)
+        self.again((keyring, MAX_OPEN_IMPORT_JOBS), &[], false)
     }
 
-    fn again(&self, keyring: KeyringConfig, grants: &[GrantConfig], sha1: bool) -> Self {
+    fn again(&self, bounds: (KeyringConfig, u32), grants: &[GrantConfig], sha1: bool) -> Self {
         let (hsm, store) = (Arc::clone(&self.hsm), Arc::clone(&self.store));
         let (directory, device) = (Arc::clone(&self.directory), self.device.clone());
         let (sink, clock) = (self.sink.clone(), self.clock.clone());
         let world =
-            Self::assemble(directory, device, hsm, store, sink, clock, keyring, grants, sha1);
+            Self::assemble(directory, device, hsm, store, sink, clock, bounds, grants, sha1);
         Self { sealed: Arc::clone(&self.sealed), ..world }
     }
 
