@@ -11,6 +11,7 @@ pub mod client;
 pub mod context;
 pub mod error;
 pub mod exit;
+pub mod fingerprint;
 pub mod input;
 pub mod interrupt;
 pub mod inventory;

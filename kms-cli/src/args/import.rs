@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use kms_core::clock::Timestamp;
 
 use super::key::{About, RequestIdArg};
+use crate::fingerprint::{Fingerprint, fingerprint};
 use crate::input::{period, time};
 
 /// The verbs of `kms import-job`.
@@ -116,6 +117,9 @@ pub struct Material {
     /// Read its check value there
     #[arg(long, value_name = "FILE", requires = "sealed")]
     pub check: Option<PathBuf>,
+    /// Seal the key to the public key of this fingerprint only: its SHA-256 in hexadecimal, had by another way than this server
+    #[arg(long, value_name = "HEX", value_parser = fingerprint, conflicts_with = "sealed")]
+    pub public_key_sha256: Option<Fingerprint>,
 }
 
 /// `kms key import`.

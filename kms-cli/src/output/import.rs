@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::view::{facts, time_text};
 use super::{View, plain_table};
+use crate::fingerprint::Fingerprint;
 use crate::terminal::harmless;
 
 /// An import job, as it is shown.
@@ -20,6 +21,8 @@ pub struct ImportJobView {
     pub rsa_bits: u32,
     /// The public key, SubjectPublicKeyInfo as DER, in base64.
     pub public_key: String,
+    /// The fingerprint of the public key: SHA-256 of its DER, in hexadecimal.
+    pub public_key_sha256: String,
     /// When it was made, RFC 3339.
     pub create_time: String,
     /// Until when it can be used, RFC 3339.
@@ -45,6 +48,7 @@ impl From<v1::ImportJob> for ImportJobView {
             method,
             rsa_bits,
             public_key: BASE64.encode(&public_key),
+            public_key_sha256: Fingerprint::of(&public_key).to_string(),
             create_time: time_text(create_time.as_ref()),
             expire_time: time_text(expire_time.as_ref()),
             actor,
@@ -58,6 +62,7 @@ impl View for ImportJobView {
             ("name", self.name.clone()),
             ("method", self.method.into()),
             ("rsa bits", self.rsa_bits.to_string()),
+            ("public key sha256", self.public_key_sha256.clone()),
             ("created", self.create_time.clone()),
             ("expires", self.expire_time.clone()),
             ("by", self.actor.clone()),

@@ -21,6 +21,7 @@ use crate::client::{Client, ClientError};
 use crate::context::ResolvedContext;
 use crate::error::CliError;
 use crate::exit::Exit;
+use crate::fingerprint::Fingerprint;
 use crate::input;
 use crate::output::import::{ImportJobView, ImportJobsView};
 use crate::output::view::{KeyView, RotationView};
@@ -99,8 +100,9 @@ pub fn import(session: &Session, args: Import) -> Result<(), CliError> {
     let job = job_name(&context, &args.job)?;
     let key = new_key(job.key().clone(), args.about)?;
     let brought = Brought::read(&args.material)?;
+    let expected = args.material.public_key_sha256;
     let key = session.with_client(&context, async |client: Client| {
-        let sealed = brought.sealed(&client, job, id).await?;
+        let sealed = brought.sealed(&client, job, expected, id).await?;
         Ok(client.import_key(key, sealed, id).await?)
     })?;
     show(session.format, &KeyView::from(key))
@@ -112,8 +114,9 @@ pub fn import_version(session: &Session, args: ImportVersion) -> Result<(), CliE
     let id = request_id(&args.request_id);
     let job = job_name(&context, &args.job)?;
     let brought = Brought::read(&args.material)?;
+    let expected = args.material.public_key_sha256;
     let (key, version) = session.with_client(&context, async |client: Client| {
-        let sealed = brought.sealed(&client, job, id).await?;
+        let sealed = brought.sealed(&client, job, expected, id).await?;
         Ok(client.import_key_version(sealed, args.activate_at, args.reason, id).await?)
     })?;
     show(session.format, &RotationView { key: key.into(), version: version.into() })
@@ -158,11 +161,12 @@ impl Brought {
         Ok(Self::Clear(key))
     }
 
-    /// Seals it to the public key of the job, as the server gives it.
+    /// Seals it to the public key of the job, as the server gives it, and to no other than is expected.
     async fn sealed(
         self,
         client: &Client,
         job: ImportJobName,
+        expected: Option<Fingerprint>,
         id: RequestId,
     ) -> Result<SealedKey, CliError> {
         let key = match self {
@@ -173,7 +177,10 @@ impl Brought {
         let check = ImportCheck::compute(&key, ImportCheck::iv(&name, id), &name);
         let check = check.map_err(|_| CliError::Bug("a check value cannot be made"))?;
         let wrapped = match client.describe_import_job(&job).await {
-            Ok(described) => seal(&described, &key)?,
+            Ok(described) => {
+                check_public_key(&described.public_key, expected)?;
+                seal(&described, &key)?
+            }
             // Perhaps this very request used it up, and its answer was lost: the server knows it by its id, and the key by the
             // check value.
             Err(ClientError::Refused(refusal)) if refusal.reason == "IMPORT_JOB_NOT_FOUND" => {
@@ -183,6 +190,25 @@ impl Brought {
         };
         Ok(SealedKey { job, wrapped, check })
     }
+}
+
+/// Refuses a public key that is another than the owner was told of: whoever has its private key would read the key.
+fn check_public_key(public_key: &[u8], expected: Option<Fingerprint>) -> Result<(), CliError> {
+    let given = Fingerprint::of(public_key);
+    let Some(expected) = expected.filter(|expected| *expected != given) else { return Ok(()) };
+    Err(CliError::Part {
+        exit: Exit::Integrity,
+        reason: "PUBLIC_KEY_MISMATCH",
+        message: format!(
+            "the server gives the import job a public key with SHA-256 {given}, expected is {expected}: nothing was sealed \
+             or sent"
+        ),
+        advice: Some(
+            "compare the name of the job and its fingerprint with who made it; when they are right, stop, and tell the \
+             operators of the server"
+                .into(),
+        ),
+    })
 }
 
 fn seal(job: &v1::ImportJob, key: &[u8; IMPORTED_KEY_BYTES]) -> Result<Vec<u8>, CliError> {

@@ -125,6 +125,7 @@ fn no_secret_can_be_given_in_argv() {
         "plaintext-out",
         "protection",
         "public-key-out",
+        "public-key-sha256",
         "reason",
         "recipient",
         "recipient-usage-period",

@@ -84,6 +84,47 @@ fn a_key_is_sealed_here_from_stdin_a_file_or_a_descriptor() {
     assert_eq!(staged["version"]["activate_time"], "2027-01-31T08:00:00.000Z");
 }
 
+fn expecting<'w>(words: &[&'w str], fingerprint: &'w str) -> Vec<&'w str> {
+    [words, &["--public-key-sha256", fingerprint]].concat()
+}
+
+#[test]
+fn a_key_is_sealed_to_the_public_key_that_was_told_by_another_way_and_to_no_other() {
+    let world = World::new();
+    let file = world.path("job.der");
+    let describe = ["import-job", "describe", JOB, "--public-key-out", file.to_str().unwrap()];
+    let described = world.kms(&[&describe, &JSON[..]].concat(), b"").json();
+    let fingerprint = described["public_key_sha256"].as_str().unwrap().to_owned();
+    let digest =
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &std::fs::read(&file).unwrap());
+    assert_eq!(fingerprint, data_encoding::HEXLOWER.encode(digest.as_ref()), "as `sha256sum`");
+    let shown = world.kms(&["import-job", "describe", JOB], b"");
+    assert!(shown.text().contains(&fingerprint), "{}", shown.text());
+    let new = [&["key", "import", JOB], &ABOUT[..]].concat();
+    let version = vec!["key", "import-version", JOB, "--reason", "r"];
+    let last = if fingerprint.ends_with('0') { "1" } else { "0" };
+    let (short, _) = fingerprint.split_at(63);
+    let other = format!("{short}{last}");
+    for words in [new, version] {
+        let before = world.fake.script().request_ids.len();
+        let refused = world.kms(&expecting(&words, &other), KEY);
+        assert_eq!(refused.code, 8, "{}", refused.stderr);
+        for told in ["PUBLIC_KEY_MISMATCH", &fingerprint, &other, "nothing was sealed or sent"] {
+            assert!(refused.stderr.contains(told), "{told}: {}", refused.stderr);
+        }
+        assert!(refused.stderr.contains("tell the operators"), "{}", refused.stderr);
+        assert_eq!(world.fake.script().request_ids.len(), before, "nothing was sent");
+        for right in [fingerprint.clone(), fingerprint.to_uppercase()] {
+            let run = world.kms(&expecting(&words, &right), KEY);
+            assert_eq!(run.code, 0, "{}", run.stderr);
+        }
+        assert_eq!(world.kms(&expecting(&words, short), KEY).code, 2, "a digit is missing");
+        let sealed = ["--sealed", "x", "--check", "y"];
+        let both = [&expecting(&words, &fingerprint)[..], &sealed].concat();
+        assert_eq!(world.kms(&both, b"").code, 2, "it was sealed elsewhere");
+    }
+}
+
 #[test]
 fn what_was_sealed_elsewhere_is_sent_as_it_is() {
     let world = World::new();
