@@ -146,6 +146,37 @@ fn data_keys_and_random_bytes_are_drawn() {
 }
 
 #[test]
+fn an_alias_is_made_used_moved_and_deleted() {
+    let world = World::new();
+    world.create("k", &[]);
+    world.create("other", &[]);
+    let alias = |words: &[&str]| world.json(&[&["alias"], words].concat(), b"");
+    let made = alias(&["create", "payments", "--key", "k", "--reason", "r"]);
+    assert_eq!(
+        (&made["name"], &made["key"]),
+        (&json!("tenants/dev/aliases/payments"), &json!("tenants/dev/keys/k"))
+    );
+    let old = world.pipe(&["wrap", "--key", "aliases/payments"], b"s3cret");
+    let moved = alias(&["update", "payments", "--key", "other", "--reason", "r"]);
+    assert_eq!(moved["key"], "tenants/dev/keys/other");
+    let new = world.pipe(&["wrap", "--key", "aliases/payments"], b"s3cret");
+    // What was wrapped before stays with its key.
+    assert_eq!(world.pipe(&["unwrap", "--key", "k"], &old), b"s3cret");
+    assert_eq!(world.pipe(&["unwrap", "--key", "other"], &new), b"s3cret");
+    let described = world.json(&["key", "describe", "aliases/payments"], b"");
+    assert_eq!(described["name"], "tenants/dev/keys/other");
+    let listed = alias(&["list", "--key", "other"]);
+    assert_eq!(listed["aliases"][0], moved);
+    let stale = made["revision"].to_string();
+    let stale = ["alias", "delete", "payments", "--revision", &stale, "--reason", "r"];
+    world.kms(&stale).refused(6);
+    assert_eq!(alias(&["delete", "payments", "--reason", "r"]), moved);
+    world.kms(&["alias", "describe", "payments"]).refused(4);
+    let history = world.json(&["key", "history", "other"], b"");
+    assert!(history.to_string().contains("aliases/payments"), "{history}");
+}
+
+#[test]
 fn health_and_context_tell_what_is_used() {
     let world = World::new();
     let health = world.json(&["health"], b"");

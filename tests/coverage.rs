@@ -51,8 +51,9 @@ fn case(method: &'static str, message: &impl prost::Message) -> Case {
 
 /// Returns a good call of every method, in an order in which each is permitted.
 fn cases(key: &proto::Key, ciphertext: &[u8], jobs: &Jobs) -> Vec<Case> {
+    let aliases = alias_cases(key, jobs);
     let cases = [crypto_cases(&key.name, ciphertext), key_cases(key, jobs), import_cases(jobs)];
-    cases.into_iter().flatten().collect()
+    cases.into_iter().chain([aliases]).flatten().collect()
 }
 
 /// Import jobs: for a key, for a version of the subject, and one that is given up.
@@ -61,6 +62,45 @@ struct Jobs {
     key: proto::ImportJob,
     version: proto::ImportJob,
     spare: proto::ImportJob,
+    /// One that is moved to another key, and one that is deleted.
+    aliases: [proto::Alias; 2],
+}
+
+fn new_alias(alias_id: &str, key: &str) -> proto::CreateAliasRequest {
+    proto::CreateAliasRequest {
+        parent: format!("tenants/{TENANT}"),
+        alias_id: alias_id.to_owned(),
+        key: key.to_owned(),
+        reason: "coverage".to_owned(),
+        request_id: request_id(),
+    }
+}
+
+fn alias_cases(key: &proto::Key, jobs: &Jobs) -> Vec<Case> {
+    let [moved, deleted] = &jobs.aliases;
+    let update = proto::UpdateAliasRequest {
+        name: moved.name.clone(),
+        key: key_name("target"),
+        revision: moved.revision,
+        reason: "coverage".to_owned(),
+        request_id: request_id(),
+    };
+    let delete = proto::DeleteAliasRequest {
+        name: deleted.name.clone(),
+        revision: deleted.revision,
+        reason: "coverage".to_owned(),
+        request_id: request_id(),
+    };
+    let describe = proto::DescribeAliasRequest { name: moved.name.clone() };
+    let list =
+        proto::ListAliasesRequest { parent: format!("tenants/{TENANT}"), ..Default::default() };
+    vec![
+        case("kms.v1.KeyService/CreateAlias", &new_alias("third", &key.name)),
+        case("kms.v1.KeyService/UpdateAlias", &update),
+        case("kms.v1.KeyService/DeleteAlias", &delete),
+        case("kms.v1.KeyService/DescribeAlias", &describe),
+        case("kms.v1.KeyService/ListAliases", &list),
+    ]
 }
 
 /// Seals a key as its owner does.
@@ -342,7 +382,12 @@ async fn world(operator: &Client) -> Vec<Case> {
     let job = async |key: &str| {
         operator.keys().create_import_job(new_job(key)).await.unwrap().into_inner()
     };
+    operator.create("target").await;
+    let alias = async |id: &str| {
+        operator.keys().create_alias(new_alias(id, &key.name)).await.unwrap().into_inner()
+    };
     let jobs = Jobs {
+        aliases: [alias("first").await, alias("second").await],
         key: job(&key_name("imported")).await,
         version: job(&key.name).await,
         spare: job(&key.name).await,

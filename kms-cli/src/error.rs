@@ -101,6 +101,7 @@ impl CliError {
                 ContextError::Unknown { .. } => Exit::NotFound,
                 ContextError::Exists(_) => Exit::Precondition,
                 ContextError::Key(_)
+                | ContextError::Alias(_)
                 | ContextError::KeyWithVersion(_)
                 | ContextError::VersionMissing(_)
                 | ContextError::Version(_)
@@ -142,6 +143,7 @@ impl CliError {
             Self::Usage(_) => "USAGE",
             Self::Context(
                 ContextError::Key(_)
+                | ContextError::Alias(_)
                 | ContextError::KeyWithVersion(_)
                 | ContextError::VersionMissing(_)
                 | ContextError::Version(_),

@@ -4,6 +4,7 @@
 //! secrets, the canonical bytes that are MACed, and the audit record. It must never do I/O: no tokio, no tonic, no
 //! cryptoki, no SQL. Every other crate stands on this one; it stands on none of them.
 
+pub mod alias;
 pub mod audit;
 pub mod canonical;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! Names: `tenants/{t}`, `tenants/{t}/keys/{k}`, `tenants/{t}/keys/{k}/versions/{n}`.
+//! Names: `tenants/{t}`, `tenants/{t}/keys/{k}`, `tenants/{t}/keys/{k}/versions/{n}`, `tenants/{t}/aliases/{a}`.
 //!
 //! Names are byte-exact: no case folding, no normalisation, ASCII only, so that two names are the same exactly when
 //! their bytes are.
@@ -320,24 +320,129 @@ impl fmt::Debug for ImportJobName {
     }
 }
 
-/// A key, or one version of it: what a caller may name when protecting.
+/// The name of an alias, `tenants/{t}/aliases/{a}`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AliasName {
+    tenant: TenantName,
+    alias: Segment,
+}
+
+impl AliasName {
+    /// The pattern of the text form.
+    pub const PATTERN: &'static str = "tenants/{tenant}/aliases/{alias}";
+
+    /// Joins a tenant and the bare id of an alias.
+    pub fn new(tenant: TenantName, alias_id: &str) -> Result<Self, InvalidName> {
+        Ok(Self { tenant, alias: Segment::new(alias_id)? })
+    }
+
+    /// Returns the tenant.
+    pub const fn tenant(&self) -> &TenantName {
+        &self.tenant
+    }
+
+    /// Returns the bare id of the alias.
+    pub fn alias_id(&self) -> &str {
+        &self.alias.0
+    }
+}
+
+impl FromStr for AliasName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let mut parts = text.split('/');
+        match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some("tenants"), Some(tenant), Some("aliases"), Some(alias), None) => {
+                Self::new(TenantName::from_id(tenant)?, alias)
+            }
+            _ => Err(InvalidName::Shape { expected: Self::PATTERN }),
+        }
+    }
+}
+
+impl fmt::Display for AliasName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/aliases/{}", self.tenant, self.alias.0)
+    }
+}
+
+impl fmt::Debug for AliasName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Returns whether a text is meant as the name of an alias, well formed or not.
+fn is_of_alias(text: &str) -> bool {
+    text.split('/').nth(2) == Some("aliases")
+}
+
+/// A key by its own name, or through an alias.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeySelector {
-    /// The key.
-    pub key: KeyName,
-    /// The pinned version; `None` means the primary.
-    pub version: Option<KeyVersion>,
+pub enum KeyOrAlias {
+    /// The key itself.
+    Key(KeyName),
+    /// The key that an alias points to when it is used.
+    Alias(AliasName),
+}
+
+impl FromStr for KeyOrAlias {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if is_of_alias(text) { text.parse().map(Self::Alias) } else { text.parse().map(Self::Key) }
+    }
+}
+
+impl fmt::Display for KeyOrAlias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(name) => name.fmt(f),
+            Self::Alias(name) => name.fmt(f),
+        }
+    }
+}
+
+/// What a caller may name when protecting: a key, one version of it, or an alias. There is no version behind an alias: which
+/// key has that version may change between two calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySelector {
+    /// The primary of a key.
+    Key(KeyName),
+    /// A pinned version.
+    Version(VersionName),
+    /// The primary of the key that an alias points to.
+    Alias(AliasName),
+}
+
+impl From<KeyOrAlias> for KeySelector {
+    fn from(named: KeyOrAlias) -> Self {
+        match named {
+            KeyOrAlias::Key(name) => Self::Key(name),
+            KeyOrAlias::Alias(name) => Self::Alias(name),
+        }
+    }
 }
 
 impl FromStr for KeySelector {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.contains("/versions/") {
-            let VersionName { key, version } = text.parse()?;
-            return Ok(Self { key, version: Some(version) });
+        if text.contains("/versions/") && !is_of_alias(text) {
+            return text.parse().map(Self::Version);
         }
-        Ok(Self { key: text.parse()?, version: None })
+        text.parse::<KeyOrAlias>().map(Into::into)
+    }
+}
+
+impl fmt::Display for KeySelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(name) => name.fmt(f),
+            Self::Version(name) => name.fmt(f),
+            Self::Alias(name) => name.fmt(f),
+        }
     }
 }
 
@@ -371,6 +476,28 @@ mod tests {
         for wrong in ["tenants/t1/keys/db-1", "tenants/t1/keys/db-1/importJobs/", "importJobs/a"] {
             assert!(wrong.parse::<ImportJobName>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_alias_reads_back_and_has_no_versions() {
+        let text = "tenants/t1/aliases/payments";
+        let name: AliasName = text.parse().unwrap();
+        assert_eq!((name.to_string().as_str(), name.alias_id()), (text, "payments"));
+        assert_eq!(text.parse(), Ok(KeyOrAlias::Alias(name.clone())));
+        assert_eq!(text.parse(), Ok(KeySelector::Alias(name)));
+        for wrong in ["tenants/t1/aliases/", "tenants/t1/aliases/A", "tenants/t1/aliases/a/b"] {
+            assert!(wrong.parse::<KeySelector>().is_err(), "{wrong}");
+        }
+        assert!("tenants/t1/aliases/a/versions/1".parse::<KeySelector>().is_err());
+        assert!("tenants/t1/aliases/a".parse::<KeyName>().is_err());
+    }
+
+    #[test]
+    fn a_selector_is_a_key_or_one_version_of_it() {
+        for text in ["tenants/t1/keys/a", "tenants/t1/keys/a/versions/7", "tenants/t1/aliases/a"] {
+            assert_eq!(text.parse::<KeySelector>().unwrap().to_string(), text);
+        }
+        assert!(matches!("tenants/t1/keys/aliases".parse(), Ok(KeySelector::Key(_))));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
+use kms_core::alias::AliasRow;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, Revision, RootGeneration};
@@ -24,7 +25,7 @@ use kms_core::key::{
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, KeyDestruction, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
-use kms_core::name::{KeyName, TenantName};
+use kms_core::name::{AliasName, KeyName, TenantName};
 use kms_core::root::RootPin;
 use kms_core::state::VersionState;
 use kms_core::usage::{Tally, UsageRow, Uses};
@@ -148,6 +149,19 @@ fn import_job_row() -> ImportJobRow {
     }
 }
 
+fn alias_row() -> AliasRow {
+    AliasRow {
+        name: AliasName::new(tenant("acme"), "nightly").unwrap(),
+        key: key_name("acme", "backups"),
+        key_uid: uid(1),
+        create_time: time(1_700_000_000_004),
+        update_time: time(1_700_000_000_005),
+        actor: "spiffe://td/a".into(),
+        reason: "moved to the new key".into(),
+        revision: Revision::new(6),
+    }
+}
+
 fn consumer_row() -> ConsumerRow {
     ConsumerRow {
         key_uid: uid(1),
@@ -203,6 +217,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
             KeyRow { state, destruction, ..key_row() }.mac_input(first)
         }),
         ("keys, another generation", key_row().mac_input(RootGeneration::new(2).unwrap())),
+        ("aliases", alias_row().mac_input(first)),
         ("consumers", consumer_row().mac_input(first)),
         ("import_jobs", import_job_row().mac_input(first)),
         ("versions, wrapped", version_row().mac_input(first)),
@@ -315,6 +330,23 @@ fn every_edit_of_a_key_row_shows() {
     ];
     // There is one purpose as yet.
     assert_all_differ(&key_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
+}
+
+#[test]
+fn every_edit_of_an_alias_row_shows() {
+    let edits: [fn(&mut AliasRow); 10] = [
+        |row| row.name = AliasName::new(tenant("other"), "nightly").unwrap(),
+        |row| row.name = AliasName::new(tenant("acme"), "other").unwrap(),
+        |row| row.key = key_name("other", "backups"),
+        |row| row.key = key_name("acme", "other"),
+        |row| row.key_uid = uid(9),
+        |row| row.create_time = time(0),
+        |row| row.update_time = time(0),
+        |row| row.actor = "x".into(),
+        |row| row.reason = "x".into(),
+        |row| row.revision = row.revision.next(),
+    ];
+    assert_all_differ(&alias_row(), &edits, |row| row.mac_input(RootGeneration::FIRST));
 }
 
 #[test]

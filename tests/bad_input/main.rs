@@ -8,6 +8,7 @@
     reason = "a failure in a test's helper is a failed test"
 )]
 
+mod aliases;
 mod batch;
 mod ciphertext;
 #[path = "../common/mod.rs"]

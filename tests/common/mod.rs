@@ -36,7 +36,7 @@ pub const STRANGER: &str = "spiffe://holdfast.test/stranger";
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
 
 /// Every action that the configuration knows.
-pub const ACTIONS: [&str; 43] = [
+pub const ACTIONS: [&str; 48] = [
     "wrap",
     "wrap_pinned",
     "unwrap",
@@ -60,6 +60,11 @@ pub const ACTIONS: [&str; 43] = [
     "register_consumer",
     "list_consumers",
     "remove_consumer",
+    "create_alias",
+    "update_alias",
+    "delete_alias",
+    "describe_alias",
+    "list_aliases",
     "destroy_with_consumers",
     "stage_key_version",
     "activate_key_version",

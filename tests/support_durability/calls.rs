@@ -7,7 +7,7 @@ use tonic::transport::Channel;
 use crate::support_dev::{TENANT, new_key, request_id};
 
 /// The methods, each with a result that the audit log tells of.
-pub const TOLD: [(&str, &str); 43] = [
+pub const TOLD: [(&str, &str); 48] = [
     ("CreateKey", "OK"),
     ("DescribeKey", "OK"),
     ("DescribeKey", "KEY_NOT_FOUND"),
@@ -26,6 +26,11 @@ pub const TOLD: [(&str, &str); 43] = [
     ("RegisterConsumer", "OK"),
     ("ListConsumers", "OK"),
     ("RemoveConsumer", "OK"),
+    ("CreateAlias", "OK"),
+    ("UpdateAlias", "OK"),
+    ("DeleteAlias", "OK"),
+    ("DescribeAlias", "OK"),
+    ("ListAliases", "OK"),
     ("DisableKey", "OK"),
     ("EnableKey", "OK"),
     ("ScheduleKeyDestruction", "OK"),
@@ -108,6 +113,7 @@ async fn versions(channel: &Channel, name: &String) {
     let list = proto::ListConsumersRequest { parent: name.clone() };
     keys.list_consumers(list).await.unwrap();
     keys.remove_consumer(change!(RemoveConsumerRequest, &consumer.name)).await.unwrap();
+    aliases(channel, name).await;
     keys.suspend_key_version(change!(SuspendKeyVersionRequest, &version(1))).await.unwrap();
     keys.resume_key_version(change!(ResumeKeyVersionRequest, &version(1))).await.unwrap();
     keys.deactivate_key_version(change!(DeactivateKeyVersionRequest, &version(1))).await.unwrap();
@@ -122,6 +128,29 @@ async fn versions(channel: &Channel, name: &String) {
     let cancel = change!(CancelKeyVersionDestructionRequest, &version(1));
     keys.cancel_key_version_destruction(cancel).await.unwrap();
     keys.compromise_key_version(change!(CompromiseKeyVersionRequest, &version(2))).await.unwrap();
+}
+
+/// An alias of the key is made, moved to the imported one, used and deleted.
+async fn aliases(channel: &Channel, name: &String) {
+    let mut keys = kms_testkit::client::key_client(channel);
+    let create = proto::CreateAliasRequest {
+        parent: format!("tenants/{TENANT}"),
+        alias_id: "other-alias".to_owned(),
+        key: name.clone(),
+        reason: "test".to_owned(),
+        request_id: request_id(),
+    };
+    let alias = keys.create_alias(create).await.unwrap().into_inner();
+    let revision = alias.revision;
+    let key = format!("{name}-imported");
+    let update = change!(UpdateAliasRequest, &alias.name, key: key, revision: revision);
+    let revision = keys.update_alias(update).await.unwrap().into_inner().revision;
+    let describe = proto::DescribeAliasRequest { name: alias.name.clone() };
+    keys.describe_alias(describe).await.unwrap();
+    let list =
+        proto::ListAliasesRequest { parent: format!("tenants/{TENANT}"), ..Default::default() };
+    keys.list_aliases(list).await.unwrap();
+    keys.delete_alias(change!(DeleteAliasRequest, &alias.name, revision: revision)).await.unwrap();
 }
 
 /// The key gets version 4, and another is made.

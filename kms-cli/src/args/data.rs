@@ -48,7 +48,7 @@ pub enum Form {
 /// `kms wrap`.
 #[derive(Debug, Args)]
 pub struct Wrap {
-    /// Id or name of the key; with `/versions/N` it pins an active version
+    /// Id or name of the key, or `aliases/ID`; with `/versions/N` it pins an active version
     #[arg(long)]
     pub key: String,
     /// The plaintext.
@@ -105,7 +105,7 @@ pub struct Rewrap {
 /// `kms datakey`.
 #[derive(Debug, Args)]
 pub struct DataKey {
-    /// Id or name of the key that wraps it
+    /// Id or name of the key that wraps it, or `aliases/ID`
     #[arg(long)]
     pub key: String,
     /// Length of the data key in bytes

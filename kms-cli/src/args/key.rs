@@ -145,10 +145,17 @@ pub struct List {
     pub page_token: String,
 }
 
+/// A verb about one whole key.
+#[derive(Debug, Args)]
+pub struct OfKey {
+    /// Id or name of the key
+    pub key: String,
+}
+
 /// `kms key describe`.
 #[derive(Debug, Args)]
 pub struct Describe {
-    /// Id or name of the key; with `/versions/N` of one version
+    /// Id or name of the key, or `aliases/ID`; with `/versions/N` of one version
     pub key: String,
 }
 
@@ -295,7 +302,7 @@ pub enum ConsumerCommand {
     /// Register a consumer of a key
     Add(AddConsumer),
     /// List the consumers of a key
-    List(Describe),
+    List(OfKey),
     /// Take a consumer away
     Remove(RemoveConsumer),
 }
@@ -336,7 +343,7 @@ pub enum RotationCommand {
     /// Have a key rotated by period, or end that
     Set(SetRotation),
     /// Show the period, and when the primary gives way
-    Show(Describe),
+    Show(OfKey),
 }
 
 /// `kms key rotation set`.

@@ -4,6 +4,7 @@
 //! here shows as one there.
 
 pub mod admin;
+pub mod alias;
 pub mod bench;
 pub mod context;
 pub mod data;
@@ -107,6 +108,9 @@ pub enum Command {
     /// Create, list, describe and roll over keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Aliases: names that stand for a key, and can be moved to another one
+    #[command(subcommand)]
+    Alias(alias::AliasCommand),
     /// Import jobs: key pairs of the HSM, to which you seal a key that you bring
     #[command(subcommand)]
     ImportJob(import::ImportJobCommand),

@@ -98,7 +98,7 @@ impl Drop for RemoteFileKeys {
 
 impl FileKeyService for RemoteFileKeys {
     fn wrap(&self, key: &KeyName, file_key: &FileKey) -> Result<WrappedFileKey, ServiceError> {
-        let key = KeySelector { key: key.clone(), version: None };
+        let key = KeySelector::Key(key.clone());
         let plaintext = Plaintext::new(file_key.expose_secret().to_vec());
         let context =
             file_key_context().map_err(|_| ServiceError::Bug("our own context is refused"))?;

@@ -67,7 +67,7 @@ pub async fn prepare(
         let ciphertext = match config.op {
             Op::Unwrap | Op::Rewrap => {
                 let plaintext = Plaintext::new(vec![0x5a; config.size_bytes]);
-                let key = KeySelector { key: name.clone(), version: None };
+                let key = KeySelector::Key(name.clone());
                 let wrapped = client.wrap(&key, &plaintext, &EncryptionContext::default()).await?;
                 Bytes::from(wrapped.ciphertext)
             }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use kms_core::context::EncryptionContext;
 use kms_core::id::{KeyUid, KeyVersion};
-use kms_core::name::{KeyName, KeySelector, TenantName, VersionName};
+use kms_core::name::{KeyName, KeyOrAlias, KeySelector, TenantName, VersionName};
 use kms_core::secret::Plaintext;
 use kms_proto::v1::crypto_service_client::CryptoServiceClient;
 use kms_proto::v1::{
@@ -93,7 +93,7 @@ impl Client {
         CryptoServiceClient::new(self.channel())
     }
 
-    /// Wraps a plaintext under a key's primary, or under the version that is pinned.
+    /// Wraps a plaintext under a key's primary, or under the version that is pinned; an alias stands for its key.
     pub async fn wrap(
         &self,
         key: &KeySelector,
@@ -101,7 +101,7 @@ impl Client {
         context: &EncryptionContext,
     ) -> Result<Wrapped, ClientError> {
         let request = WrapRequest {
-            key: selector_text(key),
+            key: key.to_string(),
             plaintext: wiped_bytes(plaintext),
             context: pairs(context),
         };
@@ -146,7 +146,7 @@ impl Client {
     /// Draws a data key in the HSM; `with_plaintext` says whether it comes in the clear too.
     pub async fn generate_data_key(
         &self,
-        key: &KeyName,
+        key: &KeyOrAlias,
         length_bytes: u32,
         context: &EncryptionContext,
         with_plaintext: bool,
@@ -208,13 +208,6 @@ impl Client {
             plaintext_length_bytes: usize::try_from(plaintext_length_bytes).unwrap_or(usize::MAX),
             current,
         })
-    }
-}
-
-fn selector_text(key: &KeySelector) -> String {
-    match key.version {
-        Some(version) => VersionName::new(key.key.clone(), version).to_string(),
-        None => key.key.to_string(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! names tonic, the bench aside. It never logs, and never keeps a plaintext longer than the call.
 
 pub mod admin;
+pub mod aliases;
 pub mod batch;
 pub mod connector;
 pub mod credentials;

@@ -79,6 +79,12 @@ pub enum ContextError {
          `tenants/payments/keys/backups`; ids are 1 to 63 of a-z, 0-9, `-`, `_`, `.`"
     )]
     Key(String),
+    /// What an argument names is no alias.
+    #[error(
+        "`{0}` is no alias: give its id, as in `payments`, or its full name, as in \
+         `tenants/shop/aliases/payments`; ids are 1 to 63 of a-z, 0-9, `-`, `_`, `.`"
+    )]
+    Alias(String),
     /// An argument names a version where a whole key is meant.
     #[error(
         "`{0}` names a version, here a key is expected: without `/versions/...`, as in `backups`"

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kms_core::name::{KeyName, KeySelector, TenantName, VersionName};
+use kms_core::name::{AliasName, KeyName, KeyOrAlias, KeySelector, TenantName, VersionName};
 
 use super::{Context, ContextError, ContextFile, ServerAddress};
 use crate::terminal::harmless;
@@ -46,6 +46,8 @@ impl Overrides {
 
 /// Stands between a key and the number of its version.
 const VERSIONS: &str = "/versions/";
+/// What the argument of an alias of the context's tenant begins with.
+const ALIASES: &str = "aliases/";
 
 /// How long one call may take, retries and waits included, when `--timeout` says nothing.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -102,13 +104,28 @@ impl ResolvedContext {
         }
     }
 
-    /// Reads a key argument that may pin a version: an id, `ID/versions/N`, or a full name.
-    pub fn key_selector(&self, text: &str) -> Result<KeySelector, ContextError> {
-        if text.contains(VERSIONS) {
-            let name = self.version_name(text)?;
-            return Ok(KeySelector { key: name.key().clone(), version: Some(name.version()) });
+    /// Reads the argument of an alias: a bare id of the context's tenant, `aliases/ID`, or a full name.
+    pub fn alias_name(&self, text: &str) -> Result<AliasName, ContextError> {
+        let id = text.strip_prefix(ALIASES).unwrap_or(text);
+        let name =
+            if id.contains('/') { id.parse() } else { AliasName::new(self.tenant_name()?, id) };
+        name.map_err(|_| ContextError::Alias(harmless(text)))
+    }
+
+    /// Reads a key argument that may be an alias: an id, `aliases/ID`, or a full name of either.
+    pub fn key_or_alias(&self, text: &str) -> Result<KeyOrAlias, ContextError> {
+        if is_of_alias(text) {
+            return self.alias_name(text).map(KeyOrAlias::Alias);
         }
-        Ok(KeySelector { key: self.key_name(text)?, version: None })
+        self.key_name(text).map(KeyOrAlias::Key)
+    }
+
+    /// Reads a key argument that may pin a version, or be an alias: an id, `ID/versions/N`, `aliases/ID`, or a full name.
+    pub fn key_selector(&self, text: &str) -> Result<KeySelector, ContextError> {
+        if text.contains(VERSIONS) && !is_of_alias(text) {
+            return self.version_name(text).map(KeySelector::Version);
+        }
+        self.key_or_alias(text).map(Into::into)
     }
 
     /// Reads a version argument: `ID/versions/N` or a full name.
@@ -127,6 +144,11 @@ impl ResolvedContext {
     pub fn tenant_name(&self) -> Result<TenantName, ContextError> {
         self.tenant.clone().ok_or(missing("tenant", "--tenant"))
     }
+}
+
+/// Returns whether a text is meant as an alias, well formed or not.
+fn is_of_alias(text: &str) -> bool {
+    text.starts_with(ALIASES) || text.split('/').nth(2) == Some("aliases")
 }
 
 fn missing(what: &'static str, flag: &'static str) -> ContextError {

@@ -3,6 +3,7 @@
 //! A file appears when it is whole and synced ([`pending`]), so that nothing that looks complete is left by a failure.
 //! Plaintexts go to a terminal only when `--out -` asks for it.
 
+pub mod alias;
 pub mod consumer;
 pub mod file;
 pub mod history;

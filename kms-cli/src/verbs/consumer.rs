@@ -3,7 +3,7 @@
 use kms_core::name::ConsumerName;
 
 use super::{Session, request_id};
-use crate::args::key::{AddConsumer, ConsumerCommand, Describe, RemoveConsumer};
+use crate::args::key::{AddConsumer, ConsumerCommand, OfKey, RemoveConsumer};
 use crate::client::Client;
 use crate::context::ResolvedContext;
 use crate::error::CliError;
@@ -29,7 +29,7 @@ fn add(session: &Session, args: AddConsumer) -> Result<(), CliError> {
     show(session.format, &ConsumerView::from(consumer))
 }
 
-fn list(session: &Session, args: &Describe) -> Result<(), CliError> {
+fn list(session: &Session, args: &OfKey) -> Result<(), CliError> {
     let context = session.context()?;
     let key = context.key_name(&args.key)?;
     let consumers =

@@ -13,7 +13,7 @@ use crate::output::{Destination, Format, show_json};
 /// is worth nothing. When the data key cannot be given, its copy is taken back.
 pub fn run(session: &Session, args: &DataKey) -> Result<(), CliError> {
     let context = session.context()?;
-    let key = context.key_name(&args.key)?;
+    let key = context.key_or_alias(&args.key)?;
     let binding = input::encryption_context(&args.bind.pairs)?;
     let wrapped_to = Destination::new(args.output.path.as_deref(), args.output.force)?;
     let clear_to = match &args.plaintext_out {

@@ -10,7 +10,7 @@ use kms_proto::v1;
 use super::{Session, request_id};
 use crate::args::key::{
     About, CancelDestruction, ChangeKeyState, ChangeState, Create, Describe, KeyCommand, List,
-    Protection, RequestIdArg, Rotate, RotationCommand, ScheduleDestruction, Sensitivity,
+    OfKey, Protection, RequestIdArg, Rotate, RotationCommand, ScheduleDestruction, Sensitivity,
     SetRotation, Stage, Update, Usage, Versions,
 };
 use crate::args::list::ListKeys;
@@ -114,9 +114,9 @@ fn describe(session: &Session, args: &Describe) -> Result<(), CliError> {
             .with_client(&context, async |client| Ok(client.describe_version(&name).await?))?;
         return show(session.format, &VersionView::from(version));
     }
-    let name = context.key_name(&args.key)?;
-    let key =
-        session.with_client(&context, async |client| Ok(client.describe_key(&name).await?))?;
+    let name = context.key_or_alias(&args.key)?;
+    let key = session
+        .with_client(&context, async |client| Ok(client.describe_key_or_alias(&name).await?))?;
     show(session.format, &KeyView::from(key))
 }
 
@@ -136,7 +136,7 @@ fn list(session: &Session, args: ListKeys) -> Result<(), CliError> {
 }
 
 /// A table does not show where to go on, so that a list which was cut off would look whole.
-fn tell_of_more(session: &Session, next_page_token: &str) {
+pub(super) fn tell_of_more(session: &Session, next_page_token: &str) {
     if session.format == Format::Table && !next_page_token.is_empty() {
         let token = harmless(next_page_token);
         let text = format!("more follow: raise --limit, or go on with --page-token {token}\n");
@@ -272,7 +272,7 @@ fn set_rotation(session: &Session, args: &SetRotation) -> Result<(), CliError> {
     show(session.format, &RotationPlanView::from(key))
 }
 
-fn show_rotation(session: &Session, args: &Describe) -> Result<(), CliError> {
+fn show_rotation(session: &Session, args: &OfKey) -> Result<(), CliError> {
     let context = session.context()?;
     let name = context.key_name(&args.key)?;
     let key =
@@ -329,7 +329,7 @@ fn version_name(
 const MAX_EMPTY_PAGES: u32 = 10_000;
 
 /// Turns pages until there are `limit` entries or no more.
-async fn pages<T>(
+pub(super) async fn pages<T>(
     args: List,
     turn: impl AsyncFn(u32, String) -> Result<Page<T>, ClientError>,
 ) -> Result<Page<T>, ClientError> {

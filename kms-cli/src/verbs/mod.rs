@@ -2,6 +2,7 @@
 //! the runtime. SIGINT and SIGTERM end all of it ([`crate::interrupt`]).
 
 pub mod admin;
+pub mod alias;
 pub mod bench;
 pub mod consumer;
 pub mod context;
@@ -78,6 +79,7 @@ pub fn run(cli: Cli, environment: Overrides) -> Result<(), CliError> {
     }
     match cli.command {
         Command::Key(command) => key::run(&session, command),
+        Command::Alias(command) => alias::run(&session, command),
         Command::ImportJob(command) => import::run(&session, command),
         Command::Inventory(command) => inventory::run(&session, command),
         Command::Wrap(args) => data::wrap(&session, &args),

@@ -213,7 +213,8 @@ impl CryptoService for Service {
             version: KeyVersion::new(2).unwrap(),
         };
         let ciphertext = header.seal(&[1; 12], &[&request.plaintext[..], &[0; 16]].concat());
-        let key_version = format!("{}/versions/2", request.key);
+        // An alias stands for a key of its name.
+        let key_version = format!("{}/versions/2", request.key.replace("/aliases/", "/keys/"));
         Ok(Response::new(v1::WrapResponse { ciphertext: ciphertext.into(), key_version }))
     }
 

@@ -244,6 +244,53 @@ impl KeyService for Service {
         Ok(Response::new(v1::Consumer { name: request.name, ..Default::default() }))
     }
 
+    async fn create_alias(&self, request: Request<v1::CreateAliasRequest>) -> Answer<v1::Alias> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let name = format!("{}/aliases/{}", request.parent, request.alias_id);
+        Ok(Response::new(alias(name, request.key, request.reason, 7)))
+    }
+
+    async fn update_alias(&self, request: Request<v1::UpdateAliasRequest>) -> Answer<v1::Alias> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let revision = request.revision + 1;
+        Ok(Response::new(alias(request.name, request.key, request.reason, revision)))
+    }
+
+    async fn delete_alias(&self, request: Request<v1::DeleteAliasRequest>) -> Answer<v1::Alias> {
+        let request = request.into_inner();
+        self.mutation(&request.request_id).await?;
+        let key = "tenants/t1/keys/k".to_owned();
+        Ok(Response::new(alias(request.name, key, request.reason, request.revision)))
+    }
+
+    async fn describe_alias(
+        &self,
+        request: Request<v1::DescribeAliasRequest>,
+    ) -> Answer<v1::Alias> {
+        let key = "tenants/t1/keys/k".to_owned();
+        Ok(Response::new(alias(request.into_inner().name, key, "made".into(), 41)))
+    }
+
+    async fn list_aliases(
+        &self,
+        request: Request<v1::ListAliasesRequest>,
+    ) -> Answer<v1::ListAliasesResponse> {
+        let request = request.into_inner();
+        let key =
+            if request.key.is_empty() { format!("{}/keys/k", request.parent) } else { request.key };
+        let named = |id: &str| {
+            let actor = "\u{1b}[31mofficer".to_owned();
+            v1::Alias {
+                actor,
+                ..alias(format!("{}/aliases/{id}", request.parent), key.clone(), "made".into(), 7)
+            }
+        };
+        let aliases = vec![named("payments"), named("billing")];
+        Ok(Response::new(v1::ListAliasesResponse { aliases, next_page_token: String::new() }))
+    }
+
     async fn disable_key(&self, request: Request<v1::DisableKeyRequest>) -> Answer<v1::Key> {
         let request = request.into_inner();
         self.mutation(&request.request_id).await?;
@@ -387,4 +434,8 @@ fn opened(job: &str, wrapped: &[u8], check: &[u8]) -> Result<String, Status> {
     let check = ImportCheck::from_bytes(check).unwrap();
     let right = ImportCheck::compute(key, check.iv, job).unwrap() == check;
     Ok(format!("{} {right}", String::from_utf8_lossy(key)))
+}
+
+fn alias(name: String, key: String, reason: String, revision: u64) -> v1::Alias {
+    v1::Alias { name, key, reason, revision, actor: "officer".into(), ..Default::default() }
 }

@@ -7,6 +7,7 @@
 )]
 
 mod advice;
+mod aliases;
 mod common;
 mod fake;
 mod fake_keys;

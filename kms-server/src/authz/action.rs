@@ -129,6 +129,16 @@ actions! {
     ListConsumers = "list_consumers",
     /// Take a consumer of a key away.
     RemoveConsumer = "remove_consumer",
+    /// Make an alias of a key.
+    CreateAlias = "create_alias",
+    /// Move an alias to another key.
+    UpdateAlias = "update_alias",
+    /// Delete an alias.
+    DeleteAlias = "delete_alias",
+    /// Describe an alias.
+    DescribeAlias = "describe_alias",
+    /// List the aliases of a tenant.
+    ListAliases = "list_aliases",
     /// Read the history of a key.
     ListKeyHistory = "list_key_history",
     /// Read how a version was used.

@@ -1,4 +1,4 @@
-//! What is loaded: key rows by name, versions by uid and number, both bounded, least recently used out first.
+//! What is loaded: key rows and aliases by name, versions by uid and number, both bounded, least recently used out first.
 //!
 //! Invariant: a row that was read before an invalidation is never cached after it; `admit` compares the epoch that the
 //! reader saw. Test: `what_was_read_before_an_invalidation_is_not_cached`.
@@ -6,8 +6,9 @@
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kms_core::alias::AliasRow;
 use kms_core::id::{KeyUid, KeyVersion};
-use kms_core::name::KeyName;
+use kms_core::name::{AliasName, KeyName};
 use lru::LruCache;
 
 use super::load::{CachedKey, LoadedVersion};
@@ -24,6 +25,7 @@ pub(super) struct Cache(Mutex<Inner>);
 struct Inner {
     epoch: u64,
     keys: LruCache<KeyName, Arc<CachedKey>>,
+    aliases: LruCache<AliasName, Arc<AliasRow>>,
     versions: LruCache<(KeyUid, KeyVersion), Arc<LoadedVersion>>,
 }
 
@@ -32,6 +34,8 @@ impl Cache {
         Self(Mutex::new(Inner {
             epoch: 0,
             keys: LruCache::new(max_keys),
+            // One a key, as a rule.
+            aliases: LruCache::new(max_keys),
             versions: LruCache::new(max_versions),
         }))
     }
@@ -47,6 +51,24 @@ impl Cache {
 
     pub(super) fn key(&self, name: &KeyName) -> Option<Arc<CachedKey>> {
         self.lock().keys.get(name).map(Arc::clone)
+    }
+
+    pub(super) fn alias(&self, name: &AliasName) -> Option<Arc<AliasRow>> {
+        self.lock().aliases.get(name).map(Arc::clone)
+    }
+
+    pub(super) fn admit_alias(&self, seen: Epoch, alias: &Arc<AliasRow>) {
+        let mut inner = self.lock();
+        if inner.epoch == seen.0 {
+            inner.aliases.push(alias.name.clone(), Arc::clone(alias));
+        }
+    }
+
+    /// Drops an alias.
+    pub(super) fn invalidate_alias(&self, name: &AliasName) {
+        let mut inner = self.lock();
+        inner.epoch += 1;
+        inner.aliases.pop(name);
     }
 
     pub(super) fn version(&self, id: (KeyUid, KeyVersion)) -> Option<Arc<LoadedVersion>> {
@@ -92,6 +114,7 @@ impl Cache {
         let mut inner = self.lock();
         inner.epoch += 1;
         inner.keys.clear();
+        inner.aliases.clear();
         std::iter::from_fn(|| inner.versions.pop_lru()).map(|(_, version)| version).collect()
     }
 
@@ -168,6 +191,28 @@ mod tests {
             cache.admit_key(seen, &key);
             assert!(cache.admit_version(seen, &version).is_none());
             assert_eq!(cached(&cache, 1), (true, true), "what was read after it is");
+        }
+    }
+
+    #[test]
+    fn an_alias_is_cached_until_it_is_invalidated() {
+        let alias = Arc::new(crate::store::suite::alias("a", 1, 1).row);
+        let invalidations: [fn(&Cache, &AliasName); 3] = [
+            |cache, name| cache.invalidate_alias(name),
+            |cache, _| drop(cache.clear()),
+            // Whatever changes meanwhile: the reader's row may be about to be the next.
+            |cache, _| drop(cache.invalidate(&key(2).row.name, key(2).row.uid, &[])),
+        ];
+        for (number, invalidate) in invalidations.into_iter().enumerate() {
+            let cache = cache();
+            let seen = cache.epoch();
+            invalidate(&cache, &alias.name);
+            cache.admit_alias(seen, &alias);
+            assert_eq!(cache.alias(&alias.name), None, "{number}");
+            cache.admit_alias(cache.epoch(), &alias);
+            assert_eq!(cache.alias(&alias.name), Some(Arc::clone(&alias)));
+            invalidate(&cache, &alias.name);
+            assert_eq!(cache.alias(&alias.name).is_some(), number == 2, "{number}");
         }
     }
 

@@ -52,6 +52,8 @@ counters! {
     uses_not_noted,
     /// Key rows read from the store.
     key_loads,
+    /// Aliases read from the store.
+    alias_loads,
     /// Versions loaded into the HSM.
     version_loads,
     /// Versions dropped to make room.

@@ -1,7 +1,7 @@
 //! What can go wrong in the keyring, by condition.
 
 use kms_core::fault::{Fault, Retry};
-use kms_core::name::{KeyName, VersionName};
+use kms_core::name::{AliasName, KeyName, VersionName};
 use kms_core::state::VersionState;
 use kms_hsm::HsmError;
 
@@ -18,6 +18,9 @@ pub enum KeyringError {
     /// No such version.
     #[error("no key version `{0}`")]
     VersionNotFound(VersionName),
+    /// No such alias.
+    #[error("no alias `{0}`")]
+    AliasNotFound(AliasName),
     /// The key is DISABLED.
     #[error("the key is disabled")]
     KeyDisabled,
@@ -76,6 +79,7 @@ impl KeyringError {
         match self {
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
+            | Self::AliasNotFound(_)
             | Self::KeyDisabled
             | Self::KeyDestroyScheduled
             | Self::KeyDestroyed
@@ -102,6 +106,7 @@ impl KeyringError {
             Self::Journal(error) => error.retry(),
             Self::KeyNotFound(_)
             | Self::VersionNotFound(_)
+            | Self::AliasNotFound(_)
             | Self::KeyDisabled
             | Self::KeyDestroyScheduled
             | Self::KeyDestroyed

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use kms_core::alias::AliasRow;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::import_job::ImportJobRow;
 use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
 use kms_core::manifest::Manifest;
-use kms_core::name::{KeyName, VersionName};
+use kms_core::name::{AliasName, KeyName, VersionName};
 use kms_core::secret::equal_in_constant_time;
 use kms_core::state::VersionState;
 use kms_core::usage::UsageRow;
@@ -19,7 +20,7 @@ use super::lease::Lease;
 use super::usage::Told;
 use super::use_log::LoadedUses;
 use super::{KeyringError, Shared};
-use crate::store::{KeyRef, VersionChoice};
+use crate::store::{AliasQuery, KeyRef, VersionChoice};
 
 /// Label and value that ask for the encryption context to be logged as a keyed hash.
 pub const CONTEXT_AUDIT_LABEL: (&str, &str) = ("context-audit", "HASHED");
@@ -104,6 +105,12 @@ impl Check {
         Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
     }
 
+    pub(super) fn alias(sealed: &Sealed<AliasRow>) -> Self {
+        let Sealed { row, mac, generation } = sealed;
+        let what = format!("alias `{}`", row.name);
+        Self { input: row.mac_input(*generation), mac: *mac, generation: *generation, what }
+    }
+
     pub(super) fn import_job(sealed: &Sealed<ImportJobRow>) -> Self {
         let Sealed { row, mac, generation } = sealed;
         let what = format!("an import job of `{}`", row.key);
@@ -170,6 +177,31 @@ impl Shared {
         let key = Arc::new(CachedKey::new(stored));
         self.cache.admit_key(seen, &key);
         Ok(key)
+    }
+
+    pub(super) async fn load_alias(&self, name: AliasName) -> Result<Arc<AliasRow>, KeyringError> {
+        self.counters.alias_loads.increment();
+        let seen = self.cache.epoch();
+        let Sealed { row, .. } = self.read_alias(&name).await?;
+        let alias = Arc::new(row);
+        self.cache.admit_alias(seen, &alias);
+        Ok(alias)
+    }
+
+    /// Reads and verifies the row of an alias.
+    pub(super) async fn read_alias(
+        &self,
+        name: &AliasName,
+    ) -> Result<Sealed<AliasRow>, KeyringError> {
+        let found = self.damaged(self.store.aliases(AliasQuery::Name(name.clone())).await)?;
+        let Some(alias) = found.into_iter().next() else {
+            return Err(KeyringError::AliasNotFound(name.clone()));
+        };
+        if alias.row.name != *name || alias.row.key.tenant() != name.tenant() {
+            return Err(self.integrity(format!("`{name}` reads as `{}`", alias.row.name)));
+        }
+        self.verify(vec![Check::alias(&alias)]).await?;
+        Ok(alias)
     }
 
     /// Reads and verifies one version row.

@@ -38,10 +38,11 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kms_core::alias::AliasRow;
 use kms_core::clock::Clock;
 use kms_core::id::{KeyUid, KeyVersion, Randomness, RootGeneration};
 use kms_core::key::{Sealed, VersionRow};
-use kms_core::name::{KeyName, VersionName};
+use kms_core::name::{AliasName, KeyName, VersionName};
 use kms_core::usage::Uses;
 use kms_hsm::Hsm;
 
@@ -104,6 +105,7 @@ struct Shared {
     uses: UseLog,
     journal: SharedJournal,
     key_flights: Flights<KeyName, Result<Arc<CachedKey>, KeyringError>>,
+    alias_flights: Flights<AliasName, Result<Arc<AliasRow>, KeyringError>>,
     version_flights: Flights<(KeyUid, KeyVersion), Result<Arc<LoadedVersion>, KeyringError>>,
 }
 
@@ -158,6 +160,7 @@ impl Keyring {
             uses: UseLog::default(),
             journal,
             key_flights: Flights::default(),
+            alias_flights: Flights::default(),
             version_flights: Flights::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -191,6 +194,35 @@ impl Keyring {
             async move { shared.load_key(name).await }
         };
         self.shared.key_flights.join(name.clone(), start).await.unwrap_or(Err(GONE))
+    }
+
+    /// Returns the verified row of an alias.
+    ///
+    /// # Errors
+    /// [`KeyringError::AliasNotFound`] when there is none, [`KeyringError::Integrity`] when it was edited.
+    pub async fn alias(&self, name: &AliasName) -> Result<Arc<AliasRow>, KeyringError> {
+        if let Some(alias) = self.shared.cache.alias(name) {
+            return Ok(alias);
+        }
+        let start = || {
+            let (shared, name) = (Arc::clone(&self.shared), name.clone());
+            async move { shared.load_alias(name).await }
+        };
+        self.shared.alias_flights.join(name.clone(), start).await.unwrap_or(Err(GONE))
+    }
+
+    /// Reads the verified row of an alias, fresh from the store.
+    ///
+    /// # Errors
+    /// As for [`Keyring::alias`].
+    pub async fn alias_row(&self, name: &AliasName) -> Result<Sealed<AliasRow>, KeyringError> {
+        self.shared.read_alias(name).await
+    }
+
+    /// Forgets an alias: to be called after every write of it.
+    pub fn invalidate_alias(&self, name: &AliasName) {
+        self.shared.cache.invalidate_alias(name);
+        self.shared.alias_flights.forget(name);
     }
 
     /// Reads the verified row of a version, fresh from the store; its key is not loaded.

@@ -181,6 +181,7 @@ macro_rules! of_any {
             SealedRow::Version($sealed) => $value,
             SealedRow::History($sealed) => $value,
             SealedRow::Consumer($sealed) => $value,
+            SealedRow::Alias($sealed) => $value,
             SealedRow::ImportJob($sealed) => $value,
             SealedRow::Counter($sealed) => $value,
             SealedRow::Usage($sealed) => $value,
@@ -207,6 +208,7 @@ fn sealed(row: SealedRow, mac: RowMac, generation: RootGeneration) -> SealedRow 
         SealedRow::History(Sealed { row, .. }) => {
             SealedRow::History(Sealed { row, mac, generation })
         }
+        SealedRow::Alias(Sealed { row, .. }) => SealedRow::Alias(Sealed { row, mac, generation }),
         SealedRow::Consumer(Sealed { row, .. }) => {
             SealedRow::Consumer(Sealed { row, mac, generation })
         }
@@ -232,6 +234,7 @@ fn check(row: &SealedRow) -> Check {
         SealedRow::Version(sealed) => Check::version(sealed),
         SealedRow::History(sealed) => Check::history(sealed),
         SealedRow::Consumer(sealed) => Check::consumer(sealed),
+        SealedRow::Alias(sealed) => Check::alias(sealed),
         SealedRow::Counter(sealed) => Check::counter(sealed),
         SealedRow::Usage(sealed) => Check::usage(sealed),
         SealedRow::ImportJob(sealed) => Check::import_job(sealed),

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use kms_core::alias::AliasRow;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::RootGeneration;
 use kms_core::import_job::ImportJobRow;
@@ -34,6 +35,12 @@ impl MacInput for VersionRow {
 }
 
 impl MacInput for ConsumerRow {
+    fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
+        Self::mac_input(self, generation)
+    }
+}
+
+impl MacInput for AliasRow {
     fn mac_input(&self, generation: RootGeneration) -> Vec<u8> {
         Self::mac_input(self, generation)
     }
@@ -205,6 +212,14 @@ impl Keyring {
         consumers: &[Sealed<ConsumerRow>],
     ) -> Result<(), KeyringError> {
         self.shared.verify(consumers.iter().map(Check::consumer).collect()).await
+    }
+
+    /// Verifies aliases.
+    ///
+    /// # Errors
+    /// [`KeyringError::Integrity`], with the alert, when one was edited.
+    pub async fn verify_aliases(&self, aliases: &[Sealed<AliasRow>]) -> Result<(), KeyringError> {
+        self.shared.verify(aliases.iter().map(Check::alias).collect()).await
     }
 
     /// Verifies import jobs.

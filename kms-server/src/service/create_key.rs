@@ -83,6 +83,7 @@ impl Mutation for CreateKey {
         if inner.keyring.stored(known)?.is_some() {
             return Err(ServiceError::ResourceExists { name: self.name.clone() });
         }
+        inner.check_no_alias(&self.name).await?;
         let subject = Subject {
             kind: IntentKind::CreateKey,
             key_name: self.name.clone(),
@@ -155,6 +156,7 @@ impl Change<'_> {
         let new = NewKey { key, version, counter, import_job };
         let committed = change.inner.store.create_key(new, closing).await;
         if committed == Err(StoreError::NameTaken) {
+            change.inner.check_no_alias(&create.name).await?;
             return Err(Failure::Undo(ServiceError::ResourceExists { name: create.name }));
         }
         // Given up, or expired, since it was read: keys are imported side by side.

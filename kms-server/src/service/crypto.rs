@@ -4,7 +4,6 @@
 
 use std::sync::atomic::Ordering;
 
-use kms_core::name::KeyName;
 use kms_hsm::{CryptoOp, CryptoOutput, Finished};
 
 use super::kms::Inner;
@@ -26,8 +25,8 @@ pub(super) trait CryptoCase: Send + Sized + 'static {
     /// What the caller gets.
     type Output: Send;
 
-    /// Returns the key that the caller named.
-    fn key(&self) -> &KeyName;
+    /// Starts the trail, at the key or the alias that the caller named.
+    fn trail(&self) -> Trail;
 
     /// Decides and checks, in this order, and says what the HSM must do.
     fn plan(
@@ -57,7 +56,7 @@ impl Inner {
         case: C,
     ) -> Result<C::Output, ServiceError> {
         self.traffic.fetch_add(1, Ordering::Relaxed);
-        let mut trail = Trail::key(case.key());
+        let mut trail = case.trail();
         let result = self.work(request, case, &mut trail).await;
         self.record(request, trail, result).await
     }
@@ -96,8 +95,7 @@ impl Inner {
         let mut operations = Vec::with_capacity(items.len());
         let mut planned = Vec::with_capacity(items.len());
         for item in items {
-            let mut trail =
-                item.as_ref().map_or_else(|_| Trail::unknown(), |case| Trail::key(case.key()));
+            let mut trail = item.as_ref().map_or_else(|_| Trail::unknown(), CryptoCase::trail);
             let step = match item {
                 Ok(case) => case.plan(self, request, &mut trail).await,
                 Err(error) => Err(error),

@@ -46,7 +46,7 @@ impl Kms {
 }
 
 impl Inner {
-    async fn describe_key(
+    pub(super) async fn describe_key(
         &self,
         request: &RequestContext,
         name: &KeyName,

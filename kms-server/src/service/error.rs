@@ -9,6 +9,7 @@ use kms_core::import::ImportMethod;
 use kms_core::name::{ConsumerName, ImportJobName, KeyName, VersionName};
 use kms_core::state::VersionState;
 
+use super::{AliasError, Full};
 use crate::store::MAX_REMEMBERED_REQUESTS;
 
 /// When trying again may help, where the layer below does not say.
@@ -16,20 +17,6 @@ pub const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// When old requests may have been forgotten: the reconciler looks every minute.
 pub const REQUESTS_RETRY_AFTER: Duration = Duration::from_mins(1);
-
-/// What is full when more is asked than may wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Full {
-    /// The queue of the HSM.
-    #[error("the hsm queue is full")]
-    Queue,
-    /// The places for changes of keys, of all tenants together.
-    #[error("too many changes of keys at a time")]
-    Changes,
-    /// The places for changes of one tenant.
-    #[error("too many changes of keys of this tenant at a time")]
-    ChangesOfTenant,
-}
 
 /// An error of the service layer. `Display` is the operator's text; callers get [`ServiceError::public_text`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -121,6 +108,9 @@ pub enum ServiceError {
         /// The name asked for.
         name: ConsumerName,
     },
+    /// Something is wrong with an alias.
+    #[error(transparent)]
+    Alias(#[from] AliasError),
     /// No such import job: it was used, has expired, or never was. Said only to those who may describe
     /// or list import jobs of the tenant.
     #[error("no import job `{name}`: it was used, has expired, or never was; make a new one")]
@@ -354,6 +344,7 @@ impl ServiceError {
             Self::ConsumersFull => "CONSUMERS_FULL",
             Self::ConsumerExists { .. } => "CONSUMER_EXISTS",
             Self::ConsumerNotFound { .. } => "CONSUMER_NOT_FOUND",
+            Self::Alias(error) => error.reason(),
             Self::ImportJobNotFound { .. } => "IMPORT_JOB_NOT_FOUND",
             Self::ImportJobExpired { .. } => "IMPORT_JOB_EXPIRED",
             Self::ImportJobLost => "IMPORT_JOB_LOST",
@@ -420,6 +411,7 @@ impl ServiceError {
             | Self::ConsumersFull
             | Self::ConsumerExists { .. }
             | Self::ConsumerNotFound { .. }
+            | Self::Alias(_)
             | Self::ImportJobNotFound { .. }
             | Self::ImportJobExpired { .. }
             | Self::ImportJobLost
@@ -509,6 +501,7 @@ impl ServiceError {
             | Self::ConsumersFull
             | Self::ConsumerExists { .. }
             | Self::ConsumerNotFound { .. }
+            | Self::Alias(_)
             | Self::ImportJobNotFound { .. }
             | Self::ImportJobExpired { .. }
             | Self::ImportJobLost

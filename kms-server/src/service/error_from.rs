@@ -2,7 +2,7 @@
 
 use kms_hsm::HsmError;
 
-use super::{Full, ServiceError};
+use super::{AliasError, Full, ServiceError};
 use crate::audit::AuditError;
 use crate::journal::JournalError;
 use crate::keyring::KeyringError;
@@ -80,6 +80,7 @@ impl From<KeyringError> for ServiceError {
         match error {
             KeyringError::KeyNotFound(name) => Self::KeyNotFound { name },
             KeyringError::VersionNotFound(name) => Self::VersionNotFound { name },
+            KeyringError::AliasNotFound(name) => Self::Alias(AliasError::NotFound { name }),
             KeyringError::NotPermittedByState(state) => Self::KeyNotActive { state },
             KeyringError::Exhausted => Self::KeyExhausted,
             KeyringError::KeyDisabled => Self::KeyDisabled,

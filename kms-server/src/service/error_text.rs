@@ -33,6 +33,7 @@ impl ServiceError {
             | Self::ConsumersFull
             | Self::ConsumerExists { .. }
             | Self::ConsumerNotFound { .. }
+            | Self::Alias(_)
             | Self::ImportJobNotFound { .. }
             | Self::ImportJobExpired { .. }
             | Self::ImportJobLost

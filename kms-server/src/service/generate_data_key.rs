@@ -1,6 +1,6 @@
 //! GenerateDataKey: a fresh data key, wrapped, and in the clear when asked for.
 
-use kms_core::name::KeyName;
+use kms_core::name::KeyOrAlias;
 use kms_hsm::CryptoOutput;
 
 use super::crypto::{CryptoCase, Step, other_answer};
@@ -43,8 +43,8 @@ impl CryptoCase for GenerateDataKey {
     type Plan = Protecting;
     type Output = DataKey;
 
-    fn key(&self) -> &KeyName {
-        &self.key
+    fn trail(&self) -> Trail {
+        Trail::key_or_alias(&self.key)
     }
 
     async fn plan(
@@ -53,7 +53,13 @@ impl CryptoCase for GenerateDataKey {
         request: &RequestContext,
         trail: &mut Trail,
     ) -> Result<Step<Protecting>, ServiceError> {
-        let Self { key: name, length_bytes, context, with_plaintext } = self;
+        let Self { key, length_bytes, context, with_plaintext } = self;
+        let name = match key {
+            KeyOrAlias::Key(name) => name,
+            KeyOrAlias::Alias(alias) => {
+                inner.resolve::<authz::GenerateDataKey>(request, &alias, trail).await?
+            }
+        };
         let target = Target::crypto(&name, &context);
         let permit = inner.permit::<authz::GenerateDataKey>(request, target, trail)?;
         if !(MIN_DATA_KEY_BYTES..=MAX_DATA_KEY_BYTES).contains(&length_bytes) {

@@ -17,7 +17,7 @@ use super::due::DueCursors;
 use super::places::Places;
 use super::root_rollover::Progress;
 use super::trail::Trail;
-use super::{RequestContext, ServiceError};
+use super::{AliasError, RequestContext, ServiceError};
 use crate::audit::SharedAuditSink;
 use crate::audit::aggregate::Bounds;
 use crate::audit::refusals::Refusals;
@@ -258,6 +258,11 @@ impl Inner {
         trail: &mut Trail,
     ) -> Result<Arc<CachedKey>, ServiceError> {
         let key = self.keyring.key(name).await?;
+        // Set only by an alias, which is bound to it.
+        if trail.key_uid.is_some_and(|uid| uid != key.row.uid) {
+            let detail = format!("an alias is not of the key that `{name}` is");
+            return Err(self.keyring.integrity(detail).into());
+        }
         if let Some(context) = context.filter(|context| !context.is_empty()) {
             trail.context = Some(self.logged(request, &key, context).await?);
         }
@@ -265,15 +270,22 @@ impl Inner {
         Ok(key)
     }
 
-    /// Says "denied" instead of "not found" to those who may neither describe nor list keys of the tenant; or import jobs,
-    /// where it is one that is not there.
+    /// Says "denied" instead of "not found" to those who may neither describe nor list keys of the tenant; or import jobs or
+    /// aliases, where it is one that is not there.
     pub(super) fn hide(&self, request: &RequestContext, error: ServiceError) -> ServiceError {
         const KEYS: &[ActionKind] = &[ActionKind::DescribeKey, ActionKind::ListKeys];
         const JOBS: &[ActionKind] = &[ActionKind::DescribeImportJob, ActionKind::ListImportJobs];
+        const ALIASES: &[ActionKind] = &[
+            ActionKind::DescribeAlias,
+            ActionKind::ListAliases,
+            ActionKind::DescribeKey,
+            ActionKind::ListKeys,
+        ];
         let (tenant, actions) = match &error {
             ServiceError::KeyNotFound { name } => (name.tenant(), KEYS),
             ServiceError::VersionNotFound { name } => (name.key().tenant(), KEYS),
             ServiceError::ConsumerNotFound { name } => (name.key().tenant(), KEYS),
+            ServiceError::Alias(AliasError::NotFound { name }) => (name.tenant(), ALIASES),
             ServiceError::ImportJobNotFound { name } => (name.key().tenant(), JOBS),
             _ => return error,
         };

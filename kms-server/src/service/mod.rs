@@ -4,6 +4,9 @@
 //! audit record is durable, and never touch a key without a permit.
 
 mod activate_key_version;
+mod alias_error;
+mod alias_types;
+mod aliases;
 mod backup_store;
 mod cancel_import_job;
 mod change;
@@ -24,6 +27,7 @@ mod error;
 mod error_from;
 mod error_text;
 mod fields;
+mod full;
 mod generate_data_key;
 mod generate_random;
 mod get_version_usage;
@@ -34,6 +38,7 @@ mod import_types;
 mod key_destruction;
 mod kms;
 mod last_use;
+mod list_aliases;
 mod list_key_history;
 mod list_keys;
 mod mutation;
@@ -53,10 +58,13 @@ mod update_key;
 mod verify_manifest;
 mod wrap;
 
+pub use alias_error::AliasError;
+pub use alias_types::*;
 pub use backup_store::{BackupPart, BackupParts};
 pub use compare_store::{CompareError, Compared, STORE_ACCEPTED};
 pub use destroy_due::SCREAM_PERIOD;
-pub use error::{Full, REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
+pub use error::{REQUESTS_RETRY_AFTER, RETRY_AFTER, ServiceError};
+pub use full::Full;
 pub use get_version_usage::QUIET_PERIOD;
 pub use import_types::*;
 pub use kms::{Kms, Parts, SystemRandomness};

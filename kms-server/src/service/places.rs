@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::error::Full;
+use super::Full;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Mutations at a time: each holds an intent and a place in the HSM keeper's queue.

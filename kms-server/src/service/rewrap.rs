@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use kms_core::name::KeyName;
 use kms_hsm::CryptoOutput;
 
 use super::crypto::{CryptoCase, Step, other_answer};
@@ -48,8 +47,8 @@ impl CryptoCase for Rewrap {
     type Plan = Plan;
     type Output = Rewrapped;
 
-    fn key(&self) -> &KeyName {
-        &self.key
+    fn trail(&self) -> Trail {
+        Trail::key(&self.key)
     }
 
     async fn plan(

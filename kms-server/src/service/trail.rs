@@ -7,7 +7,7 @@ use kms_core::canonical::CanonicalWriter;
 use kms_core::context::EncryptionContext;
 use kms_core::domain;
 use kms_core::id::{IntentId, KeyUid, KeyVersion};
-use kms_core::name::{ConsumerName, ImportJobName, KeyName, TenantName};
+use kms_core::name::{AliasName, ConsumerName, ImportJobName, KeyName, KeyOrAlias, TenantName};
 use kms_core::text::Text;
 use kms_hsm::Timing;
 
@@ -79,6 +79,19 @@ impl Trail {
     /// Starts a trail at a consumer of a key.
     pub(super) fn consumer(name: &ConsumerName) -> Self {
         Self { resource: Some(name.to_string().into()), ..Self::key(name.key()) }
+    }
+
+    /// Starts a trail at an alias.
+    pub(super) fn alias(name: &AliasName) -> Self {
+        Self { resource: Some(name.to_string().into()), ..Self::tenant(name.tenant()) }
+    }
+
+    /// Starts a trail at a key that is named by itself or through an alias.
+    pub(super) fn key_or_alias(name: &KeyOrAlias) -> Self {
+        match name {
+            KeyOrAlias::Key(name) => Self::key(name),
+            KeyOrAlias::Alias(name) => Self::alias(name),
+        }
     }
 
     /// Starts a trail at an import job of a key.

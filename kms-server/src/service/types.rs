@@ -9,7 +9,7 @@ use kms_core::context::EncryptionContext;
 use kms_core::envelope::Suite;
 use kms_core::id::{EventId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
 use kms_core::key::{KeyState, Origin, Protection, Purpose, Sensitivity};
-use kms_core::name::{ConsumerName, KeyName, KeySelector, TenantName, VersionName};
+use kms_core::name::{ConsumerName, KeyName, KeyOrAlias, KeySelector, TenantName, VersionName};
 use kms_core::secret::Plaintext;
 use kms_core::state::VersionState;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ pub type BatchResults<T> = Vec<Result<T, ServiceError>>;
 /// Asks for one plaintext to be wrapped.
 #[derive(Debug)]
 pub struct Wrap {
-    /// Key, or pinned version.
+    /// Key, pinned version, or alias.
     pub key: KeySelector,
     /// 1 byte to 64 KiB; checked by the service.
     pub plaintext: Plaintext,
@@ -121,8 +121,8 @@ pub struct Rewrapped {
 /// Asks for one new data key.
 #[derive(Debug)]
 pub struct GenerateDataKey {
-    /// The key that wraps it.
-    pub key: KeyName,
+    /// The key that wraps it, or an alias of it.
+    pub key: KeyOrAlias,
     /// 16 to 1,024; checked by the service.
     pub length_bytes: usize,
     /// Context of the wrapped copy.

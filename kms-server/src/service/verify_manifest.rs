@@ -6,14 +6,14 @@
 use std::collections::HashSet;
 
 use kms_core::audit::ManifestStamp;
-use kms_core::id::KeyUid;
+use kms_core::id::{KeyUid, Revision};
 use kms_core::key::{CkaId, KeyRow, Material};
 use kms_core::manifest::RowSet;
 use kms_core::name::TenantName;
 
 use super::kms::{Inner, Kms};
 use super::{MAX_PAGE_SIZE, ServiceError};
-use crate::store::{HistoryPosition, ListPosition};
+use crate::store::{AliasQuery, HistoryPosition, ListPosition};
 
 impl Kms {
     /// Verifies every row of a tenant, and that together they are what the manifest says.
@@ -56,6 +56,7 @@ impl Inner {
 
     async fn walk(&self, tenant: &TenantName) -> Result<(RowSet, HashSet<CkaId>), ServiceError> {
         let (mut rows, mut residents, mut after) = (RowSet::empty(), HashSet::new(), None);
+        self.walk_aliases(tenant, &mut rows).await?;
         for job in self.import_jobs(tenant).await? {
             rows.insert(&job.mac);
             residents.insert(job.row.id);
@@ -83,6 +84,25 @@ impl Inner {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    async fn walk_aliases(
+        &self,
+        tenant: &TenantName,
+        rows: &mut RowSet,
+    ) -> Result<(), ServiceError> {
+        let mut after = Revision::new(0);
+        loop {
+            let tenant = tenant.clone();
+            let query = AliasQuery::Of { tenant, key_uid: None, after, limit: MAX_PAGE_SIZE };
+            let aliases = self.store.aliases(query).await?;
+            let Some(end) = aliases.last() else { return Ok(()) };
+            after = end.row.revision;
+            self.keyring.verify_aliases(&aliases).await?;
+            for alias in &aliases {
+                rows.insert(&alias.mac);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Wrap: a small secret under a key.
 
 use kms_core::envelope::MAX_PLAINTEXT_BYTES;
-use kms_core::name::KeyName;
+use kms_core::name::KeySelector;
 use kms_hsm::CryptoOutput;
 
 use super::crypto::{CryptoCase, Step, other_answer};
@@ -42,8 +42,12 @@ impl CryptoCase for Wrap {
     type Plan = Protecting;
     type Output = Wrapped;
 
-    fn key(&self) -> &KeyName {
-        &self.key.key
+    fn trail(&self) -> Trail {
+        match &self.key {
+            KeySelector::Key(name) => Trail::key(name),
+            KeySelector::Version(name) => Trail::key(name.key()),
+            KeySelector::Alias(name) => Trail::alias(name),
+        }
     }
 
     async fn plan(
@@ -53,15 +57,22 @@ impl CryptoCase for Wrap {
         trail: &mut Trail,
     ) -> Result<Step<Protecting>, ServiceError> {
         let Self { key: selector, plaintext, context } = self;
-        let target = Target::crypto(&selector.key, &context);
+        let (name, version) = match selector {
+            KeySelector::Key(name) => (name, None),
+            KeySelector::Version(name) => (name.key().clone(), Some(name.version())),
+            KeySelector::Alias(alias) => {
+                (inner.resolve::<authz::Wrap>(request, &alias, trail).await?, None)
+            }
+        };
+        let target = Target::crypto(&name, &context);
         let permit = inner.permit::<authz::Wrap>(request, target, trail)?;
-        let pinned = match selector.version {
+        let pinned = match version {
             Some(number) => Some((number, inner.permit(request, target, trail)?)),
             None => None,
         };
-        trail.version = selector.version;
+        trail.version = version;
         check_plaintext(plaintext.len())?;
-        let key = inner.key(request, &selector.key, Some(&context), trail).await?;
+        let key = inner.key(request, &name, Some(&context), trail).await?;
         let pinned = pinned.as_ref().map(|(number, permit)| (*number, permit));
         let ready = inner.keyring.protect(&permit, &key, pinned).await?;
         trail.version = Some(ready.version());

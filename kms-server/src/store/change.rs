@@ -1,5 +1,6 @@
 //! What the store is told to change, in one transaction each.
 
+use kms_core::alias::AliasRow;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{RequestId, Revision};
@@ -96,6 +97,31 @@ pub enum ConsumerEdit {
     Add(Sealed<ConsumerRow>),
     /// It is taken away, as it is.
     Remove(Sealed<ConsumerRow>),
+}
+
+/// An alias that comes, moves or goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AliasChange {
+    /// The rows of the keys that it pointed to and points to then, one or two, each with the revision that is expected.
+    pub keys: Vec<(Revision, Sealed<KeyRow>)>,
+    /// Which.
+    pub edit: AliasEdit,
+}
+
+/// What becomes of an alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AliasEdit {
+    /// It is made.
+    Add(Sealed<AliasRow>),
+    /// It points to another key.
+    Move {
+        /// The row as it is.
+        from: Sealed<AliasRow>,
+        /// The row as it becomes.
+        to: Sealed<AliasRow>,
+    },
+    /// It is taken away, as it is.
+    Remove(Sealed<AliasRow>),
 }
 
 /// What takes the place of a primary.

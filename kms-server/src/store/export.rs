@@ -6,12 +6,13 @@ use super::StoreError;
 
 /// The tables of a backup, in an order in which rows can be put back. Left out are `requests` and `intents`, which are of a
 /// running server, `request_counts`, which follows from `requests`, and `probe`.
-pub const BACKUP_TABLES: [&str; 10] = [
+pub const BACKUP_TABLES: [&str; 11] = [
     "roots",
     "retired_roots",
     "keys",
     "versions",
     "consumers",
+    "aliases",
     "history",
     "counters",
     "usage",

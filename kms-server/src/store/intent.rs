@@ -58,6 +58,12 @@ pub enum IntentKind {
     RegisterConsumer,
     /// RemoveConsumer.
     RemoveConsumer,
+    /// CreateAlias.
+    CreateAlias,
+    /// UpdateAlias; the key is the one that the alias points to then.
+    UpdateAlias,
+    /// DeleteAlias.
+    DeleteAlias,
     /// DisableKey.
     DisableKey,
     /// EnableKey.
@@ -88,7 +94,7 @@ pub enum IntentKind {
 
 impl IntentKind {
     /// All kinds.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::CreateKey,
         Self::RotateKey,
         Self::StageKeyVersion,
@@ -101,6 +107,9 @@ impl IntentKind {
         Self::ImportKeyVersion,
         Self::RegisterConsumer,
         Self::RemoveConsumer,
+        Self::CreateAlias,
+        Self::UpdateAlias,
+        Self::DeleteAlias,
         Self::DisableKey,
         Self::EnableKey,
         Self::ScheduleKeyDestruction,
@@ -131,6 +140,9 @@ impl IntentKind {
             Self::ImportKeyVersion => "IMPORT_KEY_VERSION",
             Self::RegisterConsumer => "REGISTER_CONSUMER",
             Self::RemoveConsumer => "REMOVE_CONSUMER",
+            Self::CreateAlias => "CREATE_ALIAS",
+            Self::UpdateAlias => "UPDATE_ALIAS",
+            Self::DeleteAlias => "DELETE_ALIAS",
             Self::DisableKey => "DISABLE_KEY",
             Self::EnableKey => "ENABLE_KEY",
             Self::ScheduleKeyDestruction => "SCHEDULE_KEY_DESTRUCTION",
@@ -148,9 +160,16 @@ impl IntentKind {
     }
 
     /// Returns whether it makes or changes the version that its intent names. An import job has none, and its key may not
-    /// be there.
+    /// be there; an alias has none.
     pub const fn is_of_version(self) -> bool {
-        !matches!(self, Self::CreateImportJob | Self::CancelImportJob)
+        !matches!(
+            self,
+            Self::CreateImportJob
+                | Self::CancelImportJob
+                | Self::CreateAlias
+                | Self::UpdateAlias
+                | Self::DeleteAlias
+        )
     }
 
     /// Returns whether the state journal is told of it before it is done: then also when it is given up.

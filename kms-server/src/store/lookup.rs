@@ -4,7 +4,7 @@ use kms_core::clock::Timestamp;
 use kms_core::id::{KeyUid, KeyVersion, Revision};
 use kms_core::key::{CkaId, KeyRow, Sealed, VersionRow};
 use kms_core::lifecycle::HistoryRow;
-use kms_core::name::KeyName;
+use kms_core::name::{AliasName, KeyName, TenantName};
 
 /// A key and those of its versions that were asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,31 @@ pub enum KeyRef {
     Name(KeyName),
     /// By uid, as an envelope names it.
     Uid(KeyUid),
+}
+
+/// Which aliases to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AliasQuery {
+    /// The one of this name.
+    Name(AliasName),
+    /// The one of a tenant that looks like this.
+    Skeleton {
+        /// The tenant.
+        tenant: TenantName,
+        /// As [`kms_core::alias::skeleton`] makes it.
+        skeleton: String,
+    },
+    /// Those of a tenant, or those that point to one of its keys, by revision.
+    Of {
+        /// The tenant.
+        tenant: TenantName,
+        /// The key; `None` for all.
+        key_uid: Option<KeyUid>,
+        /// After the one of this revision; 0 for the first.
+        after: Revision,
+        /// How many at most.
+        limit: u32,
+    },
 }
 
 /// Rows that were read in bulk, and how many could not be: one that is damaged must not hide the others.

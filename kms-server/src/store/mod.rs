@@ -20,6 +20,7 @@ pub(crate) mod suite;
 use std::fmt;
 
 use async_trait::async_trait;
+use kms_core::alias::AliasRow;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
@@ -32,15 +33,15 @@ use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 
 pub use change::{
-    Closing, ConsumerChange, ConsumerEdit, ImportJobEdit, ManifestChange, NewKey, RequestRecord,
-    Rollover, Staging, Successor,
+    AliasChange, AliasEdit, Closing, ConsumerChange, ConsumerEdit, ImportJobEdit, ManifestChange,
+    NewKey, RequestRecord, Rollover, Staging, Successor,
 };
 pub use error::StoreError;
 pub use export::{BACKUP_TABLES, Cell, ExportHead, Exported, Exporting};
 pub use intent::{Intent, IntentKind};
 pub use lookup::{
-    DuePosition, HistoryPosition, JobPosition, KeyRef, ListBy, ListOrder, ListPlace, ListPosition,
-    Listed, StoredKey, VersionChoice,
+    AliasQuery, DuePosition, HistoryPosition, JobPosition, KeyRef, ListBy, ListOrder, ListPlace,
+    ListPosition, Listed, StoredKey, VersionChoice,
 };
 
 pub use reseal::{OldCounts, OldRows, RequestPosition, Resealed, RowsLimit, SealedRow};
@@ -142,6 +143,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     async fn list_consumers(&self, key_uid: KeyUid)
     -> Result<Vec<Sealed<ConsumerRow>>, StoreError>;
 
+    /// Reads aliases, at most [`MAX_LIST_ROWS`].
+    async fn aliases(&self, query: AliasQuery) -> Result<Vec<Sealed<AliasRow>>, StoreError>;
+
+    /// Inserts, replaces or deletes an alias, replaces the rows of its keys, and marks the intent applied. Fails with
+    /// [`StoreError::NameTaken`] when one of this id or skeleton, or a key of this id, is there; with
+    /// [`StoreError::NotFound`] when the one to replace or delete is not there as it was.
+    async fn change_alias(&self, change: AliasChange, closing: Closing) -> Result<(), StoreError>;
+
     /// Lists the import jobs of a tenant by id, all of them: there are at most
     /// [`kms_core::import_job::MAX_IMPORT_JOBS`].
     async fn list_import_jobs(
@@ -237,7 +246,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Forgets an intent: it was undone, or its outcome is in the log. Closing what is not there succeeds.
     async fn close_intent(&self, intent: IntentId) -> Result<(), StoreError>;
 
-    /// Inserts a key with its first version and marks the intent applied.
+    /// Inserts a key with its first version and marks the intent applied. Fails with [`StoreError::NameTaken`] when a key, or an
+    /// alias, of this id is there.
     async fn create_key(&self, new: NewKey, closing: Closing) -> Result<(), StoreError>;
 
     /// Replaces a key row at its expected revision and marks the intent applied.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use kms_core::alias::AliasRow;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, RequestId};
 use kms_core::import_job::ImportJobRow;
@@ -26,6 +27,8 @@ pub enum SealedRow {
     History(Sealed<HistoryRow>),
     /// A consumer.
     Consumer(Sealed<ConsumerRow>),
+    /// An alias that points to it.
+    Alias(Sealed<AliasRow>),
     /// An import job.
     ImportJob(Sealed<ImportJobRow>),
     /// A counter of invocations.
@@ -46,6 +49,7 @@ impl SealedRow {
             | Self::Version(_)
             | Self::History(_)
             | Self::Consumer(_)
+            | Self::Alias(_)
             | Self::ImportJob(_) => true,
             Self::Counter(_) | Self::Usage(_) | Self::Request(_) | Self::Manifest(_) => false,
         }
@@ -58,6 +62,7 @@ impl SealedRow {
             Self::Version(row) => row.mac,
             Self::History(row) => row.mac,
             Self::Consumer(row) => row.mac,
+            Self::Alias(row) => row.mac,
             Self::ImportJob(row) => row.mac,
             Self::Counter(row) => row.mac,
             Self::Usage(row) => row.mac,
@@ -73,6 +78,7 @@ impl SealedRow {
             Self::Version(row) => Some(row.row.key_uid),
             Self::History(row) => Some(row.row.key_uid),
             Self::Consumer(row) => Some(row.row.key_uid),
+            Self::Alias(row) => Some(row.row.key_uid),
             Self::ImportJob(row) => Some(row.row.key_uid),
             Self::Counter(row) => Some(row.row.key_uid),
             Self::Usage(row) => Some(row.row.key_uid),
@@ -130,6 +136,8 @@ pub struct OldCounts {
     pub history: u64,
     /// Consumers.
     pub consumers: u64,
+    /// Aliases.
+    pub aliases: u64,
     /// Import jobs.
     pub import_jobs: u64,
     /// Counters of invocations.
@@ -148,10 +156,11 @@ impl OldCounts {
     /// Returns the sum.
     pub const fn total(&self) -> u64 {
         let Self { keys, versions, history, consumers, counters, .. } = *self;
-        let Self { import_jobs, usage, manifests, requests, intents, .. } = *self;
+        let Self { aliases, import_jobs, usage, manifests, requests, intents, .. } = *self;
         keys + versions
             + history
             + consumers
+            + aliases
             + import_jobs
             + counters
             + usage

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use kms_core::alias::{AliasRow, skeleton};
 use kms_core::audit::ManifestStamp;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
@@ -16,7 +17,7 @@ use kms_core::key::{
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, KeyDestruction, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
-use kms_core::name::{KeyName, TenantName};
+use kms_core::name::{AliasName, KeyName, TenantName};
 use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::state::VersionState;
 use kms_core::usage::{Tally, UsageRow, Uses};
@@ -210,6 +211,29 @@ pub(super) fn consumer(row: &dyn Row) -> Result<Sealed<ConsumerRow>, StoreError>
         description: columns.text("description")?,
         create_time: columns.time("create_time")?,
         actor: columns.text("actor")?,
+        revision: columns.revision()?,
+    })
+}
+
+/// Reads a row of `aliases`.
+pub(super) fn alias(row: &dyn Row) -> Result<Sealed<AliasRow>, StoreError> {
+    let columns = Columns { table: "aliases", row };
+    let key = columns.key_name()?;
+    let id = columns.text("alias_id")?;
+    let name = AliasName::new(key.tenant().clone(), &id);
+    let name = name.map_err(|_| columns.damaged("alias_id"))?;
+    // No MAC covers it: it follows from the id.
+    if columns.text("skeleton")? != skeleton(&id) {
+        return Err(columns.damaged("skeleton"));
+    }
+    columns.sealed(AliasRow {
+        name,
+        key,
+        key_uid: columns.uid("key_uid")?,
+        create_time: columns.time("create_time")?,
+        update_time: columns.time("update_time")?,
+        actor: columns.text("actor")?,
+        reason: columns.text("reason")?,
         revision: columns.revision()?,
     })
 }

@@ -3,6 +3,7 @@
 //! `store_suite!(open)` makes one test of each public function of the files below; `open` is an expression that gives a fresh, empty
 //! store and whatever keeps it alive. The store remembers [`MAX_REQUESTS`] requests of a tenant. A new function needs its name in the macro's list.
 
+pub(crate) mod aliases;
 pub(crate) mod consumers;
 pub(crate) mod counters;
 pub(crate) mod due;
@@ -16,6 +17,7 @@ pub(crate) mod usage;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kms_core::alias::AliasRow;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
@@ -25,7 +27,7 @@ use kms_core::key::{
 };
 use kms_core::lifecycle::{Destruction, HistoryChange, HistoryRow, KeyDestruction, Rotation};
 use kms_core::manifest::{Manifest, RowSet};
-use kms_core::name::{KeyName, TenantName};
+use kms_core::name::{AliasName, KeyName, TenantName};
 use kms_core::root::RootPin;
 use kms_core::state::VersionState;
 use kms_core::usage::{Tally, UsageRow, Uses};
@@ -40,6 +42,10 @@ use super::{
 macro_rules! store_suite {
     ($open:expr) => {
         store_suite!(@cases $open;
+            aliases::aliases_come_move_and_go_with_the_rows_of_their_keys,
+            aliases::a_name_that_is_taken_or_looks_like_another_is_refused,
+            aliases::aliases_are_read_by_name_by_looks_and_in_pages,
+            aliases::an_alias_of_a_destroyed_key_goes_and_nothing_else_of_the_key_changes,
             counters::a_counter_gives_back_one_lease_and_no_more,
             counters::a_counter_reaches_its_limit_and_not_one_more,
             counters::counters_are_updated_each_by_its_own_revision,
@@ -162,6 +168,20 @@ pub(crate) fn key_row(number: u8) -> KeyRow {
         rotation: None,
         destruction: None,
     }
+}
+
+/// An alias of the key told apart by `number`.
+pub(crate) fn alias(id: &str, number: u8, revision: u64) -> Sealed<AliasRow> {
+    sealed(AliasRow {
+        name: AliasName::new(tenant(), id).unwrap(),
+        key: key_row(number).name,
+        key_uid: uid(number),
+        create_time: time(5),
+        update_time: time(6),
+        actor: "spiffe://holdfast.test/officer".into(),
+        reason: "moved".into(),
+        revision: Revision::new(revision),
+    })
 }
 
 fn version_row(number: u8, version: u32) -> VersionRow {

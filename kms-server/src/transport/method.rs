@@ -111,6 +111,16 @@ methods! {
     ListConsumers => "kms.v1.KeyService/ListConsumers",
     /// RemoveConsumer.
     RemoveConsumer => "kms.v1.KeyService/RemoveConsumer",
+    /// CreateAlias.
+    CreateAlias => "kms.v1.KeyService/CreateAlias",
+    /// UpdateAlias.
+    UpdateAlias => "kms.v1.KeyService/UpdateAlias",
+    /// DeleteAlias.
+    DeleteAlias => "kms.v1.KeyService/DeleteAlias",
+    /// DescribeAlias.
+    DescribeAlias => "kms.v1.KeyService/DescribeAlias",
+    /// ListAliases.
+    ListAliases => "kms.v1.KeyService/ListAliases",
     /// ListKeyHistory.
     ListKeyHistory => "kms.v1.KeyService/ListKeyHistory",
     /// GetVersionUsage.

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::authn::Unauthenticated;
-use crate::service::{Full, RETRY_AFTER, ServiceError};
+use crate::service::{AliasError, Full, RETRY_AFTER, ServiceError};
 
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "holdfast.dev";
@@ -79,6 +79,7 @@ pub const fn code(error: &ServiceError) -> Code {
         | ServiceError::NoBackupNotAcknowledged
         | ServiceError::RecipientRefused
         | ServiceError::RequestIdReused => Code::InvalidArgument,
+        ServiceError::Alias(error) => of_alias(error),
         ServiceError::AccessDenied => Code::PermissionDenied,
         ServiceError::KeyNotFound { .. }
         | ServiceError::VersionNotFound { .. }
@@ -132,6 +133,18 @@ pub const fn code(error: &ServiceError) -> Code {
     }
 }
 
+const fn of_alias(error: &AliasError) -> Code {
+    match error {
+        AliasError::NotFound { .. } => Code::NotFound,
+        AliasError::Exists { .. }
+        | AliasError::Confusable { .. }
+        | AliasError::ShadowsKey { .. } => Code::AlreadyExists,
+        AliasError::Target => Code::InvalidArgument,
+        AliasError::Full | AliasError::Unmoved => Code::FailedPrecondition,
+        AliasError::RevisionMismatch => Code::Aborted,
+    }
+}
+
 /// Makes the status of a failed call. `request_id` is the id of its audit records.
 pub fn from_service(error: &ServiceError, request_id: &str) -> Status {
     let mut details = details(error.reason(), facts(error));
@@ -176,6 +189,14 @@ fn resource(error: &ServiceError) -> Option<(&'static str, String)> {
         ServiceError::VersionNotFound { name } => Some(("kms.v1.KeyVersion", name.to_string())),
         ServiceError::ConsumerNotFound { name } | ServiceError::ConsumerExists { name } => {
             Some(("kms.v1.Consumer", name.to_string()))
+        }
+        ServiceError::Alias(
+            AliasError::NotFound { name }
+            | AliasError::Exists { name }
+            | AliasError::Confusable { other: name },
+        ) => Some(("kms.v1.Alias", name.to_string())),
+        ServiceError::Alias(AliasError::ShadowsKey { key }) => {
+            Some(("kms.v1.Key", key.to_string()))
         }
         ServiceError::ImportJobNotFound { name } => Some(("kms.v1.ImportJob", name.to_string())),
         _ => None,

@@ -81,6 +81,7 @@ table! {
     ConsumersRegistered: E::ConsumersRegistered { count: 1 }
         => ("CONSUMERS_REGISTERED", Code::FailedPrecondition, Caller, None),
     ConsumersFull: E::ConsumersFull => ("CONSUMERS_FULL", Code::FailedPrecondition, Caller, None),
+    Alias: E::Alias(AliasError::Full) => ("ALIASES_FULL", Code::FailedPrecondition, Caller, None),
     ImportJobNotFound: E::ImportJobNotFound { name: IMPORT_JOB.parse().unwrap() }
         => ("IMPORT_JOB_NOT_FOUND", Code::NotFound, Caller, None),
     ImportJobExpired: E::ImportJobExpired { time: Timestamp::from_unix_ms(0) }
@@ -157,6 +158,30 @@ fn the_details_follow_from_the_code() {
         assert_eq!(details.precondition_failure().is_some(), precondition, "{error:?}");
         let quota = code == Code::ResourceExhausted;
         assert_eq!(details.quota_failure().is_some(), quota, "{error:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_alias_has_its_code_and_names_what_is_meant() {
+    let name = || "tenants/t/aliases/a".parse().unwrap();
+    let key = || "tenants/t/keys/k".parse().unwrap();
+    let (alias, of_key) = (Some("tenants/t/aliases/a"), Some("tenants/t/keys/k"));
+    for (error, reason, code, named) in [
+        (AliasError::NotFound { name: name() }, "ALIAS_NOT_FOUND", Code::NotFound, alias),
+        (AliasError::Exists { name: name() }, "ALIAS_EXISTS", Code::AlreadyExists, alias),
+        (AliasError::Confusable { other: name() }, "ALIAS_CONFUSABLE", Code::AlreadyExists, alias),
+        (AliasError::ShadowsKey { key: key() }, "ALIAS_SHADOWS_KEY", Code::AlreadyExists, of_key),
+        (AliasError::Full, "ALIASES_FULL", Code::FailedPrecondition, None),
+        (AliasError::Target, "ALIAS_TARGET", Code::InvalidArgument, None),
+        (AliasError::Unmoved, "ALIAS_UNMOVED", Code::FailedPrecondition, None),
+        (AliasError::RevisionMismatch, "REVISION_MISMATCH", Code::Aborted, None),
+    ] {
+        let status = from_service(&error.into(), ID);
+        let details = status.get_error_details();
+        assert_eq!((status.code(), details.error_info().unwrap().reason.as_str()), (code, reason));
+        let resource = details.resource_info().map(|info| info.resource_name.as_str());
+        assert_eq!(resource, named, "{reason}");
+        assert!(details.retry_info().is_none());
     }
 }
 

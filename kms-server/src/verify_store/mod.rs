@@ -76,6 +76,8 @@ pub struct Report {
     pub usage: u64,
     /// Consumers looked at.
     pub consumers: u64,
+    /// Aliases looked at.
+    pub aliases: u64,
     /// Import jobs looked at.
     pub import_jobs: u64,
     /// Entries of histories walked.

@@ -15,6 +15,7 @@ pub fn table(report: &Report) -> String {
         usage,
         history,
         consumers,
+        aliases,
         import_jobs,
         intents,
         requests,
@@ -28,7 +29,7 @@ pub fn table(report: &Report) -> String {
     let _ = writeln!(
         text,
         "verified {tenants} tenants, {keys} keys, {versions} versions, {counters} counters, \
-         {consumers} consumers, {import_jobs} import jobs, {history} entries of histories, {usage} rows of uses, {intents} intents, {requests} requests"
+         {consumers} consumers, {aliases} aliases, {import_jobs} import jobs, {history} entries of histories, {usage} rows of uses, {intents} intents, {requests} requests"
     );
     if let Some(log) = log {
         let first = log.first.unwrap_or_default();

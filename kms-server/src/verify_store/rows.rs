@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
+use kms_core::alias::AliasRow;
 use kms_core::audit::ManifestStamp;
 use kms_core::id::{KeyUid, KeyVersion, RootGeneration};
 use kms_core::import_job::ImportJobRow;
@@ -296,6 +297,7 @@ impl Walk<'_, '_> {
             self.usage(tenant, key.uid)
         })?;
         self.import_jobs(tenant, &mut rows)?;
+        self.aliases(tenant, &mut rows)?;
         let place = Place::of(tenant, "manifest");
         let manifest = match store.manifest(tenant)? {
             Some(looked) => {
@@ -370,6 +372,19 @@ impl Walk<'_, '_> {
             self.found(&place, detail);
         }
         Ok(())
+    }
+
+    fn aliases(&mut self, tenant: &str, rows: &mut RowSet) -> Result<(), VerifyStoreError> {
+        let store = self.store;
+        let place = Place::of(tenant, "alias");
+        store.aliases(tenant, |looked| {
+            self.report.aliases += 1;
+            let of = |alias: &AliasRow| place.at(alias.key_uid, None);
+            if let Some(sealed) = self.take(looked, of, &place)? {
+                rows.insert(&sealed.mac);
+            }
+            Ok::<_, VerifyStoreError>(())
+        })
     }
 
     fn import_jobs(&mut self, tenant: &str, rows: &mut RowSet) -> Result<(), VerifyStoreError> {

@@ -18,7 +18,12 @@ fn rewrap(key: &str, ciphertext: &[u8]) -> Rewrap {
 }
 
 fn data_key(length_bytes: usize) -> GenerateDataKey {
-    GenerateDataKey { key: name(KEY), length_bytes, context: context("/a"), with_plaintext: true }
+    GenerateDataKey {
+        key: KEY.parse().unwrap(),
+        length_bytes,
+        context: context("/a"),
+        with_plaintext: true,
+    }
 }
 
 #[tokio::test]

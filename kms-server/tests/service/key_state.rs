@@ -38,7 +38,7 @@ async fn uses(world: &World, ciphertext: &[u8]) -> [Result<(), ServiceError>; 4]
     let request = world.request(WRAP);
     let item = Rewrap { key: name(KEY), ciphertext: ciphertext.to_vec(), context: context("/a") };
     let data_key = GenerateDataKey {
-        key: name(KEY),
+        key: KEY.parse().unwrap(),
         length_bytes: 32,
         context: context("/a"),
         with_plaintext: true,

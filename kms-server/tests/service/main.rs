@@ -7,12 +7,14 @@
     reason = "a failure here is a failed test"
 )]
 
+mod aliases;
 mod backup;
 mod consumers;
 mod crash;
 mod crypto;
 mod destruction;
 mod faults;
+mod faulty_store;
 mod filters;
 mod import;
 mod import_refusals;

@@ -6,13 +6,13 @@ use kms_core::audit::Phase;
 use kms_core::id::{IntentId, KeyVersion, RequestId, Revision};
 use kms_core::key::{CkaId, Material, Protection};
 use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
-use kms_core::name::ConsumerName;
+use kms_core::name::{AliasName, ConsumerName};
 use kms_core::state::VersionState;
 use kms_hsm::TokenKeys;
 use kms_server::service::{
-    CancelImportJob, ChangeKeyState, ChangeVersionState, CreateKey, ImportKey, ImportKeyVersion,
-    RegisterConsumer, RemoveConsumer, RotateKey, ScheduleDestruction, ScheduleKeyDestruction,
-    ServiceError, StageKeyVersion, UpdateKey,
+    CancelImportJob, ChangeKeyState, ChangeVersionState, CreateAlias, CreateKey, DeleteAlias,
+    ImportKey, ImportKeyVersion, RegisterConsumer, RemoveConsumer, RotateKey, ScheduleDestruction,
+    ScheduleKeyDestruction, ServiceError, StageKeyVersion, UpdateAlias, UpdateKey,
 };
 use kms_server::store::{KeyRef, VersionChoice};
 
@@ -20,6 +20,10 @@ use crate::import;
 use crate::support::*;
 
 pub(crate) const KEY: &str = "tenants/t/keys/k";
+/// What an alias is moved to.
+const OTHER: &str = "tenants/t/keys/other";
+/// The revision of the alias that was created: that of the manifest, which the creation of its key took to 1.
+const ALIAS_REVISION: Revision = Revision::new(2);
 
 /// One mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,11 @@ pub(crate) enum Kind {
     Register,
     /// Of the consumer that was registered.
     Remove,
+    CreateAlias,
+    /// Of the alias that was created.
+    UpdateAlias,
+    /// Of the alias that was created.
+    DeleteAlias,
     Stage,
     /// Of version 2.
     Activate,
@@ -72,6 +81,9 @@ pub(crate) fn cases() -> impl Iterator<Item = Case> {
         Kind::Update,
         Kind::Register,
         Kind::Remove,
+        Kind::CreateAlias,
+        Kind::UpdateAlias,
+        Kind::DeleteAlias,
         Kind::Stage,
         Kind::Activate,
         Kind::Discard,
@@ -107,11 +119,13 @@ impl Case {
             Kind::Rotate
             | Kind::Update
             | Kind::Register
+            | Kind::CreateAlias
             | Kind::Stage
             | Kind::Disable
             | Kind::Suspend
             | Kind::Compromise => &[Kind::Create],
             Kind::Remove => &[Kind::Create, Kind::Register],
+            Kind::UpdateAlias | Kind::DeleteAlias => &[Kind::Create, Kind::CreateAlias],
             Kind::Activate | Kind::Discard => &[Kind::Create, Kind::Stage],
             Kind::Enable | Kind::ScheduleKey => &[Kind::Create, Kind::Disable],
             Kind::CancelKey => &[Kind::Create, Kind::Disable, Kind::ScheduleKey],
@@ -122,6 +136,9 @@ impl Case {
         };
         for kind in before {
             Self { kind: *kind, ..self }.run(&world, fresh_id()).await.unwrap();
+        }
+        if self.kind == Kind::UpdateAlias {
+            world.create(OTHER).await;
         }
         world
     }
@@ -190,6 +207,29 @@ impl Case {
                 let remove = RemoveConsumer { name, reason, request_id };
                 let request = world.request("kms.v1.KeyService/RemoveConsumer");
                 kms.remove_consumer(&request, remove).await.map(|made| text(&made))
+            }
+            Kind::CreateAlias => {
+                let (key, reason) = (name(KEY), "test".into());
+                let create = CreateAlias { name: alias(), key, reason, request_id };
+                let request = world.request("kms.v1.KeyService/CreateAlias");
+                kms.create_alias(&request, create).await.map(|made| text(&made))
+            }
+            Kind::UpdateAlias => {
+                let update = UpdateAlias {
+                    name: alias(),
+                    key: name(OTHER),
+                    revision: ALIAS_REVISION,
+                    reason: "test".into(),
+                    request_id,
+                };
+                let request = world.request("kms.v1.KeyService/UpdateAlias");
+                kms.update_alias(&request, update).await.map(|made| text(&made))
+            }
+            Kind::DeleteAlias => {
+                let (name, revision) = (alias(), ALIAS_REVISION);
+                let delete = DeleteAlias { name, revision, reason: "test".into(), request_id };
+                let request = world.request("kms.v1.KeyService/DeleteAlias");
+                kms.delete_alias(&request, delete).await.map(|made| text(&made))
             }
             Kind::Stage => {
                 let (reason, activate_time) = ("test".into(), None);
@@ -321,6 +361,11 @@ impl Case {
         self.run(&world, fresh_id()).await.unwrap();
         world.faults.calls() - before
     }
+}
+
+/// The name of the alias of the key.
+fn alias() -> AliasName {
+    "tenants/t/aliases/a".parse().unwrap()
 }
 
 /// The name of a consumer of the key.

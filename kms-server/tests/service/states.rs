@@ -100,7 +100,7 @@ async fn every_use_is_permitted_exactly_as_the_matrix_says() {
             assert_eq!(wrapped.is_ok(), protect, "{cell}: wrap");
             assert!(wrapped.is_ok() || wrapped.unwrap_err() == refused, "{cell}: wrap");
             let item = GenerateDataKey {
-                key: name(KEY),
+                key: KEY.parse().unwrap(),
                 length_bytes: 32,
                 context: context("/a"),
                 with_plaintext: false,

@@ -27,7 +27,8 @@ use kms_server::service::{
 use kms_server::store::Store;
 use kms_server::store::sqlite::SqliteStore;
 
-use crate::faults::{Faults, FaultyHsm, FaultySink, FaultyStore};
+use crate::faults::{Faults, FaultyHsm, FaultySink};
+use crate::faulty_store::FaultyStore;
 
 pub(crate) const ADMIN: &str = "spiffe://td/admin";
 

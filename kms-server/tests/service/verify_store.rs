@@ -204,6 +204,32 @@ async fn import_jobs_are_verified_with_the_rest() {
 }
 
 #[tokio::test]
+async fn aliases_are_verified_with_the_rest() {
+    let world = world().await;
+    let create = kms_server::service::CreateAlias {
+        name: "tenants/t/aliases/a".parse().unwrap(),
+        key: name(KEY),
+        reason: "made".into(),
+        request_id: fresh_id(),
+    };
+    world.kms.create_alias(&world.request(CALL), create).await.unwrap();
+    let agreeing = report(&world);
+    assert!(agreeing.agrees, "{agreeing:#?}");
+    assert_eq!(agreeing.aliases, 1);
+    sql(&world, "DROP TRIGGER aliases_guard; UPDATE aliases SET actor = 'mallory'");
+    assert_finds(&report(&world), &[("alias", None, "MAC")]);
+    sql(&world, "UPDATE aliases SET skeleton = 'x'");
+    let wanted = [
+        ("alias", None, "skeleton has no valid value"),
+        ("manifest", None, "one was deleted, added or put back"),
+    ];
+    assert_finds(&report(&world), &wanted);
+    sql(&world, "DELETE FROM aliases");
+    let gone = [("manifest", None, "one was deleted, added or put back")];
+    assert_finds(&report(&world), &gone);
+}
+
+#[tokio::test]
 async fn a_deleted_key_is_found_and_named_by_what_the_log_tells() {
     let world = world().await;
     let of = "(SELECT uid FROM keys WHERE tenant = 't')";

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use kms_core::alias::AliasRow;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
@@ -15,10 +16,10 @@ use kms_core::name::TenantName;
 use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 use kms_server::store::{
-    Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition, ImportJobEdit, Intent,
-    JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
-    RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
-    StoredKey, VersionChoice,
+    AliasChange, AliasQuery, Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition,
+    ImportJobEdit, Intent, JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey,
+    OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging,
+    Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// What goes wrong.
@@ -94,6 +95,8 @@ forward! {
     list_versions(key_uid: KeyUid, after: Option<KeyVersion>, limit: u32) -> Vec<Sealed<VersionRow>>;
     last_revision(key_uid: KeyUid, version: KeyVersion) -> Option<Revision>;
     list_consumers(key_uid: KeyUid) -> Vec<Sealed<ConsumerRow>>;
+    aliases(query: AliasQuery) -> Vec<Sealed<AliasRow>>;
+    change_alias(change: AliasChange, closing: Closing) -> ();
     list_import_jobs(tenant: TenantName) -> Vec<Sealed<ImportJobRow>>;
     due_import_jobs(now: Timestamp, after: Option<JobPosition>, limit: u32) -> Listed<Sealed<ImportJobRow>>;
     change_import_jobs(edit: ImportJobEdit, closing: Closing) -> ();

@@ -8,6 +8,7 @@
 //! A mutation whose commit was not answered is decided by its intent. Of other methods that is an error whose text says
 //! that it may have happened; each can be asked again, or is seen by the next `intents`.
 
+mod aliases;
 mod check;
 #[cfg(test)]
 mod doubt_tests;

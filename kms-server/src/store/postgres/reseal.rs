@@ -1,5 +1,6 @@
 //! Rows under older roots: found, counted, and sealed anew; and roots that are retired.
 
+use kms_core::alias::AliasRow;
 use kms_core::id::{KeyUid, RootGeneration};
 use kms_core::key::{Material, RowMac, Sealed};
 use kms_core::name::{KeyName, TenantName};
@@ -69,6 +70,7 @@ async fn keys_after(
             OR EXISTS (SELECT FROM counters WHERE key_uid = uid AND counters.generation < $5)
             OR EXISTS (SELECT FROM usage WHERE key_uid = uid AND usage.generation < $5)
             OR EXISTS (SELECT FROM consumers WHERE key_uid = uid AND consumers.generation < $5)
+            OR EXISTS (SELECT FROM aliases WHERE key_uid = uid AND aliases.generation < $5)
             OR EXISTS (SELECT FROM history WHERE key_uid = uid AND history.generation < $5)
             AS has_old
         FROM keys WHERE tenant = $1 AND (create_time, uid) > ($2, $3)
@@ -91,7 +93,7 @@ async fn take_key(
     found: &mut OldRows,
 ) -> Result<(), Failure> {
     type Decode = fn(&dyn Row) -> Result<SealedRow, StoreError>;
-    let tables: [(&str, Decode); 6] = [
+    let tables: [(&str, Decode); 7] = [
         ("SELECT * FROM keys WHERE uid = $1 AND generation < $2 LIMIT $3", |row| {
             rows::key(row).map(SealedRow::Key)
         }),
@@ -106,6 +108,9 @@ async fn take_key(
         }),
         ("SELECT * FROM consumers WHERE key_uid = $1 AND generation < $2 LIMIT $3", |row| {
             rows::consumer(row).map(SealedRow::Consumer)
+        }),
+        ("SELECT * FROM aliases WHERE key_uid = $1 AND generation < $2 LIMIT $3", |row| {
+            rows::alias(row).map(SealedRow::Alias)
         }),
         ("SELECT * FROM history WHERE key_uid = $1 AND generation < $2 LIMIT $3", |row| {
             rows::history(row).map(SealedRow::History)
@@ -239,6 +244,22 @@ async fn replace_seal(db: &Session, expected: RowMac, row: &SealedRow) -> Result
             )
             .await
         }
+        SealedRow::Alias(Sealed { row, mac, generation }) => {
+            let AliasRow { name, .. } = row;
+            execute(
+                db,
+                "UPDATE aliases SET generation = $3, mac = $4
+             WHERE tenant = $1 AND alias_id = $2 AND mac = $5",
+                &values![
+                    name.tenant().id(),
+                    name.alias_id(),
+                    generation.get(),
+                    &mac.0,
+                    &expected.0
+                ],
+            )
+            .await
+        }
         SealedRow::ImportJob(Sealed { row, mac, generation }) => {
             execute(
                 db,
@@ -302,7 +323,7 @@ async fn replace_seal(db: &Session, expected: RowMac, row: &SealedRow) -> Result
 }
 
 /// The tables with rows that are sealed, in the order in which mutations write them.
-const SEALED: &str = "requests, intents, history, manifests, keys, versions, counters, usage, consumers, import_jobs";
+const SEALED: &str = "requests, intents, history, manifests, keys, versions, counters, usage, consumers, aliases, import_jobs";
 
 pub(super) async fn old_counts(
     db: &Session,
@@ -318,6 +339,7 @@ pub(super) async fn old_counts(
         versions: count("versions").await?,
         history: count("history").await?,
         consumers: count("consumers").await?,
+        aliases: count("aliases").await?,
         import_jobs: count("import_jobs").await?,
         counters: count("counters").await?,
         usage: count("usage").await?,

@@ -1,6 +1,7 @@
 //! The methods of [`Store`], each with its transaction.
 
 use async_trait::async_trait;
+use kms_core::alias::AliasRow;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
@@ -13,14 +14,14 @@ use kms_core::root::{RetiredRoot, RootPin};
 use kms_core::usage::UsageRow;
 
 use super::{
-    PostgresStore, read, read_due, reseal, write, write_closing, write_consumers,
+    PostgresStore, aliases, read, read_due, reseal, write, write_closing, write_consumers,
     write_import_jobs, write_usage,
 };
 use crate::store::{
-    Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition, ImportJobEdit, Intent,
-    JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey, OldCounts, OldRows,
-    RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging, Store, StoreError,
-    StoredKey, VersionChoice,
+    AliasChange, AliasQuery, Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition,
+    ImportJobEdit, Intent, JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, NewKey,
+    OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit, Staging,
+    Store, StoreError, StoredKey, VersionChoice,
 };
 
 #[async_trait]
@@ -89,6 +90,22 @@ impl Store for PostgresStore {
         key_uid: KeyUid,
     ) -> Result<Vec<Sealed<ConsumerRow>>, StoreError> {
         self.query(|db| async move { read::list_consumers(&db, key_uid).await }).await
+    }
+
+    async fn aliases(&self, query: AliasQuery) -> Result<Vec<Sealed<AliasRow>>, StoreError> {
+        let query = &query;
+        self.query(|db| async move { aliases::aliases(&db, query).await }).await
+    }
+
+    async fn change_alias(&self, change: AliasChange, closing: Closing) -> Result<(), StoreError> {
+        let max = self.max_requests;
+        let change = &change;
+        let closing = &closing;
+        self.mutate(
+            closing,
+            |db| async move { aliases::change_alias(&db, change, closing, max).await },
+        )
+        .await
     }
 
     async fn list_import_jobs(

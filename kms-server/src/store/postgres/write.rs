@@ -5,6 +5,7 @@ use kms_core::id::Revision;
 use kms_core::key::{KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::root::RootPin;
 
+use super::aliases::is_taken;
 use super::error::Failure;
 use super::session::Session;
 use super::sql::{count, execute, insert, values};
@@ -42,6 +43,10 @@ pub(super) async fn create_key(
     max_requests: u64,
 ) -> Result<(), Failure> {
     apply(db, closing, max_requests).await?;
+    let name = &new.key.row.name;
+    if is_taken(db, name.tenant(), name.key_id()).await? {
+        return Err(StoreError::NameTaken.into());
+    }
     insert_key(db, &new.key).await?;
     insert_version(db, &new.version).await?;
     insert_counter(db, &new.counter).await?;

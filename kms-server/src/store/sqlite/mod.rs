@@ -6,6 +6,7 @@
 //! A commit whose fsync failed is refused and undone for this process. If the machine dies before the next commit writes
 //! over it, it may be found committed after all: a refused mutation is in doubt until its request id or intent is read.
 
+mod aliases;
 mod error;
 mod export;
 pub mod import;
@@ -33,6 +34,7 @@ use std::thread;
 
 use async_trait::async_trait;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use kms_core::alias::AliasRow;
 use kms_core::clock::Timestamp;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{IntentId, KeyUid, KeyVersion, RequestId, Revision, RootGeneration};
@@ -48,10 +50,10 @@ use tokio::sync::watch;
 
 use self::writer::{Task, WriteJob};
 use super::{
-    Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition, ImportJobEdit, Intent,
-    JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed, MAX_REMEMBERED_REQUESTS,
-    NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed, Rollover, RowsLimit,
-    Staging, Store, StoreError, StoredKey, VersionChoice,
+    AliasChange, AliasQuery, Closing, ConsumerChange, DuePosition, Exporting, HistoryPosition,
+    ImportJobEdit, Intent, JobPosition, KeyRef, ListOrder, ListPlace, ListPosition, Listed,
+    MAX_REMEMBERED_REQUESTS, NewKey, OldCounts, OldRows, RequestPosition, RequestRecord, Resealed,
+    Rollover, RowsLimit, Staging, Store, StoreError, StoredKey, VersionChoice,
 };
 
 /// Reader threads: enough to hide a page read from disk behind another; queries take microseconds.
@@ -276,6 +278,15 @@ impl Store for SqliteStore {
         key_uid: KeyUid,
     ) -> Result<Vec<Sealed<ConsumerRow>>, StoreError> {
         self.read(move |db| read::list_consumers(db, key_uid)).await
+    }
+
+    async fn aliases(&self, query: AliasQuery) -> Result<Vec<Sealed<AliasRow>>, StoreError> {
+        self.read(move |db| aliases::aliases(db, &query)).await
+    }
+
+    async fn change_alias(&self, change: AliasChange, closing: Closing) -> Result<(), StoreError> {
+        let max = self.max_requests;
+        self.write(move |db| aliases::change_alias(db, &change, &closing, max)).await
     }
 
     async fn list_import_jobs(

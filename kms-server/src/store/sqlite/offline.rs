@@ -8,6 +8,7 @@ use std::fs::{File, TryLockError};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use kms_core::alias::AliasRow;
 use kms_core::consumer::ConsumerRow;
 use kms_core::id::{KeyUid, KeyVersion};
 use kms_core::import_job::ImportJobRow;
@@ -113,7 +114,7 @@ impl OfflineStore {
     /// When they cannot be read.
     pub fn tenants(&self) -> Result<Vec<String>, StoreError> {
         let sql = "SELECT tenant FROM manifests UNION SELECT tenant FROM keys
-            UNION SELECT tenant FROM import_jobs";
+            UNION SELECT tenant FROM import_jobs UNION SELECT tenant FROM aliases";
         let mut statement = self.connection.prepare(sql)?;
         let tenants = statement.query_map([], |row| row.get(0))?;
         Ok(tenants.collect::<Result<_, _>>()?)
@@ -196,6 +197,19 @@ impl OfflineStore {
     ) -> Result<(), E> {
         let sql = "SELECT * FROM consumers WHERE key_uid = ?1 ORDER BY consumer_id";
         self.each(sql, [key_uid.as_bytes()], rows::consumer, NOTHING, each)
+    }
+
+    /// Hands over the aliases of a tenant, whatever they point to.
+    ///
+    /// # Errors
+    /// When they cannot be read, or `each` fails.
+    pub fn aliases<E: From<StoreError>>(
+        &self,
+        tenant: &str,
+        each: impl FnMut(Looked<Sealed<AliasRow>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sql = "SELECT * FROM aliases WHERE tenant = ?1 ORDER BY alias_id";
+        self.each(sql, [tenant], rows::alias, ("key_uid", ""), each)
     }
 
     /// Hands over the import jobs of a tenant.

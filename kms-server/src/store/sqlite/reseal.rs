@@ -1,5 +1,6 @@
 //! Rows under older roots: found, counted, and sealed anew; and roots that are retired.
 
+use kms_core::alias::AliasRow;
 use kms_core::id::{KeyUid, RootGeneration};
 use kms_core::key::{Material, RowMac, Sealed};
 use kms_core::name::{KeyName, TenantName};
@@ -71,7 +72,7 @@ fn take_key(
     found: &mut OldRows,
 ) -> Result<(), StoreError> {
     type Decode = fn(&dyn Row) -> Result<SealedRow, StoreError>;
-    let tables: [(&str, Decode); 6] = [
+    let tables: [(&str, Decode); 7] = [
         ("SELECT * FROM keys WHERE uid = ?1 AND generation < ?2 LIMIT ?3", |row| {
             rows::key(row).map(SealedRow::Key)
         }),
@@ -86,6 +87,9 @@ fn take_key(
         }),
         ("SELECT * FROM consumers WHERE key_uid = ?1 AND generation < ?2 LIMIT ?3", |row| {
             rows::consumer(row).map(SealedRow::Consumer)
+        }),
+        ("SELECT * FROM aliases WHERE key_uid = ?1 AND generation < ?2 LIMIT ?3", |row| {
+            rows::alias(row).map(SealedRow::Alias)
         }),
         ("SELECT * FROM history WHERE key_uid = ?1 AND generation < ?2 LIMIT ?3", |row| {
             rows::history(row).map(SealedRow::History)
@@ -205,6 +209,15 @@ fn replace_seal(
              WHERE key_uid = ?1 AND consumer_id = ?2 AND mac = ?5",
             (row.key_uid.as_bytes(), &row.consumer_id, generation.get(), mac.0, expected.0),
         ),
+        SealedRow::Alias(Sealed { row, mac, generation }) => {
+            let AliasRow { name, .. } = row;
+            execute(
+                connection,
+                "UPDATE aliases SET generation = ?3, mac = ?4
+                 WHERE tenant = ?1 AND alias_id = ?2 AND mac = ?5",
+                (name.tenant().id(), name.alias_id(), generation.get(), mac.0, expected.0),
+            )
+        }
         SealedRow::ImportJob(Sealed { row, mac, generation }) => execute(
             connection,
             "UPDATE import_jobs SET generation = ?2, mac = ?3 WHERE id = ?1 AND mac = ?4",
@@ -251,6 +264,7 @@ pub(super) fn old_counts(
         versions: count("versions")?,
         history: count("history")?,
         consumers: count("consumers")?,
+        aliases: count("aliases")?,
         import_jobs: count("import_jobs")?,
         counters: count("counters")?,
         usage: count("usage")?,

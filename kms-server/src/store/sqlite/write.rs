@@ -6,6 +6,7 @@ use kms_core::key::{CounterRow, KeyRow, RowMac, Sealed, VersionRow};
 use kms_core::root::RootPin;
 use rusqlite::Connection;
 
+use super::aliases::is_taken;
 use super::sql::{execute, insert, integer};
 use super::write_closing::apply;
 use super::write_import_jobs::use_up;
@@ -36,6 +37,10 @@ pub(super) fn create_key(
     max_requests: u64,
 ) -> Result<(), StoreError> {
     apply(connection, closing, max_requests)?;
+    let name = &new.key.row.name;
+    if is_taken(connection, name.tenant(), name.key_id())? {
+        return Err(StoreError::NameTaken);
+    }
     insert_key(connection, &new.key)?;
     insert_version(connection, &new.version)?;
     insert_counter(connection, &new.counter)?;

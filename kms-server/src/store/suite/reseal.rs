@@ -26,6 +26,7 @@ fn anew(row: SealedRow) -> Resealed {
         }
         SealedRow::History(old) => SealedRow::History(Sealed { mac, generation, ..old }),
         SealedRow::Consumer(old) => SealedRow::Consumer(Sealed { mac, generation, ..old }),
+        SealedRow::Alias(old) => SealedRow::Alias(Sealed { mac, generation, ..old }),
         SealedRow::ImportJob(old) => SealedRow::ImportJob(Sealed { mac, generation, ..old }),
         SealedRow::Counter(old) => SealedRow::Counter(Sealed { mac, generation, ..old }),
         SealedRow::Usage(old) => SealedRow::Usage(Sealed { mac, generation, ..old }),

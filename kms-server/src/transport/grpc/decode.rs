@@ -10,7 +10,7 @@ use kms_core::context::EncryptionContext;
 use kms_core::id::{RequestId, Revision};
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::lifecycle::DEFAULT_DESTRUCTION_WINDOW;
-use kms_core::name::{ConsumerName, KeyName, TenantName};
+use kms_core::name::{ConsumerName, KeyName, KeyOrAlias, TenantName};
 use kms_core::secret::Plaintext;
 use kms_proto::v1 as proto;
 
@@ -100,7 +100,7 @@ pub(super) fn create_key(message: proto::CreateKeyRequest) -> Decoded<CreateKey>
     })
 }
 
-pub(super) fn describe_key(message: proto::DescribeKeyRequest) -> Decoded<KeyName> {
+pub(super) fn describe_key(message: proto::DescribeKeyRequest) -> Decoded<KeyOrAlias> {
     let proto::DescribeKeyRequest { name } = message;
     parse("name", &name)
 }

@@ -1,5 +1,7 @@
 //! Tests of decoding: what is given arrives, and what is odd names its field.
 
+use kms_core::name::KeySelector;
+
 use super::*;
 
 const REQUEST_ID: &str = "11111111-1111-4111-8111-111111111111";
@@ -72,27 +74,31 @@ fn a_date_is_taken_in_whole_milliseconds_that_can_be_counted() {
 }
 
 #[test]
-fn a_key_or_a_pinned_version_can_be_wrapped_under() {
+fn a_key_a_pinned_version_or_an_alias_can_be_wrapped_under() {
     let message = |key: &str| proto::WrapRequest {
         key: key.into(),
         plaintext: "secret".into(),
         context: [("a".to_owned(), "b".to_owned())].into(),
     };
     let decoded = wrap(message("tenants/a/keys/k")).unwrap();
-    assert_eq!(decoded.key.version, None);
+    assert!(matches!(&decoded.key, KeySelector::Key(_)));
     assert_eq!(decoded.plaintext.expose(), b"secret");
     assert_eq!(decoded.context.iter().collect::<Vec<_>>(), [("a", "b")]);
     let pinned = wrap(message("tenants/a/keys/k/versions/3")).unwrap();
-    assert_eq!(pinned.key.version.map(kms_core::id::KeyVersion::get), Some(3));
+    assert!(matches!(&pinned.key, KeySelector::Version(name) if name.version().get() == 3));
+    let alias = wrap(message("tenants/a/aliases/x")).unwrap();
+    assert!(matches!(&alias.key, KeySelector::Alias(name) if name.alias_id() == "x"));
+    assert_eq!(field_of(wrap(message("tenants/a/aliases/x/versions/3"))), "key");
     assert_eq!(field_of(wrap(message("k"))), "key");
 }
 
 #[test]
 fn only_a_key_can_be_unwrapped_or_rewrapped_with() {
-    let key: String = "tenants/a/keys/k/versions/3".into();
-    let message = proto::UnwrapRequest { key: key.clone(), ..Default::default() };
-    assert_eq!(field_of(unwrap(message)), "key");
-    assert_eq!(field_of(rewrap(proto::RewrapRequest { key, ..Default::default() })), "key");
+    for key in ["tenants/a/keys/k/versions/3", "tenants/a/aliases/x"].map(str::to_owned) {
+        let message = proto::UnwrapRequest { key: key.clone(), ..Default::default() };
+        assert_eq!(field_of(unwrap(message)), "key");
+        assert_eq!(field_of(rewrap(proto::RewrapRequest { key, ..Default::default() })), "key");
+    }
 }
 
 #[test]

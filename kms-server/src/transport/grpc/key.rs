@@ -2,6 +2,7 @@
 
 use http::Request;
 use hyper::body::Incoming;
+use kms_core::name::KeyOrAlias;
 
 use super::bounds::{CREATE_KEY, NONE, UPDATE_KEY, one};
 use super::gateway::Call;
@@ -61,7 +62,19 @@ mutation!(cancel_key_version_destruction, NONE, decode::cancel, encode::version)
 reading!(list_consumers, decode::list_consumers, |key| &key, encode::consumers);
 reading!(list_key_history, decode::list_key_history, |list| list, encode::history);
 reading!(get_version_usage, decode::get_version_usage, |name| &name, encode::usage);
-reading!(describe_key, decode::describe_key, |name| &name, encode::key);
 reading!(list_keys, decode::list_keys, |list| list, encode::keys);
 reading!(describe_key_version, decode::describe_key_version, |name| &name, encode::version);
 reading!(list_key_versions, decode::list_key_versions, |list| list, encode::versions);
+
+pub(super) fn describe_key(call: Call, request: Request<Incoming>) -> Answer {
+    Box::pin(async move {
+        let decode = one(NONE, decode::describe_key);
+        let work = |kms: Kms, context, name: KeyOrAlias| async move {
+            match name {
+                KeyOrAlias::Key(name) => kms.describe_key(&context, &name).await,
+                KeyOrAlias::Alias(name) => kms.describe_key_of_alias(&context, &name).await,
+            }
+        };
+        Ok(call.run(request, decode, work, encode::key).await)
+    })
+}

@@ -6,6 +6,7 @@
 //! the methods, `rewrap_stream` is the one whose messages are many, which `messages` reads and `stream_answers`
 //! answers.
 
+mod alias;
 mod answer;
 mod arrive;
 mod backup;

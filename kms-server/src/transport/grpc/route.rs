@@ -16,7 +16,7 @@ use tonic::codegen::BoxFuture;
 use tower::Service;
 
 use super::gateway::{Call, Gateway};
-use super::{crypto, health, import, key, rewrap_stream};
+use super::{alias, crypto, health, import, key, rewrap_stream};
 use crate::transport::health::{CHECK_PATH, HealthService, WATCH_PATH};
 use crate::transport::method::Method;
 use crate::transport::status::Refused;
@@ -111,6 +111,11 @@ fn dispatch(
         Method::RegisterConsumer => key::register_consumer,
         Method::ListConsumers => key::list_consumers,
         Method::RemoveConsumer => key::remove_consumer,
+        Method::CreateAlias => alias::create_alias,
+        Method::UpdateAlias => alias::update_alias,
+        Method::DeleteAlias => alias::delete_alias,
+        Method::DescribeAlias => alias::describe_alias,
+        Method::ListAliases => alias::list_aliases,
         Method::ListKeyHistory => key::list_key_history,
         Method::GetVersionUsage => key::get_version_usage,
         // The admin listener has it.

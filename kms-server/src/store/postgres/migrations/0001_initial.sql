@@ -123,6 +123,28 @@ CREATE TABLE consumers (
     PRIMARY KEY (key_uid, consumer_id)
 );
 
+-- Names that point to a key. `skeleton` is what the id looks like (kms-core/src/alias.rs). `revision` is that of the tenant's
+-- manifest with the row, so no two aliases of a tenant have the same, at any time.
+CREATE TABLE aliases (
+    tenant      TEXT    COLLATE "C" NOT NULL CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    alias_id    TEXT    COLLATE "C" NOT NULL CHECK (octet_length(alias_id) BETWEEN 1 AND 63),
+    skeleton    TEXT    COLLATE "C" NOT NULL CHECK (octet_length(skeleton) BETWEEN 1 AND 63),
+    key_id      TEXT    COLLATE "C" NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
+    key_uid     BYTEA   NOT NULL REFERENCES keys (uid),
+    create_time BIGINT  NOT NULL,
+    update_time BIGINT  NOT NULL,
+    actor       TEXT    NOT NULL CHECK (octet_length(actor) <= 2048),
+    reason      TEXT    NOT NULL CHECK (octet_length(reason) <= 256),
+    revision    BIGINT  NOT NULL CHECK (revision >= 1),
+    generation  BIGINT  NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac         BYTEA   NOT NULL CHECK (octet_length(mac) = 32),
+    PRIMARY KEY (tenant, alias_id),
+    UNIQUE (tenant, skeleton),
+    UNIQUE (tenant, revision)
+);
+
+CREATE INDEX aliases_of_key ON aliases (key_uid, revision);
+
 -- What happened to a key: one entry a change, written with it. Version 0 stands for the key itself.
 CREATE TABLE history (
     key_uid      BYTEA   NOT NULL REFERENCES keys (uid) DEFERRABLE INITIALLY DEFERRED,
@@ -315,7 +337,13 @@ WHEN ((NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW
     OR NEW.uid IS DISTINCT FROM OLD.uid OR NEW.tenant IS DISTINCT FROM OLD.tenant
     OR NEW.key_id IS DISTINCT FROM OLD.key_id OR NEW.purpose IS DISTINCT FROM OLD.purpose OR NEW.protection IS DISTINCT FROM OLD.protection
     OR NEW.create_time IS DISTINCT FROM OLD.create_time OR NEW.latest_version < OLD.latest_version
-    OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
+    -- Of a tombstone aliases may still go: nothing but revision and time of the change changes with them.
+    OR (OLD.state = 'DESTROYED' AND
+        (NEW.state, NEW.owner, NEW.sensitivity, NEW.usage, NEW.cryptoperiod_s, NEW.recipient_usage_period_s, NEW.labels,
+         NEW.primary_version, NEW.latest_version, NEW.consumer_count, NEW.rotation_period_s, NEW.rotate_time)
+        IS DISTINCT FROM
+        (OLD.state, OLD.owner, OLD.sensitivity, OLD.usage, OLD.cryptoperiod_s, OLD.recipient_usage_period_s, OLD.labels,
+         OLD.primary_version, OLD.latest_version, OLD.consumer_count, OLD.rotation_period_s, OLD.rotate_time))
     OR (OLD.destroy_begun AND NEW.state <> 'DESTROYED'
         AND (NEW.destroy_begun, NEW.destroy_time) IS DISTINCT FROM (TRUE, OLD.destroy_time)))
 EXECUTE FUNCTION refuse('keys: an immutable column changed or the revision did not grow');
@@ -369,6 +397,15 @@ WHEN (NOT (NEW.generation > OLD.generation AND
         IS NOT DISTINCT FROM
         (OLD.key_uid, OLD.consumer_id, OLD.description, OLD.create_time, OLD.actor, OLD.revision)))
 EXECUTE FUNCTION refuse('consumers are never changed');
+
+CREATE TRIGGER aliases_guard BEFORE UPDATE ON aliases FOR EACH ROW
+WHEN ((NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation AND
+        (NEW.key_id, NEW.key_uid, NEW.update_time, NEW.actor, NEW.reason)
+        IS NOT DISTINCT FROM
+        (OLD.key_id, OLD.key_uid, OLD.update_time, OLD.actor, OLD.reason)))
+    OR NEW.tenant IS DISTINCT FROM OLD.tenant OR NEW.alias_id IS DISTINCT FROM OLD.alias_id
+    OR NEW.skeleton IS DISTINCT FROM OLD.skeleton OR NEW.create_time IS DISTINCT FROM OLD.create_time)
+EXECUTE FUNCTION refuse('aliases: an immutable column changed or the revision did not grow');
 
 CREATE TRIGGER history_stands BEFORE UPDATE ON history FOR EACH ROW
 WHEN (NOT (NEW.generation > OLD.generation AND

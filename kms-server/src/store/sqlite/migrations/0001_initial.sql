@@ -122,6 +122,28 @@ CREATE TABLE consumers (
     PRIMARY KEY (key_uid, consumer_id)
 ) STRICT, WITHOUT ROWID;
 
+-- Names that point to a key. `skeleton` is what the id looks like (kms-core/src/alias.rs). `revision` is that of the tenant's
+-- manifest with the row, so no two aliases of a tenant have the same, at any time.
+CREATE TABLE aliases (
+    tenant      TEXT    NOT NULL CHECK (octet_length(tenant) BETWEEN 1 AND 63),
+    alias_id    TEXT    NOT NULL CHECK (octet_length(alias_id) BETWEEN 1 AND 63),
+    skeleton    TEXT    NOT NULL CHECK (octet_length(skeleton) BETWEEN 1 AND 63),
+    key_id      TEXT    NOT NULL CHECK (octet_length(key_id) BETWEEN 1 AND 63),
+    key_uid     BLOB    NOT NULL REFERENCES keys (uid),
+    create_time INTEGER NOT NULL,
+    update_time INTEGER NOT NULL,
+    actor       TEXT    NOT NULL CHECK (octet_length(actor) <= 2048),
+    reason      TEXT    NOT NULL CHECK (octet_length(reason) <= 256),
+    revision    INTEGER NOT NULL CHECK (revision >= 1),
+    generation  INTEGER NOT NULL CHECK (generation BETWEEN 1 AND 4294967295),
+    mac         BLOB    NOT NULL CHECK (length(mac) = 32),
+    PRIMARY KEY (tenant, alias_id),
+    UNIQUE (tenant, skeleton),
+    UNIQUE (tenant, revision)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX aliases_of_key ON aliases (key_uid, revision);
+
 -- What happened to a key: one entry a change, written with it. Version 0 stands for the key itself.
 CREATE TABLE history (
     key_uid      BLOB    NOT NULL REFERENCES keys (uid) DEFERRABLE INITIALLY DEFERRED,
@@ -264,7 +286,13 @@ WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.
     OR NEW.uid IS NOT OLD.uid OR NEW.tenant IS NOT OLD.tenant
     OR NEW.key_id IS NOT OLD.key_id OR NEW.purpose IS NOT OLD.purpose OR NEW.protection IS NOT OLD.protection
     OR NEW.create_time IS NOT OLD.create_time OR NEW.latest_version < OLD.latest_version
-    OR (OLD.state = 'DESTROYED' AND NEW.revision > OLD.revision)
+    -- Of a tombstone aliases may still go: nothing but revision and time of the change changes with them.
+    OR (OLD.state = 'DESTROYED' AND
+        (NEW.state, NEW.owner, NEW.sensitivity, NEW.usage, NEW.cryptoperiod_s, NEW.recipient_usage_period_s, NEW.labels,
+         NEW.primary_version, NEW.latest_version, NEW.consumer_count, NEW.rotation_period_s, NEW.rotate_time)
+        IS NOT
+        (OLD.state, OLD.owner, OLD.sensitivity, OLD.usage, OLD.cryptoperiod_s, OLD.recipient_usage_period_s, OLD.labels,
+         OLD.primary_version, OLD.latest_version, OLD.consumer_count, OLD.rotation_period_s, OLD.rotate_time))
     OR (OLD.destroy_begun AND NEW.state <> 'DESTROYED'
         AND (NEW.destroy_begun, NEW.destroy_time) IS NOT (1, OLD.destroy_time))
 BEGIN SELECT RAISE(ABORT, 'keys: an immutable column changed or the revision did not grow'); END;
@@ -316,6 +344,14 @@ WHEN NOT (NEW.generation > OLD.generation AND
         IS
         (OLD.key_uid, OLD.consumer_id, OLD.description, OLD.create_time, OLD.actor, OLD.revision))
 BEGIN SELECT RAISE(ABORT, 'consumers are never changed'); END;
+CREATE TRIGGER aliases_guard BEFORE UPDATE ON aliases
+WHEN (NEW.revision <= OLD.revision AND NOT (NEW.revision = OLD.revision AND NEW.generation > OLD.generation AND
+        (NEW.key_id, NEW.key_uid, NEW.update_time, NEW.actor, NEW.reason)
+        IS
+        (OLD.key_id, OLD.key_uid, OLD.update_time, OLD.actor, OLD.reason)))
+    OR NEW.tenant IS NOT OLD.tenant OR NEW.alias_id IS NOT OLD.alias_id OR NEW.skeleton IS NOT OLD.skeleton
+    OR NEW.create_time IS NOT OLD.create_time
+BEGIN SELECT RAISE(ABORT, 'aliases: an immutable column changed or the revision did not grow'); END;
 CREATE TRIGGER history_stands BEFORE UPDATE ON history
 WHEN NOT (NEW.generation > OLD.generation AND
         (NEW.key_uid, NEW.version, NEW.revision, NEW.old_revision, NEW.time, NEW.from_state, NEW.to_state,
