@@ -26,9 +26,9 @@ use kms_core::key::{CkaId, Material, Sealed, VersionRow, WrappedKey};
 use kms_core::name::KeyName;
 use kms_core::state::VersionState;
 use kms_hsm::Hsm as _;
-use kms_hsm::pin::PinSource;
 use kms_hsm::pkcs11::{Pkcs11Config, Pkcs11Hsm, TokenSelector};
 use kms_proto::v1 as proto;
+use kms_server::config::SecretSource;
 use kms_server::store::sqlite::SqliteStore;
 use kms_server::store::{
     Closing, Intent, IntentKind, KeyRef, ManifestChange, Store as _, VersionChoice,
@@ -60,7 +60,7 @@ async fn destroy_here(directory: &Path) {
     let token = TokenSelector::Serial(serial.trim().to_owned());
     let mut config = Pkcs11Config::new(kms_testkit::softhsm::module(), token);
     config.token_dir = Some(directory.join("tokens"));
-    let pin = PinSource::File(directory.join("user-pin")).read().unwrap();
+    let pin = SecretSource::File(directory.join("user-pin")).read_pin().unwrap();
     let hsm = Pkcs11Hsm::start(config, pin, clock.clone()).unwrap();
     let pins = store.root_pins().await.unwrap().into_iter().map(|(pin, _)| pin).collect();
     hsm.open_roots(pins, deadline()).await.unwrap();

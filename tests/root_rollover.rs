@@ -17,7 +17,7 @@ use kms_proto::v1 as proto;
 use kms_testkit::client::{crypto_client, key_client};
 use kms_testkit::process::binary;
 use support_dev::random::Random;
-use support_dev::{DevServer, LIMIT, TENANT, audit_records, new_key};
+use support_dev::{DevServer, LIMIT, TENANT, audit_records, new_key, postgres_file};
 use tonic::transport::Channel;
 
 /// How often a server is killed before it has sealed all rows.
@@ -35,7 +35,14 @@ struct Wrapped {
 fn kms_server(directory: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("kms-server"));
     command.env_remove("SOFTHSM2_CONF").args(arguments).arg("--dir").arg(directory);
+    if is_on_postgres(directory) {
+        command.arg("--postgres").arg(postgres_file(directory));
+    }
     command.arg("--module").arg(kms_testkit::softhsm::module()).output().unwrap()
+}
+
+fn is_on_postgres(directory: &Path) -> bool {
+    postgres_file(directory).exists()
 }
 
 fn text(output: &Output) -> String {
@@ -64,6 +71,10 @@ fn retire(directory: &Path, generation: usize) -> bool {
 }
 
 fn verify_store(directory: &Path) {
+    if is_on_postgres(directory) {
+        // It reads files.
+        return;
+    }
     let output = kms_server(directory, &["verify-store"]);
     assert!(output.status.success(), "{}", text(&output));
 }
@@ -122,23 +133,36 @@ async fn metrics(server: &DevServer) -> String {
 #[tokio::test]
 async fn a_root_is_staged_rolled_over_while_keys_are_used_and_retired() {
     let root = tempfile::tempdir().unwrap();
+    a_root_is_rolled_over(&root.path().join("dev")).await;
+}
+
+#[tokio::test]
+async fn a_root_is_staged_rolled_over_and_retired_on_postgres() {
+    let root = tempfile::tempdir().unwrap();
     let directory = root.path().join("dev");
-    let mut server = DevServer::start(&directory);
+    let database = kms_testkit::Postgres::shared().fresh_database();
+    std::fs::write(postgres_file(&directory), database.toml()).unwrap();
+    a_root_is_rolled_over(&directory).await;
+    assert!(!directory.join("store.db").exists(), "nothing is in a file");
+}
+
+async fn a_root_is_rolled_over(directory: &Path) {
+    let mut server = DevServer::start(directory);
     let channel = server.connect().await;
     let mut wrapped = Vec::new();
     for number in 0..5 {
         wrapped.push(create(&channel, number).await);
     }
-    let running = kms_server(&directory, &["root", "stage"]);
+    let running = kms_server(directory, &["root", "stage"]);
     assert_eq!(running.status.code(), Some(77), "while a server runs: {}", text(&running));
     assert!(server.process.terminate(LIMIT).success());
-    stage(&directory, 2);
-    let again = kms_server(&directory, &["root", "stage"]);
+    stage(directory, 2);
+    let again = kms_server(directory, &["root", "stage"]);
     assert_eq!(again.status.code(), Some(65), "{}", text(&again));
-    assert!(!retire(&directory, 1), "rows are under it");
-    verify_store(&directory);
+    assert!(!retire(directory, 1), "rows are under it");
+    verify_store(directory);
 
-    let mut server = DevServer::start(&directory);
+    let mut server = DevServer::start(directory);
     let channel = server.connect().await;
     for wrapped in &wrapped {
         opens(&channel, wrapped).await.unwrap();
@@ -155,16 +179,16 @@ async fn a_root_is_staged_rolled_over_while_keys_are_used_and_retired() {
         assert!(told.lines().any(|found| found == line), "{line} in {told}");
     }
     assert!(server.process.terminate(LIMIT).success());
-    verify_store(&directory);
-    assert!(retire(&directory, 1));
+    verify_store(directory);
+    assert!(retire(directory, 1));
     for (generation, why) in [("1", "is not open"), ("2", "is the newest"), ("3", "is not open")] {
         let arguments = ["root", "retire", "--generation", generation, "--reason", "x"];
-        let refused = kms_server(&directory, &arguments);
+        let refused = kms_server(directory, &arguments);
         assert_eq!(refused.status.code(), Some(78), "{generation}");
         assert!(text(&refused).contains(why), "{}", text(&refused));
     }
 
-    let server = DevServer::start(&directory);
+    let server = DevServer::start(directory);
     let channel = server.connect().await;
     for wrapped in &wrapped {
         opens(&channel, wrapped).await.unwrap();
@@ -172,7 +196,7 @@ async fn a_root_is_staged_rolled_over_while_keys_are_used_and_retired() {
     wrapped.push(create(&channel, 5).await);
     let told = metrics(&server).await;
     assert!(told.lines().any(|line| line == "holdfast_root_oldest_generation 2"), "{told}");
-    let records = audit_records(&directory);
+    let records = audit_records(directory);
     for operation in ["internal/StageRoot", "internal/RollOverRoot", "internal/RetireRoot"] {
         let ok = records
             .iter()

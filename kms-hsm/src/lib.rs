@@ -10,7 +10,6 @@ pub mod doctor;
 pub mod error;
 pub mod hsm;
 mod pending;
-pub mod pin;
 pub mod pkcs11;
 #[cfg(feature = "suite")]
 pub mod suite;

@@ -17,7 +17,7 @@ use kms_server::assembly::{
     EXIT_AT_ONCE, EXIT_CONFIG, EXIT_HELD, EXIT_HSM, EXIT_SOCKET, Ended, Mode, ReadyFile, run,
 };
 use kms_server::audit::AcceptCode;
-use kms_server::config::{Config, ConfigError, Flags, LogFormat, check};
+use kms_server::config::{Config, ConfigError, Flags, LogFormat, PostgresSection, check};
 use kms_server::dev::{DevDirectory, DevError, banner, enter, prepare, write_cli_context};
 use kms_server::hardening;
 use kms_server::journal::Gap;
@@ -43,7 +43,7 @@ const EXIT_STATUSES: &str = "Exit status:\n  \
     74  the database or the audit log cannot be opened\n  \
     75  the HSM hangs: start the process again\n  \
     77  the dev directory is held by another process, or not closed to others\n  \
-    78  the configuration, a certificate or the PIN's place is wrong; or no root set is pinned\n  \
+    78  the configuration, a certificate or the place of a secret is wrong; or no root set is pinned\n  \
     143 told twice to stop: ended at once, the drain not finished\n\n\
     A PIN that the token refuses ends no server: it stays, not ready, so that nothing tries it again.\n\n\
     Signals:\n  SIGTERM, SIGINT  drain and stop; a second one ends at once, unless it is the same within 1 s\n  SIGHUP           read certificates, CAs and CRLs again";
@@ -111,6 +111,10 @@ struct Dev {
     /// SoftHSM's PKCS#11 module; found by itself where distributions put it
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
+    /// Keep the keys in the PostgreSQL database that this file names, with the keys of [store.postgres]
+    /// in holdfast.sample.toml; without it in a file of the directory
+    #[arg(long, value_name = "FILE")]
+    postgres: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
@@ -237,7 +241,8 @@ fn dev_server(dev: &Dev, started: std::time::Instant) -> Result<u8, DevError> {
     let path = directory.join("ready.json");
     let ready_file =
         ReadyFile::prepare(path.clone()).map_err(|cause| DevError::File { path, cause })?;
-    let config = prepare(&directory, dev.module.clone(), &dev.flags, &SystemClock)?;
+    let postgres = dev.postgres.as_deref().map(PostgresSection::load).transpose()?;
+    let config = prepare(&directory, dev.module.clone(), postgres, &dev.flags, &SystemClock)?;
     let _last = match log::start(config.log) {
         Ok(last) => last,
         Err(error) => return Ok(fail(EXIT_SOCKET, &no_log(&error))),

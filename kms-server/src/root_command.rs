@@ -26,6 +26,9 @@ pub(crate) struct Place {
     /// SoftHSM's PKCS#11 module; found by itself where distributions put it
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
+    /// The file that the dev server was given to find its PostgreSQL database
+    #[arg(long, value_name = "FILE")]
+    postgres: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -55,7 +58,7 @@ impl Root {
                 (place, RootChange::Retire { generation, reason })
             }
         };
-        let (config, _held) = dev(&place.dir, place.module.clone())?;
+        let (config, _held) = dev(&place.dir, place.module.clone(), place.postgres.as_deref())?;
         let _last = log::start(config.log).map_err(|error| (EXIT_SOCKET, no_log(&error)))?;
         let generation = change_root(&config, &change)
             .map_err(|error| (error.exit_status(), error.to_string()))?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use kms_core::clock::SystemClock;
 use kms_server::assembly::{EXIT_CONFIG, EXIT_DIVERGED, EXIT_INTERNAL, EXIT_SOCKET, verify_store};
-use kms_server::config::{Config, Flags};
+use kms_server::config::{Config, Flags, PostgresSection};
 use kms_server::dev::{DevDirectory, DevError, enter, prepare};
 use kms_server::telemetry::log;
 use kms_server::verify_store::table;
@@ -71,7 +71,7 @@ impl VerifyStore {
                 Ok((config.map_err(|error| (EXIT_CONFIG, error.to_string()))?, None))
             }
             Place { dir: Some(dir), .. } => {
-                dev(dir, self.module.clone()).map(|(config, held)| (config, Some(held)))
+                dev(dir, self.module.clone(), None).map(|(config, held)| (config, Some(held)))
             }
             Place { config: None, dir: None } => {
                 Err((EXIT_CONFIG, "--config FILE or --dir DIR is missing".into()))
@@ -81,15 +81,21 @@ impl VerifyStore {
 }
 
 /// Holds the directory of a dev server that ran before, and returns what it runs on. Makes nothing that is not there.
-pub(crate) fn dev(dir: &Path, module: Option<PathBuf>) -> Result<(Config, File), Told> {
-    if !dir.join("store.db").is_file() {
+pub(crate) fn dev(
+    dir: &Path,
+    module: Option<PathBuf>,
+    postgres: Option<&Path>,
+) -> Result<(Config, File), Told> {
+    let known = if postgres.is_some() { "token-serial" } else { "store.db" };
+    if !dir.join(known).is_file() {
         return Err((EXIT_CONFIG, format!("{} has no database of a dev server", dir.display())));
     }
     let opened = || {
         let directory = DevDirectory::open(dir)?;
         enter(&directory)?;
         let held = directory.hold()?;
-        let config = prepare(&directory, module, &Flags::default(), &SystemClock)?;
+        let postgres = postgres.map(PostgresSection::load).transpose()?;
+        let config = prepare(&directory, module, postgres, &Flags::default(), &SystemClock)?;
         Ok((config, held))
     };
     opened().map_err(|error: DevError| super::refused(&error))

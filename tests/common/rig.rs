@@ -9,6 +9,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, Weak};
 
 use kms_testkit::pki::{Identity, Kind};
+use kms_testkit::postgres::Database;
 use kms_testkit::process::binary;
 use kms_testkit::{Faulty, Pki, Process, SoftHsm, softhsm};
 use serde_json::Value;
@@ -57,6 +58,8 @@ pub struct Rig {
     pub max_request_ms: u64,
     /// Whether keys may be imported under RSA-OAEP with SHA-1: SoftHSM has nothing better.
     pub allow_sha1: bool,
+    /// The keys of `[store.postgres]`; without them the database is a file.
+    pub postgres: Option<String>,
     /// Worker threads of the HSM; 0 takes the default.
     pub hsm_workers: usize,
     /// Jobs that may wait for a worker.
@@ -78,11 +81,25 @@ pub struct Rig {
 impl Rig {
     /// Has dev mode make token, roots and database, and adds a PKI.
     pub fn new() -> Self {
+        Self::made(None)
+    }
+
+    /// The same with PostgreSQL as the database.
+    pub fn on_postgres(database: &Database) -> Self {
+        Self::made(Some(database.toml()))
+    }
+
+    fn made(postgres: Option<String>) -> Self {
         let home = tempfile::tempdir().unwrap();
         let dev = home.path().join("dev");
         let mut command = Command::new(binary("kms-server"));
         command.args(["dev", "--listen", "127.0.0.1:0", "--dir"]).arg(&dev);
         command.arg("--module").arg(softhsm::module()).env_remove("SOFTHSM2_CONF");
+        if let Some(section) = &postgres {
+            let file = home.path().join("postgres.toml");
+            std::fs::write(&file, section).unwrap();
+            command.arg("--postgres").arg(file);
+        }
         let mut process = Process::start(&mut command);
         process.await_file(&dev.join("ready.json"), LIMIT);
         assert_eq!(process.terminate(LIMIT).code(), Some(0));
@@ -105,6 +122,7 @@ impl Rig {
             overlap_ms: 600_000,
             max_request_ms: 30_000,
             allow_sha1: true,
+            postgres,
             hsm_workers: 0,
             queue_capacity: 2048,
             environment: vec![],
@@ -200,6 +218,10 @@ impl Rig {
             self.overlap_ms,
             self.max_request_ms,
         );
+        if let Some(section) = &self.postgres {
+            text = text.replace("[store]\n", "[store]\nengine = \"postgres\"\n");
+            write!(text, "[store.postgres]\n{section}").unwrap();
+        }
         for Grant { principal, tenant, actions } in &self.grants {
             let (principal, tenant) = (toml_text(principal), toml_text(tenant));
             write!(

@@ -4,11 +4,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::object::{Attribute, AttributeType, ObjectClass};
 use cryptoki::session::UserType;
 use cryptoki::types::AuthPin;
+use kms_testkit::postgres::Database;
 
 /// Lists all secret keys in the token of a dev directory that no server holds, torn ones too, by the names that the audit
 /// log has for orphans.
@@ -46,6 +48,9 @@ pub fn in_token(directory: &Path) -> HashSet<String> {
     named
 }
 
+/// The database where the keys are, when it is not in the dev directory. Each test is a process of its own.
+pub static POSTGRES: OnceLock<Database> = OnceLock::new();
+
 /// Lists the CKA_IDs that the database of a dev directory names, in versions and in open intents.
 pub fn in_store(directory: &Path) -> (HashSet<String>, HashSet<String>) {
     (
@@ -64,6 +69,11 @@ pub fn roots(directory: &Path) -> HashSet<String> {
 
 /// Lists the versions that the database of a dev directory has: uid of the key in hex, and number.
 pub fn versions(directory: &Path) -> HashSet<(String, i64)> {
+    if let Some(database) = POSTGRES.get() {
+        let told = database.sql("SELECT encode(key_uid, 'hex'), version FROM versions");
+        let rows = told.lines().map(|row| row.split_once('|').unwrap());
+        return rows.map(|(uid, version)| (uid.to_owned(), version.parse().unwrap())).collect();
+    }
     let store = rusqlite::Connection::open(directory.join("store.db")).unwrap();
     let mut statement = store.prepare("SELECT lower(hex(key_uid)), version FROM versions").unwrap();
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
@@ -71,6 +81,10 @@ pub fn versions(directory: &Path) -> HashSet<(String, i64)> {
 }
 
 fn ids(directory: &Path, query: &str) -> HashSet<String> {
+    if let Some(database) = POSTGRES.get() {
+        let told = database.sql(&format!("SELECT encode(id, 'hex') FROM ({query}) AS ids (id)"));
+        return told.lines().map(|id| format!("cka-id:{id}")).collect();
+    }
     let store = rusqlite::Connection::open(directory.join("store.db")).unwrap();
     let mut statement = store.prepare(query).unwrap();
     let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();

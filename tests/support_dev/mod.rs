@@ -45,7 +45,16 @@ pub fn dev_command(directory: &Path) -> Command {
     command.env_remove("SOFTHSM2_CONF");
     command.args(["dev", "--listen", "127.0.0.1:0", "--module"]);
     command.arg(kms_testkit::softhsm::module()).arg("--dir").arg(directory);
+    let postgres = postgres_file(directory);
+    if postgres.exists() {
+        command.arg("--postgres").arg(postgres);
+    }
     command
+}
+
+/// Returns the file that names the PostgreSQL database of a dev directory; without it the database is in the directory.
+pub fn postgres_file(directory: &Path) -> PathBuf {
+    directory.with_extension("postgres.toml")
 }
 
 /// Starts a dev server without waiting for it.

@@ -6,7 +6,7 @@ use kms_hsm::HsmError;
 
 use super::missing::MissingRoots;
 use crate::audit::AuditStartError;
-use crate::config::Problem;
+use crate::config::{Problem, SecretError};
 use crate::journal::JournalStartError;
 use crate::keyring::KeyringError;
 use crate::service::{CompareError, RootChangeError};
@@ -42,7 +42,10 @@ pub enum StartError {
     Tls(#[from] TlsError),
     /// The PIN cannot be read.
     #[error("hsm.pin: {0}")]
-    Pin(String),
+    Pin(SecretError),
+    /// The password of the database cannot be read.
+    #[error("store.postgres.password: {0}")]
+    Password(SecretError),
     /// The audit log cannot be opened.
     #[error("audit: {0}")]
     Audit(#[from] AuditStartError),
@@ -55,6 +58,13 @@ pub enum StartError {
     /// The token makes no MACs, so that no row can be verified.
     #[error("nothing was verified: row MACs need root `mac`, and the token cannot be used: {0}")]
     Unverifiable(HsmError),
+    /// A command that reads the database's file was given a database without one.
+    #[error(
+        "the database {0} is on a PostgreSQL server, and this command works on the file of a SQLite database: PostgreSQL's \
+         own tools back it up and restore it; start the server to have all manifests compared with the audit log, and \
+         to be told the code that --accept-restored-store takes; each row is verified whenever it is loaded"
+    )]
+    NotOffline(String),
     /// No root set is pinned: dev mode must make one.
     #[error(transparent)]
     NoRoots(Box<MissingRoots>),
@@ -99,6 +109,8 @@ impl StartError {
             Self::Config(_)
             | Self::Tls(_)
             | Self::Pin(_)
+            | Self::Password(_)
+            | Self::NotOffline(_)
             | Self::NoRoots(_)
             | Self::RootChange(
                 RootChangeError::NotOpen(_)

@@ -13,7 +13,8 @@ use crate::store::FIRST_GENERATION;
 /// A database without a pinned root set.
 #[derive(Debug, thiserror::Error)]
 pub struct MissingRoots {
-    store: PathBuf,
+    /// Which database, and the key of the configuration that names it.
+    store: (String, &'static str),
     module: PathBuf,
     token: TokenSelector,
     generation: RootGeneration,
@@ -38,7 +39,7 @@ impl MissingRoots {
             Some(HsmHealth::NoRoots | HsmHealth::Ready) | None => None,
         };
         Self {
-            store: config.store.path.clone(),
+            store: (config.store.place(), config.store.key()),
             module: config.hsm.module.clone(),
             token,
             generation: FIRST_GENERATION,
@@ -67,18 +68,23 @@ impl fmt::Display for MissingRoots {
         write!(
             f,
             "no root set is pinned in the database {} (generation {} was looked for, on the token with {} of {}): ",
-            self.store.display(),
+            self.store.0,
             self.generation.get(),
             self.token,
             self.module.display(),
         )?;
-        f.write_str(if self.was_to_be_made {
+        if !self.was_to_be_made {
+            return write!(
+                f,
+                "if there was one, bring back the database that belongs to this token, or correct {}. A first root set is \
+                 made by `kms-server dev` only",
+                self.store.1
+            );
+        }
+        f.write_str(
             "none could be made. `tokens`, `token-serial`, `user-pin` and `store.db` of a dev directory belong together: \
-             bring back what is missing, or start anew with another --dir"
-        } else {
-            "if there was one, bring back the database that belongs to this token, or correct store.path. A first root \
-             set is made by `kms-server dev` only"
-        })
+             bring back what is missing, or start anew with another --dir",
+        )
     }
 }
 
@@ -106,6 +112,16 @@ mod tests {
         let told = MissingRoots::pinned(&config(), token(), Some(&HsmHealth::NoRoots)).to_string();
         assert!(told.starts_with("no root set is pinned in the database /var/lib"), "{told}");
         for part in ["generation 1", "serial `0815`", "/usr/lib/module.so", "store.path"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_database_of_a_server_is_told_by_its_name_and_its_key() {
+        let mut config = config();
+        config.store.engine = crate::config::Engine::Postgres;
+        let told = MissingRoots::pinned(&config, token(), None).to_string();
+        for part in ["the database `holdfast` at localhost:5432 (", "correct store.postgres."] {
             assert!(told.contains(part), "{part}: {told}");
         }
     }

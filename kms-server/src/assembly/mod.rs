@@ -5,6 +5,7 @@
 //! listeners drain, mutations finish, leases return, audit log, store and HSM close.
 
 mod compare;
+mod database;
 mod error;
 mod journal;
 mod live;

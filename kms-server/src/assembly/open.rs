@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use kms_core::clock::{Clock, SystemClock};
 
+use super::database::open_store;
 use super::error::StartError;
 use super::parts::{self, StartedHsm};
 use super::roots;
 use super::steps::on_a_thread;
 use crate::audit::FileSink;
 use crate::config::Config;
-use crate::store::Store as _;
-use crate::store::sqlite::SqliteStore;
+use crate::store::Store;
 
 /// The parts that are open before anything is served.
 pub(super) struct Core {
     pub(super) hsm: StartedHsm,
-    pub(super) store: Arc<SqliteStore>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) audit: Arc<FileSink>,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -31,13 +31,10 @@ impl Core {
             on_a_thread("audit-open", move || parts::open_audit(&config))?
         };
         let panicked = |_| StartError::Bug("the start of a part panicked");
-        let store = {
-            let config = config.clone();
-            on_a_thread("store-open", move || parts::open_store(&config))?
-        };
-        let store = store.await.map_err(panicked)??;
+        let store = open_store(config).await?;
         // The PIN goes to no other token than the pinned one, so the pins come first.
-        let pins = roots::in_use(store.root_pins().await?, &store.retired_roots().await?)?;
+        let retired = store.retired_roots().await?;
+        let pins = roots::in_use(store.root_pins().await?, &retired)?;
         let serials = pins.into_iter().map(|(pin, _)| pin.token_serial).collect();
         let hsm = {
             let (config, clock) = (config.clone(), Arc::clone(&clock));

@@ -1,4 +1,4 @@
-//! The concrete parts: PKCS#11 token, SQLite, audit files, static policy.
+//! The concrete parts but the database: PKCS#11 token, audit files, static policy.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use kms_core::clock::Clock;
 use kms_core::id::RootGeneration;
-use kms_hsm::pin::PinSource;
 use kms_hsm::pkcs11::{
     EXIT_HSM_HUNG, Pkcs11Config, Pkcs11Hsm, TokenSelector, exit_at_once, log_fatal,
 };
@@ -15,13 +14,11 @@ use kms_hsm::pkcs11::{
 use super::error::StartError;
 use crate::audit::FileSink;
 use crate::authz::StaticPolicy;
-use crate::config::{Cause, Config, PinPlace, Problem};
+use crate::config::{
+    CREDENTIALS_VARIABLE, Cause, Config, Problem, SecretError, SecretPlace, SecretSource,
+};
 use crate::keyring::KeyringConfig;
-use crate::store::sqlite::SqliteStore;
 use crate::telemetry::log;
-
-/// Where systemd puts credentials.
-const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
 /// An HSM that was started, and how long module and login took.
 #[derive(Debug)]
@@ -37,8 +34,8 @@ pub(super) fn start_hsm(
     clock: &Arc<dyn Clock>,
 ) -> Result<StartedHsm, StartError> {
     let section = &config.hsm;
-    let pin =
-        pin_source(&section.pin)?.read().map_err(|error| StartError::Pin(error.to_string()))?;
+    let pin = source(&section.pin).and_then(|source| source.read_pin());
+    let pin = pin.map_err(StartError::Pin)?;
     let mut pkcs11 = Pkcs11Config::new(section.module.clone(), token(config)?);
     pkcs11.pinned_serials = serials;
     pkcs11.workers = section.workers;
@@ -66,25 +63,9 @@ pub(super) fn token(config: &Config) -> Result<TokenSelector, StartError> {
     }
 }
 
-fn pin_source(place: &PinPlace) -> Result<PinSource, StartError> {
-    Ok(match place {
-        PinPlace::File(path) => PinSource::File(path.clone()),
-        PinPlace::Descriptor(number) => PinSource::Descriptor(*number),
-        PinPlace::Credential(name) => {
-            let directory = std::env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from);
-            let directory = directory.ok_or_else(|| {
-                StartError::Pin(format!(
-                    "${CREDENTIALS_VARIABLE} is not set; it comes from systemd"
-                ))
-            })?;
-            PinSource::Credential { directory, name: name.clone() }
-        }
-    })
-}
-
-/// Opens the database. Blocks.
-pub(super) fn open_store(config: &Config) -> Result<Arc<SqliteStore>, StartError> {
-    Ok(Arc::new(SqliteStore::open(&config.store.path)?))
+/// Returns where a secret is to be read.
+pub(super) fn source(place: &SecretPlace) -> Result<SecretSource, SecretError> {
+    place.source(std::env::var_os(CREDENTIALS_VARIABLE).map(PathBuf::from))
 }
 
 /// Opens the audit log and verifies its tail. Blocks.

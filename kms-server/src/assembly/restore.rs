@@ -25,7 +25,7 @@ use super::steps::on_a_thread;
 use super::{parts, roots};
 use crate::audit::{FileSink, SharedAuditSink};
 use crate::backup::{BackupError, BackupManifest, BackupReader, Frame, Identity, decrypting};
-use crate::config::{Config, check};
+use crate::config::{Config, Engine, check};
 use crate::journal::{
     FileJournal, Gap, Journal as _, JournalStartError, Opening, SharedJournal, read_entries,
 };
@@ -240,6 +240,9 @@ pub fn restore(config: &Config, order: RestoreOrder) -> Result<Restored, Restore
         .collect();
     if !problems.is_empty() {
         return Err(StartError::Config(problems).into());
+    }
+    if config.store.engine != Engine::Sqlite {
+        return Err(StartError::NotOffline(config.store.place()).into());
     }
     let places = Places::of(config);
     places.require_empty(places.whole.exists())?;

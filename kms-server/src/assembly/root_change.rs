@@ -13,7 +13,6 @@ use super::{parts, roots};
 use crate::audit::{AuditSink as _, SharedAuditSink};
 use crate::config::Config;
 use crate::service::{Kms, Parts, SystemRandomness};
-use crate::store::Store as _;
 use crate::transport::shutdown::Shutdown;
 
 /// What is to be done.
@@ -70,7 +69,7 @@ impl Core {
         let journal = self.open_journal(config, &pins, None, &mut shutdown).await?;
         let kms = Kms::new(Parts {
             hsm,
-            store: Arc::clone(&self.store) as _,
+            store: Arc::clone(&self.store),
             audit,
             journal,
             clock: Arc::clone(&self.clock),

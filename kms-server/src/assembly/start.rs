@@ -21,7 +21,6 @@ use super::sockets::listen;
 use crate::admin::{self, Gauges, Probes, Readiness};
 use crate::config::Config;
 use crate::service::{Kms, Parts, Reconciled, SystemRandomness};
-use crate::store::Store as _;
 use crate::telemetry::metrics::RequestMetrics;
 use crate::transport::grpc::{Gateway, GatewayParts, GrpcService};
 use crate::transport::health::HealthService;
@@ -176,7 +175,7 @@ impl Core {
     fn watch_parts(&self, told: &Told, shutdown: &Shutdown) -> watch::Receiver<Option<bool>> {
         let probes = Probes {
             hsm: Arc::clone(&self.hsm.hsm) as _,
-            store: Arc::clone(&self.store) as _,
+            store: Arc::clone(&self.store),
             audit: Arc::clone(&self.audit) as _,
             clock: Arc::clone(&self.clock),
             kms: Arc::clone(&told.kms),
@@ -208,7 +207,7 @@ impl Core {
         let journal = self.open_journal(config, &pins, accept, &mut shutdown).await?;
         let kms = Kms::new(Parts {
             hsm,
-            store: Arc::clone(&self.store) as _,
+            store: Arc::clone(&self.store),
             audit: Arc::clone(&self.audit) as _,
             journal,
             clock,

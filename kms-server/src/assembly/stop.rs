@@ -10,7 +10,6 @@ use super::start::Running;
 use super::steps::{Until, on_a_thread};
 use crate::audit::AuditSink as _;
 use crate::config::Config;
-use crate::store::Store as _;
 use crate::transport::Drained;
 
 /// How long the parts may take to close after the drain, all together.

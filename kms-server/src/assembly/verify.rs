@@ -16,7 +16,7 @@ use super::missing::MissingRoots;
 use super::run::close_hsm;
 use super::{parts, roots};
 use crate::audit::verify::hold;
-use crate::config::{Config, check};
+use crate::config::{Config, Engine, check};
 use crate::store::sqlite::offline::OfflineStore;
 use crate::verify_store::{Report, Seen, VerifyStoreError, verify};
 
@@ -24,7 +24,7 @@ use crate::verify_store::{Report, Seen, VerifyStoreError, verify};
 ///
 /// # Errors
 /// [`StartError::Store`] and [`StartError::Audit`] when they cannot be read or a server holds them,
-/// [`StartError::Unverifiable`] when the token makes no MACs. What does not agree is in the report.
+/// [`StartError::Unverifiable`] when the token makes no MACs, [`StartError::NotOffline`] when the database is no file. What does not agree is in the report.
 pub fn verify_store(config: &Config) -> Result<Report, StartError> {
     // Listeners, certificates and grants are not needed, and may be missing where a copy is looked at.
     let problems: Vec<_> = check(config, SystemClock.now())
@@ -33,6 +33,9 @@ pub fn verify_store(config: &Config) -> Result<Report, StartError> {
         .collect();
     if !problems.is_empty() {
         return Err(StartError::Config(problems));
+    }
+    if config.store.engine != Engine::Sqlite {
+        return Err(StartError::NotOffline(config.store.place()));
     }
     let store = OfflineStore::open(&config.store.path)?;
     let _log_lock = hold(&config.audit.directory)?;

@@ -7,10 +7,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use kms_core::clock::Timestamp;
-use kms_hsm::pin::PinSource;
 
+use super::postgres_check;
 use super::problem::{Cause, Problem};
-use super::{Config, Limits, PinPlace};
+use super::secret_source::{SecretKind, SecretPlace, SecretSource};
+use super::{Config, Engine, Limits};
 use crate::authz::StaticPolicy;
 use crate::transport::tls_check;
 
@@ -33,7 +34,8 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Problem> {
         problems.add(key, Cause::Tls(error));
     }
     check_hsm(config, &mut problems);
-    check_directories(config, &mut problems);
+    check_store(config, now, &mut problems);
+    check_audit(config, &mut problems);
     if let Err(error) = StaticPolicy::new(&config.authz.grants) {
         problems.add("authz.grants", Cause::Policy(error));
     }
@@ -41,14 +43,20 @@ pub fn check(config: &Config, now: Timestamp) -> Vec<Problem> {
     problems.0
 }
 
-struct Problems(Vec<Problem>);
+pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn add(&mut self, key: &'static str, cause: Cause) {
+    pub(super) fn add(&mut self, key: &'static str, cause: Cause) {
         self.0.push(Problem { key, cause });
     }
 
-    fn add_unless_within(&mut self, key: &'static str, number: u64, least: u64, most: u64) {
+    pub(super) fn add_unless_within(
+        &mut self,
+        key: &'static str,
+        number: u64,
+        least: u64,
+        most: u64,
+    ) {
         if !(least..=most).contains(&number) {
             self.add(key, Cause::OutOfBounds { least, most });
         }
@@ -101,26 +109,47 @@ fn check_hsm(config: &Config, problems: &mut Problems) {
     if hsm.token_dir.is_none() && name.contains("softhsm") {
         problems.add("hsm.token_dir", Cause::TokenDirNeeded);
     }
-    match &hsm.pin {
+    check_secret("hsm.pin", SecretKind::Pin, &hsm.pin, problems);
+}
+
+/// Refuses a place that has no secret, as far as that can be told.
+pub(super) fn check_secret(
+    key: &'static str,
+    kind: SecretKind,
+    place: &SecretPlace,
+    problems: &mut Problems,
+) {
+    match place {
         // Read as at the start, and wiped at once.
-        PinPlace::File(path) => {
-            if let Err(error) = PinSource::File(path.clone()).read() {
-                problems.add("hsm.pin", Cause::Pin(error));
+        SecretPlace::File(path) => {
+            if let Err(error) = SecretSource::File(path.clone()).read(kind) {
+                problems.add(key, Cause::Secret(error));
             }
         }
-        PinPlace::Credential(name) if name.is_empty() || name.contains('/') => {
-            problems.add("hsm.pin", Cause::CredentialName);
+        SecretPlace::Credential(name) if name.is_empty() || name.contains('/') => {
+            problems.add(key, Cause::CredentialName);
         }
         // They are there for the service only, and a pipe can be read once.
-        PinPlace::Descriptor(_) | PinPlace::Credential(_) => {}
+        SecretPlace::Descriptor(_) | SecretPlace::Credential(_) => {}
     }
 }
 
-fn check_directories(config: &Config, problems: &mut Problems) {
+fn check_store(config: &Config, now: Timestamp, problems: &mut Problems) {
+    if config.store.engine == Engine::Postgres {
+        // The file of a SQLite database has its directory looked at below, and the journal is beside it.
+        match config.journal_path().parent().filter(|path| path.is_dir()) {
+            Some(parent) => check_mode("journal.path", parent, problems),
+            None => problems.add("journal.path", Cause::NoStoreDirectory),
+        }
+        return postgres_check::check(&config.store.postgres, now, problems);
+    }
     match config.store.path.parent().filter(|path| path.is_dir()) {
         Some(parent) => check_mode("store.path", parent, problems),
         None => problems.add("store.path", Cause::NoStoreDirectory),
     }
+}
+
+fn check_audit(config: &Config, problems: &mut Problems) {
     let audit = &config.audit.directory;
     let creatable = audit.is_dir() || audit.parent().is_some_and(Path::is_dir);
     if !creatable {

@@ -1,7 +1,7 @@
 //! Configuration: one TOML file, a few flags above it, defaults below.
 //!
 //! Responsible for reading and judging what the operator wrote. Unknown keys are refused: a misspelt bound must not be
-//! no bound. It holds no secret: the PIN's place stands here, never the PIN. `holdfast.sample.toml` explains every key.
+//! no bound. It holds no secret: the places of PIN and password stand here, never what is there. `holdfast.sample.toml` explains every key.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,14 +18,24 @@ use crate::transport::tls::TlsFiles;
 mod check;
 mod flags;
 mod load;
+mod postgres;
+mod postgres_check;
 mod problem;
+mod secret_source;
 
 pub use check::{
     MAX_COUNT, MAX_HSM_QUEUE, MAX_HSM_WORKERS, MAX_SPAN_MS, MAX_WORKER_THREADS, check,
 };
 pub use flags::Flags;
 pub use load::{ConfigError, MAX_CONFIG_BYTES};
+pub use postgres::{
+    MAX_DATABASE_NAME_BYTES, MAX_DATABASE_WAIT_MS, MAX_HOST_BYTES, MAX_POOL, PostgresSection,
+    PostgresTls,
+};
 pub use problem::{Cause, Problem};
+pub use secret_source::{
+    CREDENTIALS_VARIABLE, MAX_SECRET_BYTES, SecretError, SecretKind, SecretPlace, SecretSource,
+};
 
 /// The port of the gRPC listener.
 pub const DEFAULT_PORT: u16 = 8443;
@@ -61,10 +71,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Returns the file of the state journal: `journal` beside the database, unless another is named.
+    /// Returns the file of the state journal: `journal` beside the database, or beside the directory of the audit log when
+    /// the database is no file, unless another is named.
     pub fn journal_path(&self) -> PathBuf {
-        let beside = || self.store.path.with_file_name("journal");
-        self.journal.path.clone().unwrap_or_else(beside)
+        let beside = match self.store.engine {
+            Engine::Sqlite => &self.store.path,
+            Engine::Postgres => &self.audit.directory,
+        };
+        self.journal.path.clone().unwrap_or_else(|| beside.with_file_name("journal"))
     }
 }
 
@@ -150,7 +164,7 @@ pub struct HsmSection {
     pub token_label: Option<String>,
     /// Where the user PIN comes from.
     #[serde(deserialize_with = "pin_place")]
-    pub pin: PinPlace,
+    pub pin: SecretPlace,
     /// Worker threads with a session each; 0 takes two, or as many as the token has sessions for.
     pub workers: usize,
     /// Whether each encryption is decrypted again before it is answered; data keys and rewraps always are.
@@ -167,7 +181,7 @@ impl Default for HsmSection {
             module: "/usr/lib/softhsm/libsofthsm2.so".into(),
             token_serial: None,
             token_label: Some("holdfast".to_owned()),
-            pin: PinPlace::default(),
+            pin: SecretPlace::Credential("hsm-pin".to_owned()),
             workers: 0,
             verify_encrypt: false,
             queue_capacity: 2048,
@@ -176,21 +190,9 @@ impl Default for HsmSection {
     }
 }
 
-/// Where the user PIN comes from: exactly one place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum PinPlace {
-    /// A file that only its owner can read.
-    File(PathBuf),
-    /// A descriptor that the parent process opened.
-    Descriptor(u32),
-    /// A file of the systemd credentials directory (`LoadCredential=`).
-    Credential(String),
-}
-
 /// What stands there instead may be the PIN: the error does not show it.
-fn pin_place<'de, D: Deserializer<'de>>(from: D) -> Result<PinPlace, D::Error> {
-    PinPlace::deserialize(from).map_err(|_| {
+fn pin_place<'de, D: Deserializer<'de>>(from: D) -> Result<SecretPlace, D::Error> {
+    SecretPlace::deserialize(from).map_err(|_| {
         D::Error::custom(
             "hsm.pin takes one place where the PIN is, never the PIN: `pin = { file = \"/path\" }`, \
              `{ credential = \"name\" }` or `{ descriptor = 3 }`",
@@ -198,24 +200,54 @@ fn pin_place<'de, D: Deserializer<'de>>(from: D) -> Result<PinPlace, D::Error> {
     })
 }
 
-impl Default for PinPlace {
-    fn default() -> Self {
-        Self::Credential("hsm-pin".to_owned())
-    }
-}
-
 /// The database.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSection {
+    /// Which database it is.
+    pub engine: Engine,
     /// The SQLite file. Its directory is locked by the process that has it open.
     pub path: PathBuf,
+    /// How PostgreSQL is reached.
+    pub postgres: PostgresSection,
 }
 
 impl Default for StoreSection {
     fn default() -> Self {
-        Self { path: "/var/lib/holdfast/store.db".into() }
+        Self {
+            engine: Engine::Sqlite,
+            path: "/var/lib/holdfast/store.db".into(),
+            postgres: PostgresSection::default(),
+        }
     }
+}
+
+impl StoreSection {
+    /// Returns which database it is, for people.
+    pub fn place(&self) -> String {
+        match self.engine {
+            Engine::Sqlite => self.path.display().to_string(),
+            Engine::Postgres => self.postgres.place(),
+        }
+    }
+
+    /// Returns the key of the configuration that names it.
+    pub const fn key(&self) -> &'static str {
+        match self.engine {
+            Engine::Sqlite => "store.path",
+            Engine::Postgres => "store.postgres",
+        }
+    }
+}
+
+/// Which database it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// A file of this machine.
+    Sqlite,
+    /// A server, which other machines back up and fail over.
+    Postgres,
 }
 
 /// The audit log.
@@ -236,7 +268,7 @@ impl Default for AuditSection {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JournalSection {
-    /// Its file; `journal` beside the database when not given.
+    /// Its file; `journal` beside the database when not given, with PostgreSQL beside the directory of the audit log.
     pub path: Option<PathBuf>,
 }
 
@@ -378,5 +410,7 @@ pub enum LogLevel {
     Trace,
 }
 
+#[cfg(test)]
+mod postgres_tests;
 #[cfg(test)]
 mod tests;

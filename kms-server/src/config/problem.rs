@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use kms_hsm::pin::PinError;
-
+use super::postgres::MAX_DATABASE_NAME_BYTES;
+use super::secret_source::SecretError;
 use crate::authz::InvalidPolicy;
 use crate::transport::tls::TlsError;
 
@@ -47,15 +47,37 @@ pub enum Cause {
     /// No token is named.
     #[error("give the serial number or the label of the token")]
     NoToken,
-    /// The PIN cannot be read, or others can.
+    /// PIN or password cannot be read, or others can.
     #[error(transparent)]
-    Pin(PinError),
+    Secret(SecretError),
     /// A credential is a file of one directory.
     #[error("the credential must be a plain file name")]
     CredentialName,
     /// The database cannot be made.
     #[error("its directory does not exist")]
     NoStoreDirectory,
+    /// No machine is called so. It is not shown: some write a URL there, with a password in it.
+    #[error(
+        "must be the name or address of a machine, or the absolute path of a socket's directory"
+    )]
+    HostName,
+    /// No database or role is called so.
+    #[error("must have 1 to {MAX_DATABASE_NAME_BYTES} bytes and no control characters")]
+    DatabaseName,
+    /// Plain text would leave the machine.
+    #[error(
+        "may be \"disabled_on_loopback\" only when store.postgres.host is `localhost` or a loopback address"
+    )]
+    DatabaseExposed,
+    /// A certificate without its key, or the other way round.
+    #[error("give store.postgres.certificate and store.postgres.private_key, or neither")]
+    HalfAnIdentity,
+    /// A certificate that is never shown.
+    #[error("is shown over TLS only, and this connection has none")]
+    IdentityWithoutTls,
+    /// The database could not tell this server from anybody else.
+    #[error("give a password, or store.postgres.certificate with its private key")]
+    NothingProven,
     /// Others than its owner could read what is in it, or put another file in its place.
     #[error(
         "the directory {} is open to its group or others (mode {mode:04o}); run `chmod 0700` on it",

@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use kms_core::clock::Timestamp;
-use kms_hsm::pin::PinError;
 use x509_parser::prelude::FromDer as _;
 
 use super::*;
@@ -13,7 +12,7 @@ use crate::authz::ActionKind;
 use crate::dev::pki::{Authority, LeafName};
 use crate::transport::tls::TlsError;
 
-const NOW: Timestamp = Timestamp::from_unix_ms(1_700_000_000_000);
+pub(super) const NOW: Timestamp = Timestamp::from_unix_ms(1_700_000_000_000);
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/holdfast.sample.toml");
 
 fn parse(text: &str) -> Result<Config, toml::de::Error> {
@@ -21,7 +20,7 @@ fn parse(text: &str) -> Result<Config, toml::de::Error> {
 }
 
 /// A configuration whose files exist, in `directory`.
-fn good(directory: &Path) -> Config {
+pub(super) fn good(directory: &Path) -> Config {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).unwrap();
     let authority = Authority::create("test", NOW).unwrap();
     let name = LeafName::Server { spiffe_id: "spiffe://td/s".into(), addresses: vec![] };
@@ -50,7 +49,7 @@ fn keys(config: &Config) -> Vec<&'static str> {
 }
 
 /// Expects one problem, and returns its key and its cause.
-fn only(config: &Config, now: Timestamp) -> (&'static str, Cause) {
+pub(super) fn only(config: &Config, now: Timestamp) -> (&'static str, Cause) {
     let mut problems = check(config, now);
     let problem = problems.pop().unwrap();
     assert!(problems.is_empty(), "{problems:?}");
@@ -69,17 +68,38 @@ fn the_sample_names_every_key_in_its_section() {
     let text = std::fs::read_to_string(SAMPLE).unwrap();
     let sample: toml::Table = text.parse().unwrap();
     let all = toml::Table::try_from(Config::default()).unwrap();
-    let keys = |table: &toml::Table| -> BTreeSet<String> {
-        let of = |(section, values): (&String, &toml::Value)| {
-            let keys: Vec<_> = values.as_table().unwrap().keys().collect();
-            keys.into_iter().map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
-        };
-        table.iter().flat_map(of).collect()
-    };
-    assert_eq!(keys(&sample), keys(&all));
+    assert_eq!(names(&sample, 2), names(&all, 2));
     // What has no default stands there as a comment.
-    let hsm = text.split("\n[").find(|section| section.starts_with("hsm]")).unwrap();
-    assert!(hsm.contains("\n# token_serial = ") && hsm.contains("\n# token_dir = "));
+    for (name, absent) in [
+        ("hsm]", &["token_serial", "token_dir"][..]),
+        ("store.postgres]", &["password", "certificate", "private_key"]),
+    ] {
+        let section = text.split("\n[").find(|section| section.starts_with(name)).unwrap();
+        for key in absent {
+            assert!(section.contains(&format!("\n# {key} = ")), "{name} {key}");
+        }
+    }
+    // And is as it should be when the mark of the comment is taken away.
+    let shown = ["token_serial", "token_dir", "password", "certificate", "private_key"];
+    let marked = shown
+        .iter()
+        .fold(text, |text, key| text.replace(&format!("\n# {key} = "), &format!("\n{key} = ")));
+    let config = parse(&marked).unwrap();
+    assert!(config.hsm.token_serial.is_some() && config.hsm.token_dir.is_some());
+    let PostgresSection { password, certificate, private_key, .. } = config.store.postgres;
+    assert_eq!(password, Some(SecretPlace::Credential("db-password".into())));
+    assert!(certificate.is_some() && private_key.is_some());
+}
+
+/// The names of all keys of a table; tables within it count as sections to this depth.
+fn names(table: &toml::Table, depth: usize) -> BTreeSet<String> {
+    let of = |(name, value): (&String, &toml::Value)| match value.as_table() {
+        Some(inner) if depth > 0 => {
+            names(inner, depth - 1).into_iter().map(|key| format!("{name}.{key}")).collect()
+        }
+        _ => vec![name.clone()],
+    };
+    table.iter().flat_map(of).collect()
 }
 
 /// The comment is all that operators see of the names.
@@ -317,8 +337,11 @@ fn a_pin_file_of_its_owner_alone_is_good_and_one_that_others_may_use_is_a_proble
     let directory = tempfile::tempdir().unwrap();
     let mut config = good(directory.path());
     let path = directory.path().join("pin");
-    config.hsm.pin = PinPlace::File(path.clone());
-    assert!(matches!(only(&config, NOW), ("hsm.pin", Cause::Pin(PinError::Unreadable { .. }))));
+    config.hsm.pin = SecretPlace::File(path.clone());
+    assert!(matches!(
+        only(&config, NOW),
+        ("hsm.pin", Cause::Secret(SecretError::Unreadable { .. }))
+    ));
     std::fs::write(&path, "1234\n").unwrap();
     for (mode, good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -327,7 +350,10 @@ fn a_pin_file_of_its_owner_alone_is_good_and_one_that_others_may_use_is_a_proble
         } else {
             let (key, cause) = only(&config, NOW);
             assert_eq!(key, "hsm.pin");
-            assert!(matches!(cause, Cause::Pin(PinError::Exposed { .. })), "{mode:o}: {cause}");
+            assert!(
+                matches!(cause, Cause::Secret(SecretError::Exposed { .. })),
+                "{mode:o}: {cause}"
+            );
             assert!(cause.to_string().contains("run `chmod 0600 "), "{cause}");
         }
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use kms_hsm::dev::DevTokenError;
 
 use super::pki::PkiError;
+use crate::config::ConfigError;
 
 /// Why dev mode does not start.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum DevError {
         /// Why.
         cause: io::Error,
     },
+    /// How PostgreSQL is reached cannot be read.
+    #[error(transparent)]
+    Postgres(#[from] ConfigError),
     /// There is no SoftHSM.
     #[error("no SoftHSM module found; run `softhsm/install.sh`, or name one with --module")]
     NoModule,

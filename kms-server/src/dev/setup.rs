@@ -14,7 +14,7 @@ use super::exec::TOKENS;
 use super::module::find_module;
 use super::pki::{Authority, LeafName};
 use crate::authz::{ActionKind, GrantConfig};
-use crate::config::{Config, Flags, PinPlace};
+use crate::config::{Config, Engine, Flags, PostgresSection, SecretPlace};
 
 /// The tenant in which the dev client may do everything.
 pub const DEV_TENANT: &str = "dev";
@@ -36,6 +36,7 @@ const PIN_BYTES: usize = 20;
 pub fn prepare(
     directory: &DevDirectory,
     module: Option<PathBuf>,
+    postgres: Option<PostgresSection>,
     flags: &Flags,
     clock: &dyn Clock,
 ) -> Result<Config, DevError> {
@@ -50,13 +51,17 @@ pub fn prepare(
     config.admin.tls = false;
     config.hsm.module = module;
     config.hsm.token_serial = Some(serial);
-    config.hsm.pin = PinPlace::File(directory.join(PIN_FILE));
+    config.hsm.pin = SecretPlace::File(directory.join(PIN_FILE));
     config.hsm.token_dir = Some(directory.join(TOKENS));
     // SoftHSM works under global locks: a second lane costs more than it gives.
     config.hsm.workers = 1;
     // And it has nothing better: a dev server is there to try things.
     config.import.allow_rsa_oaep_sha1 = true;
     config.store.path = directory.join("store.db");
+    if let Some(section) = postgres {
+        config.store.engine = Engine::Postgres;
+        config.store.postgres = section;
+    }
     config.audit.directory = directory.join("audit");
     config.authz.grants = vec![GrantConfig {
         principal: CLIENT_ID.to_owned(),

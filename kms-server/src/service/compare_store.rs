@@ -44,7 +44,7 @@ pub enum CompareError {
     /// It is not the one that the log has last seen.
     #[error(
         "the database does not agree with the audit log: {first}{}; nothing is served: {}bring back the database that \
-         belongs to this log (store.path, audit.directory), or, when this one is meant, as after a restore, start once \
+         belongs to this log ([store], audit.directory), or, when this one is meant, as after a restore, start once \
          with --accept-restored-store {code}",
         and_more(*.others), of_another(*.given)
     )]

@@ -20,6 +20,7 @@ pub mod stats;
 pub mod status;
 pub mod tls;
 pub mod tls_check;
+pub mod tls_client;
 mod tls_validity;
 
 pub use accept::{Drained, HttpService, Security, ServeOptions, serve};

@@ -3,6 +3,8 @@
 //! Loading a set stops at the first thing that does not do and looks at no date: rustls does not judge its own
 //! certificate, nor the validity of a CA, and an expired revocation list shows only in refused clients.
 
+use std::path::Path;
+
 use kms_core::clock::Timestamp;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
@@ -47,19 +49,7 @@ pub fn dates(files: &TlsFiles, now: Timestamp) -> Vec<(&'static str, TlsError)> 
     let certificates =
         [("tls.certificate", &files.certificate), ("tls.client_ca", &files.client_ca)];
     for (key, path) in certificates {
-        for der in read_certificates(path).unwrap_or_default() {
-            let Ok((_, certificate)) = X509Certificate::from_der(&der) else { continue };
-            let validity = certificate.validity();
-            let subject = certificate.subject().to_string();
-            let (begins, ends) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-            if now < second(begins) {
-                let from = second(begins);
-                problems.push((key, TlsError::NotYetValid { path: path.clone(), subject, from }));
-            } else if now >= second(ends.saturating_add(1)) {
-                let since = second(ends);
-                problems.push((key, TlsError::Expired { path: path.clone(), subject, since }));
-            }
-        }
+        problems.extend(certificate_dates(path, now).into_iter().map(|error| (key, error)));
     }
     for path in &files.crls {
         for der in read_crls(path).unwrap_or_default() {
@@ -70,6 +60,23 @@ pub fn dates(files: &TlsFiles, now: Timestamp) -> Vec<(&'static str, TlsError)> 
                 let error = TlsError::Expired { path: path.clone(), subject, since };
                 problems.push(("tls.crls", error));
             }
+        }
+    }
+    problems
+}
+
+/// Returns which certificates of a file have run out at `now`, or are for later.
+pub(super) fn certificate_dates(path: &Path, now: Timestamp) -> Vec<TlsError> {
+    let mut problems = Vec::new();
+    for der in read_certificates(path).unwrap_or_default() {
+        let Ok((_, certificate)) = X509Certificate::from_der(&der) else { continue };
+        let validity = certificate.validity();
+        let (path, subject) = (path.to_owned(), certificate.subject().to_string());
+        let (begins, ends) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        if now < second(begins) {
+            problems.push(TlsError::NotYetValid { path, subject, from: second(begins) });
+        } else if now >= second(ends.saturating_add(1)) {
+            problems.push(TlsError::Expired { path, subject, since: second(ends) });
         }
     }
     problems

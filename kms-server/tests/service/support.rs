@@ -1,4 +1,7 @@
-//! A small world: software token, SQLite in a temporary directory, records in memory, a clock that stands still.
+//! A small world: software token, a database, records in memory, a clock that stands still.
+//!
+//! The database is SQLite in a temporary directory, where tests may look at it and edit it; PostgreSQL for those that ask
+//! for it.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -13,7 +16,7 @@ use kms_core::id::{EventId, Randomness as _, RequestId, RootGeneration};
 use kms_core::import_job::MAX_OPEN_IMPORT_JOBS;
 use kms_core::key::{Protection, Purpose, Sensitivity};
 use kms_core::name::KeyName;
-use kms_core::secret::Plaintext;
+use kms_core::secret::{Password, Plaintext};
 use kms_hsm::{Hsm, HsmError};
 use kms_hsm_soft::{SoftDevice, SoftToken};
 use kms_server::audit::MemorySink;
@@ -25,6 +28,7 @@ use kms_server::service::{
     CreateKey, Kms, Parts, RequestContext, SealedKey, SystemRandomness, Unwrap, Wrap, Wrapped,
 };
 use kms_server::store::Store;
+use kms_server::store::postgres::{PostgresSettings, PostgresStore};
 use kms_server::store::sqlite::SqliteStore;
 
 use crate::faults::{Faults, FaultyHsm, FaultySink};
@@ -46,6 +50,26 @@ pub(crate) struct World {
     pub(crate) sealed: Arc<Mutex<Option<SealedKey>>>,
 }
 
+/// The file of a database that is one.
+const FILE: &str = "kms.db";
+
+fn empty_directory() -> Arc<tempfile::TempDir> {
+    Arc::new(tempfile::tempdir().unwrap())
+}
+
+/// Opens a fresh database of the PostgreSQL of this process.
+async fn postgres() -> Arc<dyn Store> {
+    let database = kms_testkit::Postgres::shared().fresh_database();
+    let settings = PostgresSettings {
+        host: database.socket_directory.display().to_string(),
+        port: database.port,
+        password: Some(Password::new(database.password)),
+        pool_size: 2,
+        ..PostgresSettings::new(String::new(), database.name, database.user)
+    };
+    Arc::new(PostgresStore::open(settings).await.unwrap())
+}
+
 pub(crate) fn grant(principal: &str, tenant: &str, actions: &[ActionKind]) -> GrantConfig {
     GrantConfig { principal: principal.into(), tenant: tenant.into(), actions: actions.to_vec() }
 }
@@ -58,12 +82,25 @@ impl World {
 
     /// The same, with more grants.
     pub(crate) async fn with(grants: &[GrantConfig]) -> Self {
-        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let directory = empty_directory();
+        let store = SqliteStore::open(&directory.path().join(FILE)).unwrap();
+        Self::made(grants, directory, Arc::new(store)).await
+    }
+
+    /// A world whose database is PostgreSQL.
+    pub(crate) async fn on_postgres() -> Self {
+        Self::made(&[], empty_directory(), postgres().await).await
+    }
+
+    async fn made(
+        grants: &[GrantConfig],
+        directory: Arc<tempfile::TempDir>,
+        store: Arc<dyn Store>,
+    ) -> Self {
         let clock = Arc::new(ManualClock::new(Timestamp::from_unix_ms(1_700_000_000_000)));
         let device = SoftDevice::new("soft-1");
         let hsm: Arc<dyn Hsm> = Arc::new(SoftToken::new(device.clone(), clock.clone()));
         let deadline = clock.monotonic() + Duration::from_secs(10);
-        let store = Arc::new(SqliteStore::open(&directory.path().join("kms.db")).unwrap());
         let pin = hsm.create_root(RootGeneration::FIRST, deadline).await.unwrap();
         hsm.open_roots(vec![pin.clone()], deadline).await.unwrap();
         let macs = hsm.mac(RootGeneration::FIRST, vec![pin.mac_input()], deadline).await.unwrap();
@@ -161,8 +198,9 @@ impl World {
         self.store.add_root_pin(pin, macs[0]).await.unwrap();
     }
 
+    /// Returns the file of the database.
     pub(crate) fn database(&self) -> PathBuf {
-        self.directory.path().join("kms.db")
+        self.directory.path().join(FILE)
     }
 
     pub(crate) fn request(&self, operation: &'static str) -> RequestContext {

@@ -19,6 +19,8 @@ impl Access {
         command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", super::SUPERUSER]);
         command.arg("-h").arg(&self.socket_directory).args(["-p", &self.port.to_string()]);
         command.args(["-d", database]).env("PGPASSWORD", &self.password);
+        // The product's tables are in a schema of their own.
+        command.env("PGOPTIONS", "-c search_path=holdfast,public");
         for statement in statements {
             command.args(["-c", statement]);
         }
@@ -65,6 +67,16 @@ impl Database {
     pub fn sql_outside(&self, statement: &str) -> String {
         let told = self.access.run(super::SUPERUSER, &[statement]);
         told.unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    /// Returns how it is reached, over TCP with TLS, as the keys of `[store.postgres]` in a configuration.
+    pub fn toml(&self) -> String {
+        let Self { host, port, name, user, .. } = self;
+        let (password, ca) = (self.password_file.display(), self.ca.display());
+        format!(
+            "host = \"{host}\"\nport = {port}\ndatabase = \"{name}\"\nuser = \"{user}\"\n\
+             password = {{ file = \"{password}\" }}\nserver_ca = \"{ca}\"\n"
+        )
     }
 
     /// Sets a parameter for new sessions in this database.

@@ -13,8 +13,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use crate::support::World;
+
 /// Lives that are tried.
 const CASES: u32 = 150;
+/// Lives that are tried on PostgreSQL.
+const CASES_ON_POSTGRES: u32 = 16;
 /// The most steps, or strings of them, in one life.
 const MAX_STEPS: usize = 40;
 
@@ -133,20 +137,32 @@ const MUST_HAPPEN: [&str; 27] = [
 
 #[test]
 fn lives_of_a_key_are_those_of_the_model() {
+    let happened = lives(CASES, World::new);
+    let missing: Vec<_> = MUST_HAPPEN.iter().filter(|what| !happened.contains(**what)).collect();
+    assert!(missing.is_empty(), "never happened: {missing:?}");
+}
+
+/// The first of the same lives: each takes a database of its own, and each step some commits.
+#[test]
+fn lives_of_a_key_on_postgres_are_those_of_the_model() {
+    let happened = lives(CASES_ON_POSTGRES, World::on_postgres);
+    let reached = MUST_HAPPEN.iter().filter(|what| happened.contains(**what)).count();
+    assert!(reached >= MUST_HAPPEN.len() / 2, "too little happened: {happened:?}");
+}
+
+/// Lives so many lives, each in a world of its own; returns what happened.
+fn lives<F: Future<Output = World>>(cases: u32, world: impl Fn() -> F) -> BTreeSet<&'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let happened = Mutex::new(BTreeSet::new());
     TestRunner::new_with_rng(config, rng)
         .run(&life(), |(protection, sensitivity, ops)| {
-            let seen = runtime
-                .block_on(run::live(protection, sensitivity, &ops))
-                .map_err(TestCaseError::fail)?;
+            let living = async { run::live(world().await, protection, sensitivity, &ops).await };
+            let seen = runtime.block_on(living).map_err(TestCaseError::fail)?;
             happened.lock().unwrap().extend(seen);
             Ok(())
         })
         .unwrap();
-    let happened = happened.into_inner().unwrap();
-    let missing: Vec<_> = MUST_HAPPEN.iter().filter(|what| !happened.contains(**what)).collect();
-    assert!(missing.is_empty(), "never happened: {missing:?}");
+    happened.into_inner().unwrap()
 }

@@ -28,11 +28,11 @@ struct Life {
 
 /// Lives; returns what happened, or what differs.
 pub(super) async fn live(
+    world: World,
     protection: Protection,
     sensitivity: Sensitivity,
     ops: &[Op],
 ) -> Result<Vec<&'static str>, String> {
-    let world = World::new().await;
     let create = CreateKey { protection, sensitivity, ..create(KEY) };
     world.kms.create_key(&world.request("kms.v1.KeyService/CreateKey"), create).await.unwrap();
     let mut life = Life { world, key: Key::new(sensitivity), ciphertexts: Vec::new() };
@@ -48,6 +48,7 @@ pub(super) async fn live(
         life.compare().await.map_err(|differs| format!("{at}: {differs}"))?;
     }
     check(&life.world, "the end").await;
+    life.world.store.close().await;
     happened.append(&mut life.key.happened);
     Ok(happened)
 }
