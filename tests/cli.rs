@@ -169,9 +169,11 @@ fn an_alias_is_made_used_moved_and_deleted() {
     assert_eq!(listed["aliases"][0], moved);
     let stale = made["revision"].to_string();
     let stale = ["alias", "delete", "payments", "--revision", &stale, "--reason", "r"];
-    world.kms(&stale).refused(6);
+    let refused = world.kms(&[&["--output", "json"], &stale[..]].concat()).refused(6);
+    assert_eq!(refused, "REVISION_MISMATCH");
     assert_eq!(alias(&["delete", "payments", "--reason", "r"]), moved);
-    world.kms(&["alias", "describe", "payments"]).refused(4);
+    let gone = world.kms(&["--output", "json", "alias", "describe", "payments"]).refused(4);
+    assert_eq!(gone, "ALIAS_NOT_FOUND");
     let history = world.json(&["key", "history", "other"], b"");
     assert!(history.to_string().contains("aliases/payments"), "{history}");
 }

@@ -392,6 +392,9 @@ async fn world(operator: &Client) -> Vec<Case> {
         version: job(&key.name).await,
         spare: job(&key.name).await,
     };
+    // An alias changes the revision of its key.
+    let describe = proto::DescribeKeyRequest { name: key.name.clone() };
+    let key = operator.keys().describe_key(describe).await.unwrap().into_inner();
     cases(&key, &wrapped.ciphertext, &jobs)
 }
 

@@ -106,7 +106,7 @@ fn the_database_of_a_dev_server_is_verified_when_nobody_holds_it() {
     assert_eq!(verified.status.code(), Some(0), "{verified:?}");
     let text = String::from_utf8(verified.stdout).unwrap();
     for line in [
-        "verified 1 tenants, 1 keys, 1 versions, 1 counters, 0 consumers, 0 import jobs, 1 entries of histories, 1 rows of uses, 0 intents, 1 requests",
+        "verified 1 tenants, 1 keys, 1 versions, 1 counters, 0 consumers, 0 aliases, 0 import jobs, 1 entries of histories, 1 rows of uses, 0 intents, 1 requests",
         "the database agrees with its MACs, its manifests and the log",
     ] {
         assert!(text.lines().any(|told| told == line), "{text}");

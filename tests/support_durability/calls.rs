@@ -134,7 +134,7 @@ async fn versions(channel: &Channel, name: &String) {
 async fn aliases(channel: &Channel, name: &String) {
     let mut keys = kms_testkit::client::key_client(channel);
     let create = proto::CreateAliasRequest {
-        parent: format!("tenants/{TENANT}"),
+        parent: TENANT.to_owned(),
         alias_id: "other-alias".to_owned(),
         key: name.clone(),
         reason: "test".to_owned(),
@@ -147,8 +147,7 @@ async fn aliases(channel: &Channel, name: &String) {
     let revision = keys.update_alias(update).await.unwrap().into_inner().revision;
     let describe = proto::DescribeAliasRequest { name: alias.name.clone() };
     keys.describe_alias(describe).await.unwrap();
-    let list =
-        proto::ListAliasesRequest { parent: format!("tenants/{TENANT}"), ..Default::default() };
+    let list = proto::ListAliasesRequest { parent: TENANT.to_owned(), ..Default::default() };
     keys.list_aliases(list).await.unwrap();
     keys.delete_alias(change!(DeleteAliasRequest, &alias.name, revision: revision)).await.unwrap();
 }
